@@ -1,0 +1,190 @@
+"""Scoring speed and memory: lm-eval's HFLM(batch_size=8) against cltk's PrefixLM, same weights, same requests, same dtype.
+
+    python benchmarks/scoring.py --model asset:smollm2-135m-instruct
+    python benchmarks/scoring.py --quick                                # a random model of 20 M parameters, a minute
+
+Each side of each shape is a process of its own (peak memory includes the model), and the two take turns: stock, ours, stock,
+ours ... Requests are random token ids, so no tokeniser is in the times. Writes a Markdown table and results/scoring.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "scoring.json"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Documents of `context` tokens (behind one common `header`) with `choices` continuations; lengths vary by a third."""
+
+    name: str
+    context: int
+    choices: int
+    continuation: int
+    header: int = 0
+    documents: int = 64
+
+
+SHAPES = [
+    Shape("4 choices, middle context", 160, 4, 9),
+    Shape("long context, short choices", 500, 4, 3, documents=24),
+    Shape("short context, long choices", 15, 4, 60, documents=48),
+    Shape("like hellaswag", 80, 4, 30),
+    Shape("single-token choices", 160, 4, 1),
+    Shape("nothing shared", 120, 1, 20, documents=96),
+    Shape("5-shot, fixed header", 80, 4, 5, header=700, documents=24),
+]
+
+
+def requests_of(shape: Shape, vocabulary: int) -> list[tuple[None, list[int], list[int]]]:
+    """The shape's requests in lm-eval's form, the same in every process."""
+    rng = random.Random(shape.name)
+
+    def tokens(mean: int) -> list[int]:
+        return [rng.randrange(3, vocabulary) for _ in range(max(1, round(mean * rng.uniform(0.67, 1.33))))]
+
+    header, requests = tokens(shape.header) if shape.header else [], []
+    for _ in range(shape.documents):
+        context = header + tokens(shape.context)
+        requests += [(None, context, tokens(shape.continuation)) for _ in range(shape.choices)]
+    return requests
+
+
+def load(name: str, dtype: str) -> tuple[Any, Any]:
+    """The model and its tokeniser; "random": 20 M parameters, SmolLM2's shape at two thirds of its width and half its depth."""
+    if name != "random":
+        from cltk.models import load_model
+
+        return load_model(name, dtype=dtype)
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=16384, hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
+    )  # fmt: skip
+    core = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "?": 2}, unk_token="?"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="?")
+    return LlamaForCausalLM(config).to(getattr(torch, dtype)), tokenizer
+
+
+def work(side: str, model_name: str, dtype: str, shape: Shape) -> None:
+    """One process: load, then answer every line of the standard input with one timed pass."""
+    import torch
+    import transformers
+    from lm_eval.models.huggingface import HFLM
+
+    from cltk.measure.scoring import PrefixLM
+
+    transformers.logging.set_verbosity_error()
+    model, tokenizer = load(model_name, dtype)
+    lm: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8) if side == "stock" else PrefixLM(model, tokenizer)
+    requests = requests_of(shape, model.config.vocab_size)
+    lm._loglikelihood_tokens(requests[:8], disable_tqdm=True)  # warm up
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        answers = lm._loglikelihood_tokens(requests, disable_tqdm=True)
+        seconds = time.perf_counter() - begin
+        cuda = torch.cuda.is_available()
+        peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": seconds, "bytes": peak, "answers": answers}), flush=True)
+
+
+def start(side: str, arguments: argparse.Namespace, shape: Shape) -> subprocess.Popen:
+    command = [sys.executable, __file__, "--model", arguments.model, "--dtype", arguments.dtype]
+    worker = [*command, "--worker", side, "--shape", json.dumps(asdict(shape))]
+    process = subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    if process.stdout.readline() != "ready\n":
+        raise SystemExit(f"the {side} process ended; run it alone: {' '.join(map(repr, worker))}")
+    return process
+
+
+def ask(process: subprocess.Popen) -> dict[str, Any]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def compare(arguments: argparse.Namespace, shape: Shape) -> dict[str, Any]:
+    """Alternate the two sides; medians, their ratio, and the largest relative difference of the scores."""
+    sides = {side: start(side, arguments, shape) for side in ("stock", "ours")}
+    rounds = [{side: ask(process) for side, process in sides.items()} for _ in range(arguments.rounds)]
+    for process in sides.values():
+        process.communicate()
+    last, ratios = rounds[-1], [r["stock"]["seconds"] / r["ours"]["seconds"] for r in rounds]
+    pairs = list(zip(last["stock"]["answers"], last["ours"]["answers"], strict=True))
+    return {
+        "shape": asdict(shape),
+        "stock_seconds": statistics.median(r["stock"]["seconds"] for r in rounds),
+        "ours_seconds": statistics.median(r["ours"]["seconds"] for r in rounds),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "stock_mib": last["stock"]["bytes"] / 2**20,
+        "ours_mib": last["ours"]["bytes"] / 2**20,
+        "difference": max(abs(a[0] - b[0]) / abs(a[0]) for a, b in pairs),
+        "greedy_flags_differing": sum(a[1] != b[1] for a, b in pairs),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results in Markdown."""
+    lines = [
+        "| shape | stock s | ours s | times faster | stock MiB | ours MiB | memory | largest difference / logprob |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['shape']['name']} | {row['stock_seconds']:.2f} | {row['ours_seconds']:.2f} | **{row['ratio']:.2f}** |"
+            f" {row['stock_mib']:.0f} | {row['ours_mib']:.0f} | {row['ours_mib'] / row['stock_mib']:.2f} |"
+            f" {row['difference']:.1e} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="asset:smollm2-135m-instruct", help="folder, hub id, asset:NAME or random")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="the random model, a quarter of the documents, two rounds")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--only", default="", help="shapes whose name holds this")
+    parser.add_argument("--worker", choices=["stock", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--shape", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        return work(arguments.worker, arguments.model, arguments.dtype, Shape(**json.loads(arguments.shape)))
+    shapes = [shape for shape in SHAPES if arguments.only in shape.name]
+    if arguments.quick:
+        arguments.model, arguments.rounds = "random", 2
+        shapes = [Shape(**(asdict(shape) | {"documents": shape.documents // 4})) for shape in shapes]
+    rows = [compare(arguments, shape) for shape in shapes]
+    import torch
+
+    versions = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
+    record = {"model": arguments.model, "dtype": arguments.dtype, "quick": arguments.quick, **versions, "rows": rows}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(rows))
+    return None
+
+
+if __name__ == "__main__":
+    main()

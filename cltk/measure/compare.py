@@ -1,0 +1,109 @@
+"""measure(base, tuned, tasks): two checkpoints in, a forgetting table out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cltk import tensors
+from cltk.assets import cache_dir
+from cltk.errors import InputError
+from cltk.measure.evaluate import Progress, Suite, TextTask
+from cltk.measure.forgetting import Result, compare
+from cltk.measure.scores import Scores
+
+Model = str | Path | tuple[Any, Any]
+
+
+def measure(
+    base: Model,
+    tuned: Model,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include_path: str | Path | None = None,
+    batch_size: int | str = "auto",
+    dtype: str = "auto",
+    *,
+    texts: Sequence[TextTask] = (),
+    chat_template: bool = False,
+    margins: dict[str, float] | None = None,
+    scorer: str = "prefix",
+    journal: bool = True,
+    progress: Progress | None = None,
+) -> Result:
+    """What did `tuned` forget that `base` knew? Forgetting = Perf_pre - Perf_ft, paired document by document.
+
+    Both models are scored on the same documents with the same prompts, batch size and dtype. Finished requests are
+    journaled under the cache folder, keyed by the weights' digest, so that an interrupted call continues and a base
+    is scored once.
+
+    Args:
+        base, tuned: a folder, hub id, "asset:NAME", or a live pair (model, tokenizer).
+        tasks: lm-eval task names.
+        limit: documents of each task; all when None.
+        num_fewshot: examples in the prompt; each task's own number when None.
+        include_path: folder of task YAML, such as `evals/tasks`.
+        batch_size: rows a forward pass of the stock path; "auto" decides by tokens.
+        dtype: "auto" (bfloat16 where this machine runs it faster), or a torch dtype's name; live models keep theirs.
+        texts: held-out texts whose token NLL is compared too.
+        margins: {metric: margin} below which a loss does not matter; 0.01 when not given.
+        scorer: "prefix", or "stock" for lm-eval's own HFLM.
+
+    Returns:
+        `Result` with `.rows`, `.macro`, `.samples`.
+
+    Raises:
+        InputError: an unknown task or model, or scores that cannot be compared.
+    """
+    suite = Suite(
+        list(tasks), texts=texts, limit=limit, num_fewshot=num_fewshot, include_path=include_path, chat_template=chat_template
+    )
+    dtype = common_dtype(base, tuned, dtype)
+    suite.load()
+    scores = [
+        _score(suite, model, dtype, batch_size, scorer, journal, progress, side)
+        for model, side in ((base, "base"), (tuned, "tuned"))
+    ]
+    return compare(scores[0], scores[1], margins=margins)
+
+
+def _score(
+    suite: Suite, spec: Model, dtype: str, batch_size: Any, scorer: str, journal: bool, progress: Progress | None, side: str
+) -> Scores:
+    from cltk.measure.journal import Journal
+    from cltk.models import load_model
+
+    live = isinstance(spec, tuple)
+    model, tokenizer = spec if isinstance(spec, tuple) else load_model(spec, dtype=dtype)
+    digest = tensors.digest(model)
+    tell = (lambda what, done, total, tokens: progress(f"{side}: {what}", done, total, tokens)) if progress else None
+    book = Journal(cache_dir() / "journals" / f"{digest[:16]}-{dtype}-{scorer}.jsonl") if journal and not live else None
+    scores = suite.evaluate(
+        model, tokenizer, digest=digest, batch_size=batch_size, journal=book, progress=tell, scorer=scorer
+    )
+    del model
+    gc.collect()
+    return scores
+
+
+def common_dtype(base: Model, tuned: Model, dtype: str) -> str:
+    """One dtype for both sides: a live model's own, the fastest of this machine for "auto", or the one named."""
+    live = {str(model[0].dtype).removeprefix("torch.") for model in (base, tuned) if isinstance(model, tuple)}
+    if len(live) > 1:
+        raise InputError(f"measure: the two models have different dtypes ({', '.join(sorted(live))}); convert one of them")
+    if live:
+        if dtype not in ("auto", *live):
+            raise InputError(f"measure: a live model is in {live.pop()}, not {dtype}; convert it or leave dtype out")
+        return live.pop()
+    if dtype == "auto":
+        import torch
+
+        from cltk.measure.scoring import fast_dtype
+
+        return str(fast_dtype("cuda" if torch.cuda.is_available() else "cpu")).removeprefix("torch.")
+    if dtype not in ("float32", "bfloat16", "float16", "float64"):
+        raise InputError(f"dtype: {dtype!r} is unknown; use auto, float32, bfloat16, float16 or float64")
+    return dtype

@@ -1,0 +1,131 @@
+"""Before any run: what forgetting can be seen with so many documents, and how much there is to lose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scipy import stats as distributions
+
+from cltk.errors import InputError
+from cltk.measure.stats import guess_odds, mde
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What n documents of a task can show. Accuracies and effects are shares: 0.03 is 3 pp."""
+
+    task: str
+    n: int
+    mde: float  # smallest forgetting that a paired test shows with the power asked for
+    needed: int | None  # documents that show `effect`; None when no effect was given, or for the macro average
+    base: float | None
+    losable: float | None  # F_max = (k a - 1) / (k - 1): what the base knows beyond guessing
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan(
+    n: Mapping[str, int],
+    base: Mapping[str, float] | None = None,
+    choices: Mapping[str, int] | None = None,
+    *,
+    discordance: float = 0.10,
+    effect: float | None = None,
+    power: float = 0.8,
+    alpha: float = 0.05,
+) -> list[Plan]:
+    """Smallest detectable forgetting of each task, and of their macro average when there are several.
+
+    mde = (z_{1-alpha/2} + z_power) sqrt(discordance / n), and at least m / n where m losses are what the exact McNemar
+    test needs (6 at alpha 0.05); the macro average has sqrt(sum_t discordance / n_t) / T in the root's place.
+
+    Args:
+        n: task -> documents.
+        base: task -> accuracy of the model before training on these documents; tasks may be left out.
+        choices: task -> answers to choose from; a task left out is free form, where a guess is never right.
+        discordance: share of documents that flip, either way, between the two models.
+        effect: forgetting that the study wants to show; a warning says where it cannot.
+
+    Raises:
+        InputError: a number out of its range, or a base or choices for a task that has no n.
+    """
+    base, choices = base or {}, choices or {}
+    _check(n, base, choices, {"discordance": discordance, "effect": effect, "power": power, "alpha": alpha})
+    rows = []
+    for task, count in n.items():
+        smallest = mde(discordance, count, alpha, power, binary=True)
+        needed = _needed(effect, discordance, alpha, power) if effect else None
+        accuracy, k = base.get(task), choices.get(task)
+        losable = None if accuracy is None else max(1 - (1 - accuracy) * (1 + guess_odds([k] if k else None)), 0.0)
+        warnings = _effect_warnings(effect, smallest, losable, count)
+        if accuracy is not None and at_chance(accuracy, count, k, alpha):
+            warnings.append("base score is at chance: nothing can be lost")
+        rows.append(Plan(task, count, smallest, needed, accuracy, losable, tuple(warnings)))
+    return rows + ([_macro(rows, discordance, effect, power, alpha)] if len(rows) > 1 else [])
+
+
+def at_chance(accuracy: float, n: int, choices: int | None, alpha: float = 0.05) -> bool:
+    """Whether n documents do not show that the accuracy is above 1 / k: one-sided exact binomial test, p >= alpha.
+
+    In free form (choices None) chance is 0, and only a model without a single right answer is at it.
+    """
+    right = round(accuracy * n)
+    if choices is None:
+        return right == 0
+    return bool(distributions.binomtest(right, n, 1 / choices, alternative="greater").pvalue >= alpha)
+
+
+def _effect_warnings(effect: float | None, smallest: float, losable: float | None, n: int) -> list[str]:
+    warnings = []
+    if effect and smallest > effect:
+        warnings.append(
+            f"cannot show an effect of {100 * effect:.1f} pp at n={n}: the smallest detectable is {100 * smallest:.1f} pp"
+        )
+    if losable and smallest > losable:
+        warnings.append(f"only {100 * losable:.1f} pp above chance can be lost: less than the smallest detectable")
+    return warnings
+
+
+def _needed(effect: float, discordance: float, alpha: float, power: float) -> int:
+    """Documents for which `mde` is at most the effect: both of its terms, solved for n."""
+    root = mde(discordance, 1, alpha, power) / effect
+    return max(math.ceil(root**2 - 1e-9), math.ceil(mde(0.0, 1, alpha, power, binary=True) / effect - 1e-9))
+
+
+def _macro(rows: list[Plan], discordance: float, effect: float | None, power: float, alpha: float) -> Plan:
+    size = len(rows) ** 2 / sum(1 / row.n for row in rows)  # documents of a single task with the same standard error
+    smallest = mde(discordance, size, alpha, power, binary=True)
+    known = [row.base for row in rows if row.base is not None]
+    losable = [row.losable for row in rows if row.losable is not None]
+    complete = len(known) == len(rows)
+    total = sum(row.n for row in rows)
+    mean_losable = sum(losable) / len(losable) if complete else None
+    warnings = tuple(_effect_warnings(effect, smallest, mean_losable, total))
+    return Plan("macro", total, smallest, None, sum(known) / len(known) if complete else None, mean_losable, warnings)
+
+
+def _check(
+    n: Mapping[str, int], base: Mapping[str, float], choices: Mapping[str, int], shares: Mapping[str, float | None]
+) -> None:
+    for name, share in shares.items():
+        if share is not None and not (0 < share <= 1 if name in ("discordance", "effect") else 0 < share < 1):
+            raise InputError(f"{name} is {share}; give a share between 0 and 1 (3 pp is 0.03)")
+    if not n:
+        raise InputError("no task to plan; give the number of documents of at least one")
+    for name, given in (("base", base), ("choices", choices)):
+        if odd := sorted(set(given) - set(n)):
+            raise InputError(f"{name} names {', '.join(odd)}, which has no number of documents; give its n too")
+    for task, count in n.items():
+        if count < 1:
+            raise InputError(f"task {task}: n is {count}; give at least one document")
+        if not 0 <= base.get(task, 0.0) <= 1:
+            raise InputError(f"task {task}: base accuracy is {base[task]}; give a share between 0 and 1")
+        if choices.get(task, 2) < 2:
+            raise InputError(
+                f"task {task}: {choices[task]} choices; multiple choice needs at least 2, leave it out when free form"
+            )

@@ -1,0 +1,127 @@
+"""lm-eval task folders that name no absolute path: "lm_eval:hellaswag/hellaswag.yaml" and "asset:NAME/FILE" in their YAML."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import yaml
+
+from cltk import assets
+from cltk.errors import InputError
+
+OWN = "lm_eval:"  # a file in lm-eval's own tasks folder; legal in `include`
+COPIED = ("*.py", "*.yaml", "*.yml", "*_yaml", "*.json", "*.jsonl", "*.txt", "*.csv")
+
+
+def prepare(include_path: Path, out: Path, tasks: Collection[str] | None = None) -> Path:
+    """A copy of the task folder in `out` whose lm_eval: and asset: values are paths; the folder itself when it has none.
+
+    Assets are fetched only for the tasks, groups, tags or patterns ("local_*") asked for (None: all of them), with what
+    those include. Tags such as !function stay as they are: only the values' own characters are replaced.
+
+    Raises InputError naming the file when the YAML is broken, or an asset or an included file does not exist.
+    """
+    if not include_path.is_dir():
+        raise InputError(f"{include_path}: no such task folder")
+    sources = {path: path.read_text(encoding="utf-8") for path in sorted(include_path.rglob("*")) if _is_yaml(path)}
+    nodes = {path: _compose(path, text) for path, text in sources.items()}
+    if not any(_values(node) for node in nodes.values()):
+        return include_path
+    wanted = set(sources) if tasks is None else _wanted(nodes, set(tasks))
+    shutil.copytree(include_path, out, dirs_exist_ok=True, ignore=_ignore)
+    for path, text in sources.items():
+        (out / path.relative_to(include_path)).write_text(_resolved(path, text, nodes[path], path in wanted), encoding="utf-8")
+    return out
+
+
+def _is_yaml(path: Path) -> bool:
+    return path.is_file() and path.name.endswith(("yaml", "yml"))
+
+
+def _ignore(folder: str, names: list[str]) -> set[str]:
+    kept = {name for name in names if Path(folder, name).is_dir() or any(fnmatchcase(name, glob) for glob in COPIED)}
+    return (set(names) - kept) | {"__pycache__"}
+
+
+def _compose(path: Path, text: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+
+
+def _scalars(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """Every value in the document, also inside lists and mappings; not the keys."""
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    elif isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            yield from _scalars(child)
+    elif isinstance(node, yaml.MappingNode):
+        for _, child in node.value:
+            yield from _scalars(child)
+
+
+def _plain(node: yaml.Node | None, key: str) -> list[str]:
+    """The strings under a top-level key: one, a list of them, or none."""
+    found = [child for name, child in node.value if name.value == key] if isinstance(node, yaml.MappingNode) else []
+    return [scalar.value for child in found for scalar in _scalars(child)]
+
+
+def _values(node: yaml.Node | None) -> list[yaml.ScalarNode]:
+    """The values to resolve, each place once (an alias is the same place), last first so that replacing keeps the marks."""
+    places = {scalar.start_mark.index: scalar for scalar in _scalars(node) if scalar.value.startswith((OWN, assets.PREFIX))}
+    return [places[index] for index in sorted(places, reverse=True)]
+
+
+def _wanted(nodes: dict[Path, yaml.Node | None], names: set[str]) -> set[Path]:
+    """The files that define one of `names` (a task, group, tag or pattern), the members of those groups, and their includes."""
+    wanted: set[Path] = set()
+    while True:
+        before = len(wanted)
+        for path, node in nodes.items():
+            group = _plain(node, "group")
+            own = [*group, *_plain(node, "tag"), *([] if group else _plain(node, "task"))]
+            if path not in wanted and any(fnmatchcase(name, asked) for name in own for asked in names):
+                wanted.add(path)
+                names = names | set(_plain(node, "task")) | set(_plain(node, "group"))
+        for path in list(wanted):
+            included = {(path.parent / include).resolve() for include in _plain(nodes[path], "include")}
+            wanted |= {other for other in nodes if other.resolve() in included}
+        if len(wanted) == before:
+            return wanted
+
+
+def _resolved(path: Path, text: str, node: yaml.Node | None, with_assets: bool) -> str:
+    for scalar in _values(node):
+        if scalar.value.startswith(OWN):
+            target = _lm_eval_file(path, scalar)
+        elif with_assets:
+            target = assets.resolve(scalar.value)
+        else:
+            continue
+        start, end = scalar.start_mark.index, scalar.end_mark.index
+        anchor = re.match(r"&\S+\s+", text[start:end])  # belongs to the marked text, and stays
+        start += anchor.end() if anchor else 0
+        text = text[:start] + json.dumps(str(target)) + text[end:]
+    return text
+
+
+def _lm_eval_file(path: Path, scalar: yaml.ScalarNode) -> Path:
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("lm-eval is not installed: pip install lm-eval")
+    found = Path(spec.submodule_search_locations[0]) / "tasks" / scalar.value.removeprefix(OWN)
+    if not found.is_file():
+        raise InputError(
+            f"{path}:{scalar.start_mark.line + 1}: lm-eval has no {scalar.value.removeprefix(OWN)} in its tasks folder"
+        )
+    return found

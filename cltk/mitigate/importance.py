@@ -1,0 +1,187 @@
+"""Diagonal importance of every trainable parameter: fisher(). Data is streamed; memory does not grow with it.
+
+Sources: Kirkpatrick et al. 2017 (EWC, arXiv 1612.00796); van de Ven 2025 (the variants, arXiv 2502.11756); Liu et al.
+2023 (Gauss-Newton-Bartlett, arXiv 2305.14342); Aljundi et al. 2018 (MAS, arXiv 1711.09601).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from cltk import tensors
+from cltk.errors import InputError, RunError
+from cltk.mitigate.diagonal import Importance, Info, relative_se, trace, update
+from cltk.mitigate.estimators import Exact, PerSequence, Sampled, untouched
+from cltk.mitigate.sequences import Batch, Rows, vocabulary
+
+__all__ = ["Importance", "fisher", "update"]
+Named = tensors.Named
+Parameters = dict[str, nn.Parameter]
+MIN_BATCHES = 5  # below that a standard error is too uncertain to stop at
+KINDS: dict[str, Info] = {
+    "mc": {"level": "token", "labels": "sampled from the model at every position", "reduction": "mean over tokens"},
+    "exact": {"level": "token", "labels": "all, weighted by the model", "reduction": "mean over tokens"},
+    "empirical": {"level": "sequence", "labels": "the data's", "reduction": "sum over a sequence, mean over sequences"},
+    "mas": {"level": "sequence", "labels": "none", "reduction": "sum over a sequence, mean over sequences"},
+}
+
+
+def fisher(
+    model: nn.Module,
+    data: Iterable[Any],
+    kind: str = "mc",
+    samples: int | None = None,
+    batch_size: int = 8,
+    normalize: str | None = None,
+    seed: int = 0,
+    floor: float = 0.0,
+    rtol: float | None = None,
+    progress: Callable[[int], None] | None = None,
+    first: int = 0,
+) -> Importance:
+    """The importance of every trainable parameter of a causal language model on `data`.
+
+        mc, exact  F_i = 1/N sum_t E_{y ~ p(.|x_<=t)} (d log p(y|x_<=t) / d theta_i)²     token level, model's own labels
+        empirical  F_i = mean over sequences of (d sum_t log p(x_t+1|x_<=t) / d theta_i)²  sequence level, data's labels
+        mas        F_i = mean over sequences of |d sum_t ||logits_t||² / d theta_i|        sequence level, no labels
+
+    mc squares one batch gradient of the summed loss: with labels drawn independently at every position every score has
+    mean 0, the cross terms vanish, and it is unbiased; a batch of N_b tokens contributes N_b (N_b g²), g the gradient of
+    the mean loss. A row's labels come from (seed, its index) whatever the batch; which tokens share a batch does change
+    the noise, so batch sizes agree in expectation only. exact costs N V backward passes: for small models.
+    empirical is not an estimate of the others: off the optimum or over-confident it is several times off.
+
+    Under torch.distributed rank r takes rows r, r + world, ...; the sums are reduced and every rank returns the whole.
+
+    Args:
+        data: rows {"input_ids": 1-D ids, optional "labels": -100 where not counted}, a list or any iterator.
+        samples: at most so many rows; None takes all.
+        batch_size: rows a forward pass. It bounds memory.
+        normalize: "mean" divides F by its mean over all trained parameters (see Importance.finished).
+        seed: of the drawn labels.
+        floor: adds floor * mean(F) to every element: rows of the vocabulary that `data` lacks have F = 0 otherwise.
+        rtol: stop once the relative standard error of the trace is below it (5 batches at least).
+        progress: called with the number of sequences done, after every batch.
+        first: the index of the first row, to continue another call's rows (Importance.merge).
+
+    Returns:
+        Importance, float32, on the model's device; its `info` says all of the above.
+        The model's mode, requires_grad, gradients and every random state are as before.
+
+    Raises:
+        InputError: wrong arguments or rows, nothing to train, no counted token.
+        RunError: the result is not finite.
+    """
+    _check(kind, samples, batch_size, rtol)
+    parameters = dict(tensors.trainable(model))
+    if not parameters:
+        raise InputError("fisher: the model has no trainable parameter; set requires_grad on those to protect")
+    started = time.perf_counter()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    if rtol is not None and world > 1:
+        raise InputError("fisher: rtol works in one process only; give samples instead")
+    info = {"kind": kind, **KINDS[kind], "seed": seed, **_provenance(model, parameters)}
+    sums = {name: torch.zeros_like(tensors.local(p), dtype=torch.float32) for name, p in parameters.items()}
+    rows = Rows(data, samples, first, rank, world, vocabulary(model))
+    with untouched(model), torch.enable_grad():
+        add = _estimator(kind, model, parameters, sums, seed)
+        counts = _accumulate(add, rows.batches(batch_size, _device(model)), sums, KINDS[kind]["level"], rtol, progress)
+    counts = _reduce(sums, counts, _device(model))
+    info |= _counts(counts) | {"data_digest": rows.digest, "method": add.method, "seconds": time.perf_counter() - started}
+    if not info["tokens"]:
+        raise InputError("fisher: no row has a counted token; a row needs two tokens, and a label that is not -100")
+    if not math.isfinite(info["moments"][2]):
+        raise RunError(f"fisher: the trace is {info['moments'][2]}; are the weights finite, and the dtype wide enough?")
+    count = info["tokens"] if info["level"] == "token" else info["sequences"]
+    for value in sums.values():
+        value.div_(count)
+    return Importance(sums, info).finished(normalize, floor)
+
+
+def _check(kind: str, samples: int | None, batch_size: int, rtol: float | None) -> None:
+    if kind not in KINDS:
+        raise InputError(f"fisher: kind={kind!r}; give one of {', '.join(KINDS)}")
+    if samples is not None and samples < 1:
+        raise InputError(f"fisher: samples={samples}; give a number of rows, or None for all")
+    if batch_size < 1:
+        raise InputError(f"fisher: batch_size={batch_size}; give at least 1")
+    if rtol is not None and not rtol > 0:
+        raise InputError(f"fisher: rtol={rtol}; give a positive relative error such as 0.05")
+
+
+def _provenance(model: nn.Module, parameters: Parameters) -> Info:
+    config: Any = getattr(model, "config", None)
+    text = config.to_json_string() if hasattr(config, "to_json_string") else repr(config)
+    return {
+        "anchor_digest": tensors.digest(parameters),
+        "model": getattr(config, "_name_or_path", "") or type(model).__name__,
+        "config_digest": hashlib.sha256(text.encode()).hexdigest(),
+        "dtype": ",".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()})),
+        "cltk": getattr(sys.modules["cltk"], "__version__", "unknown"),
+    }
+
+
+def _accumulate(
+    add: Any,
+    batches: Iterable[Batch],
+    sums: Named,
+    level: str,
+    rtol: float | None,
+    progress: Callable[[int], None] | None,
+) -> list[float]:
+    """Adds every batch to `sums`. Returns [tokens, sequences, *moments] (see relative_se)."""
+    counts, before = [0.0] * 8, 0.0
+    for batch in batches:
+        add(batch)
+        after = trace(sums)
+        n, t = batch.tokens if level == "token" else len(batch.indices), after - before
+        for i, value in enumerate((batch.tokens, len(batch.indices), 1, n, t, t * t, t * n, n * n)):
+            counts[i] += value
+        before = after
+        if progress:
+            progress(int(counts[1]))
+        error = relative_se(counts[2:])
+        if rtol is not None and counts[2] >= MIN_BATCHES and error is not None and error <= rtol:
+            break
+    return counts
+
+
+def _reduce(sums: Named, counts: list[float], device: torch.device) -> list[float]:
+    if not _distributed():
+        return counts
+    for value in sums.values():
+        dist.all_reduce(value)
+    total = torch.tensor(counts, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def _counts(counts: list[float]) -> Info:
+    tokens, sequences, *moments = counts
+    info = {"tokens": int(tokens), "sequences": int(sequences), "batches": int(moments[0])}
+    return {**info, "moments": moments, "relative_se": relative_se(moments)}
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _estimator(kind: str, model: nn.Module, parameters: Parameters, sums: Named, seed: int) -> Any:
+    if kind == "mc":
+        return Sampled(model, parameters, sums, seed)
+    if kind == "exact":
+        return Exact(model, parameters, sums)
+    return PerSequence(model, parameters, sums, absolute=kind == "mas")

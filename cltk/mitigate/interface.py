@@ -1,0 +1,95 @@
+"""What a mitigator is, and when each of its hooks is called.
+
+    for m in mitigators: m.setup(plan)                       # before training: model, data, arguments
+    trainer places, wraps and shards the model; the optimiser is made
+    for m in mitigators: m.start(run)
+    for every optimiser step:
+        for every micro-batch:
+            loss = trainer's loss + sum(m.loss(inputs, logits) for m in mitigators)
+            backward
+        for m in mitigators: m.grad(run)                     # no_grad; p.grad is the mean over micro-batches
+        clip the gradient to max_grad_norm
+        optimiser step
+        for m in mitigators: m.step(run)                     # no_grad
+    for m in mitigators: m.finish(run)                       # no_grad
+
+List order is application order; nothing reorders. An empty list leaves the trainer untouched, and a mitigator of
+strength 0 trains the same weights bit for bit. A mitigator owns its own state and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Plan:
+    """What is trained, on what, and how. `setup` may edit all of it; it becomes the trainer's."""
+
+    model: nn.Module
+    data: Any  # training rows: len() and [i] -> {"input_ids": ..., "labels": ...}
+    args: Any  # transformers.TrainingArguments
+    tokenizer: Any = None
+    validation: Any = None  # held-out rows of the new task (never the rows that are reported)
+    notes: dict[str, Any] = field(default_factory=dict)  # what a method decided, kept in the record
+    lr_scales: list[Callable[[str], float]] = field(default_factory=list)
+    cache: Path | None = None  # a folder for what other runs with the same inputs can reuse
+
+    def scale_lr(self, factor: Callable[[str], float]) -> None:
+        """Multiply the learning rate of every parameter by `factor(name)`; several multiply together."""
+        self.lr_scales.append(factor)
+
+
+@dataclass
+class Run:
+    """What a mitigator may touch while training runs."""
+
+    model: nn.Module  # parameters as the optimiser holds them (DTensor under FSDP2)
+    forward: nn.Module  # the wrapped model: extra passes go through it, so that ranks stay in step
+    step: int = 0  # optimiser steps taken
+    max_steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)  # merged into the trainer's next log line
+    optimizer: Any = None
+    stopped: str = ""  # why training was asked to stop; empty while it goes on
+
+    def log(self, name: str, value: float) -> None:
+        self.metrics[name] = float(value)
+
+    def stop(self, reason: str) -> None:
+        """End training after this step."""
+        self.stopped = reason
+
+
+class Mitigator:
+    """Every hook is optional and does nothing by default."""
+
+    def setup(self, plan: Plan) -> None:
+        """Before training: edit `plan.model`, `plan.data`, `plan.args`; call `plan.scale_lr`."""
+
+    def start(self, run: Run) -> None:
+        """The model is placed and sharded: place anchors, open state."""
+
+    def loss(self, inputs: dict[str, Tensor], logits_BTV: Tensor) -> Tensor | None:
+        """An extra loss for this micro-batch: a mean over its counted tokens, with a gradient to the logits."""
+        return None
+
+    def grad(self, run: Run) -> None:
+        """After backward, before clipping and the step: read or edit `p.grad` (no_grad)."""
+
+    def step(self, run: Run) -> None:
+        """After the optimiser step: read or edit the weights (no_grad)."""
+
+    def finish(self, run: Run) -> None:
+        """After training: edit the final weights (no_grad)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep: tensors, numbers and strings."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""

@@ -1,0 +1,117 @@
+"""Where EWC's importance comes from: an object, a file, or arguments to compute one (once, with a cache folder)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from cltk import tensors
+from cltk.data import memory_rows
+from cltk.errors import InputError
+from cltk.mitigate.importance import Importance, fisher
+from cltk.mitigate.interface import Plan
+from cltk.mitigate.sequences import data_digest
+
+DEFAULTS = {"kind": "mc", "samples": 500, "batch_size": 8, "normalize": "mean", "seed": 0, "floor": 0.0, "rtol": None}
+ARGUMENTS = ("memory", "block", *DEFAULTS)
+Source = Importance | Mapping[str, Any] | str | Path | None
+
+
+def check_source(source: Any, needed: bool = True) -> None:
+    """Early, before any model is loaded: that `source` can become an importance.
+
+    Raises:
+        InputError: it is absent though `needed`, or a mapping with unknown arguments or without a memory.
+    """
+    if source is None and needed:
+        raise InputError(
+            "ewc: no importance; give an Importance, a path to a saved one, or {'memory': old data, 'samples': 500}"
+        )
+    if source is None or isinstance(source, Importance | str | Path) or _given(source):
+        return
+    if not isinstance(source, Mapping):
+        raise InputError(f"ewc: importance is a {type(source).__name__}; give an Importance, a path or its arguments")
+    for key in source:
+        if key not in ARGUMENTS:
+            raise InputError(f"ewc: importance has no argument {key!r}; there are {', '.join(ARGUMENTS)}")
+    if "memory" not in source:
+        raise InputError("ewc: importance has no memory; give {'memory': a path, texts or rows of the old data}")
+
+
+def importance_of(source: Any, plan: Plan) -> Importance:
+    """The importance at the start model `plan.model`, checked against it.
+
+    Raises:
+        InputError: it is of another model, or the file, the memory or an argument is wrong.
+    """
+    if isinstance(source, str | Path):
+        source = Importance.load(source)
+    elif _given(source) and not isinstance(source, Importance):
+        source = Importance(source, {"kind": "given"})
+    if isinstance(source, Importance):
+        source.check(plan.model)
+        return source
+    arguments = {**DEFAULTS, **source}
+    rows = memory_rows(arguments.pop("memory"), plan.tokenizer, arguments.pop("block", 256))
+    if plan.cache is None:
+        return fisher(plan.model, rows, **arguments)
+    return _cached(Path(plan.cache), plan, rows, arguments)
+
+
+def summary(importance: Importance) -> dict[str, Any]:
+    """What a record keeps of an importance."""
+    keys = ("kind", "level", "tokens", "sequences", "relative_se", "normalize", "floor", "seed", "seconds", "control")
+    kept = {key: importance.info[key] for key in (*keys, "data_digest", "anchor_digest") if key in importance.info}
+    return {**kept, "mean": importance.mean}
+
+
+def _cached(folder: Path, plan: Plan, rows: list[Any], arguments: dict[str, Any]) -> Importance:
+    anchor = tensors.digest(dict(tensors.trainable(plan.model)))
+    key = json.dumps([anchor, data_digest(rows, arguments["samples"]), arguments], sort_keys=True)
+    path = folder / f"ewc-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    found = _read(path, plan) if _rank() == 0 else None
+    if not _agreed(found is not None):
+        found = fisher(plan.model, rows, **arguments)
+        if _rank() == 0:
+            found.save(path)
+    return found if found is not None else Importance.load(path, _device(plan))
+
+
+def _read(path: Path, plan: Plan) -> Importance | None:
+    """The cached importance; None if there is none or it is damaged (it is then computed again)."""
+    if not path.exists():
+        return None
+    try:
+        return Importance.load(path, _device(plan))
+    except InputError as error:
+        logging.getLogger(__name__).warning("%s", error)
+        return None
+
+
+def _agreed(found: bool) -> bool:
+    """Rank 0's answer on every rank: computing is collective, so all or none do it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return found
+    answer = [found]
+    dist.broadcast_object_list(answer, src=0)
+    return answer[0]
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _device(plan: Plan) -> Any:
+    return next(plan.model.parameters()).device
+
+
+def _given(source: Any) -> bool:
+    """A plain mapping {parameter name: tensor}."""
+    return isinstance(source, Mapping) and bool(source) and all(isinstance(value, Tensor) for value in source.values())

@@ -1,0 +1,91 @@
+"""Models by name: "asset:NAME", a folder, or a hub id; their digests; what this machine runs them in."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+from cltk import assets
+from cltk.errors import InputError
+
+
+def load_model(spec: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """The causal language model and its tokeniser.
+
+    Args:
+        spec: "asset:NAME", a folder with config.json, or a hub id.
+        dtype: a torch dtype's name, or "auto" for the one the weights are stored in.
+        trust_remote_code: whether Python that comes with the model may run; off unless the user says so.
+
+    Raises:
+        InputError: the model does not exist, is damaged, or cannot be had without a network.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = locate_model(spec)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype="auto" if dtype == "auto" else getattr(torch, dtype), trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise InputError(f"model {spec}: cannot be loaded ({_first_line(error)})") from None
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    return model, tokenizer
+
+
+def load_tokenizer(spec: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokeniser alone: what `--dry-run` needs to count tokens."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(locate_model(spec), trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise InputError(f"model {spec}: its tokeniser cannot be loaded ({_first_line(error)})") from None
+
+
+def locate_model(spec: str | Path) -> str:
+    """A folder on disk, or the hub id as it is. Raises InputError for a folder that is none or has no config.json."""
+    path = assets.resolve(str(spec))
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise InputError(f"model {spec}: the folder has no config.json, so it holds no transformers model")
+        return str(path)
+    text = str(spec)
+    if path.exists() or text.startswith((".", "/", "~")) or text.count("/") > 1:
+        raise InputError(f"model {spec}: no such folder")
+    return text
+
+
+def stored_digest(spec: str | Path) -> str:
+    """sha256 (hex) of the stored weights and config, without loading them; of the commit for a model on the hub."""
+    where = Path(locate_model(spec))
+    sha = hashlib.sha256()
+    if where.is_dir():
+        for file in sorted(where.iterdir()):
+            if file.suffix in (".safetensors", ".json", ".bin", ".model"):
+                sha.update(file.name.encode() + b"\0" + file_digest(file).encode())
+        return sha.hexdigest()
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(where))
+    except Exception as error:
+        raise InputError(f"model {spec}: no such folder, and the hub does not give it ({_first_line(error)})") from None
+    return hashlib.sha256(f"{where}@{getattr(config, '_commit_hash', None)}".encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:240]

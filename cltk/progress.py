@@ -1,0 +1,52 @@
+"""One progress line for long work: what, how far, how long still."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+
+class Bar:
+    """A rich progress bar fed with (what, done, total, detail); a new `what` starts a new bar.
+
+    Where the output is no terminal, a line is printed when a piece of work ends or every 30 seconds.
+    """
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
+            console=self.console, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.tasks: dict[str, Any] = {}
+        self.begun: dict[str, float] = {}
+        self.said = time.monotonic()
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def __call__(self, what: str, done: int, total: int, detail: Any = "") -> None:
+        if detail in ("cell", "failed"):
+            self.console.print(f"[{done}/{total}] {what}", markup=False)
+            return
+        now = time.monotonic()
+        begun = self.begun.setdefault(what, now)
+        detail = f"{detail / max(now - begun, 1e-9):.0f} tokens/s" if isinstance(detail, int) and detail else str(detail or "")
+        if what not in self.tasks:
+            self.tasks[what] = self.progress.add_task(what, total=total, detail=detail)
+        self.progress.update(self.tasks[what], completed=done, total=total, detail=detail)
+        if not self.console.is_terminal and (done >= total or now - self.said > 30):
+            left = "" if done >= total or not done else f", {(now - begun) / done * (total - done):.0f} s left"
+            self.console.print(f"{what}: {done}/{total} in {now - begun:.0f} s{left} {detail}".rstrip(), markup=False)
+            self.said = now
+        if done >= total:
+            self.begun.pop(what, None)

@@ -1,0 +1,188 @@
+"""Data and arguments -> Trainer -> a fine-tuned model. The loop itself is transformers' Trainer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cltk.data import Collator, Row, fill, pad_id, read_rows, split_by, tokenize_pairs
+from cltk.errors import InputError, RunError
+from cltk.run.config import Cell, DataSpec, Source, resolve_path
+
+Tell = Callable[[int, int, dict[str, float]], None]  # step, steps, last log line
+
+
+@dataclass
+class Prepared:
+    """The new task as token rows: what is trained on, what choices are made on, and what is reported."""
+
+    train: list[Row]
+    validation: list[Row]
+    heldout: list[Row]
+
+
+@dataclass
+class Trained:
+    """What training left: the model and what must go into the record."""
+
+    model: Any
+    tokenizer: Any
+    steps: int
+    seconds: float
+    tokens: int
+    history: list[dict[str, float]]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Diverged(RunError):
+    """The loss or a gradient is not finite."""
+
+
+def prepare_data(spec: DataSpec, tokenizer: Any, folder: Path) -> Prepared:
+    """Read, split by prompt, tokenise. Raises InputError when a set is empty or a column is missing."""
+    rows = {"train": _rows(spec.train, folder, "data.train")}
+    fractions = {key: value for key in ("validation", "heldout") if isinstance(value := getattr(spec, key), float)}
+    if fractions:
+        keys = [fill(_prompt(spec.train), row, f"data.train, row {i}") for i, row in enumerate(rows["train"])]
+        parts = split_by(keys, list(fractions.values()))
+        for key, part in zip(fractions, parts[1:], strict=True):
+            rows[key] = [rows["train"][i] for i in part]
+        rows["train"] = [rows["train"][i] for i in parts[0]]
+    for key in ("validation", "heldout"):
+        if isinstance(source := getattr(spec, key), Source):
+            rows[key] = _rows(source, folder, f"data.{key}")
+    done = {}
+    for key, some in rows.items():
+        if not some:
+            raise InputError(f"data.{key}: no rows are left for it; give it a file of its own or a larger fraction")
+        source = getattr(spec, key) if isinstance(getattr(spec, key), Source) else spec.train
+        done[key] = tokenize_pairs(
+            some, tokenizer, prompt=source.prompt or _prompt(spec.train), completion=source.completion or _completion(spec.train),
+            max_length=spec.max_length, chat_template=spec.chat_template, completion_only=spec.completion_only,
+            where=f"data.{key} ({source.path})",
+        )  # fmt: skip
+    return Prepared(**done)
+
+
+def _rows(source: Source, folder: Path, where: str) -> list[Row]:
+    path = resolve_path(source.path, folder, f"{where}.path")
+    return read_rows(path, name=source.name, split=source.split)[: source.limit]
+
+
+def _prompt(source: Source) -> str:
+    return source.prompt or "prompt"
+
+
+def _completion(source: Source) -> str:
+    return source.completion or "completion"
+
+
+def training_arguments(train: dict[str, Any], seed: int, output: Path, where: Any = None) -> Any:
+    """transformers.TrainingArguments from the YAML's `train`. Ours by default: no reports, a log line every 10 steps."""
+    import torch
+    from transformers import TrainingArguments
+
+    defaults = {
+        "report_to": "none", "logging_steps": 10, "disable_tqdm": True, "seed": seed, "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available(),
+    }  # fmt: skip
+    try:
+        return TrainingArguments(**{**defaults, **train, "output_dir": str(output)})
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)
+        raise InputError(f"{where(()) + ': ' if where else ''}train: {reason}") from None
+
+
+def cost_in_tokens(cell: Cell, prepared: Prepared) -> dict[str, int]:
+    """What the cell will train on: steps, rows and tokens, without loading weights (replay included)."""
+    args = training_arguments(cell.config.train, cell.config.seed, Path("unused"))
+    fraction, extra = _replay(cell.config.mitigators)
+    rows = len(prepared.train)
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(rows / per_step) * args.num_train_epochs)
+    if extra and fraction:
+        steps = math.ceil(steps / (1 - fraction))
+    mean = sum(len(row["input_ids"]) for row in prepared.train) / rows
+    return {"steps": steps, "rows": steps * per_step, "tokens": round(steps * per_step * mean)}
+
+
+def _replay(entries: Sequence[Any]) -> tuple[float, bool]:
+    for entry in entries:
+        if isinstance(entry, dict) and "replay" in entry:
+            return float(entry["replay"].get("fraction", 0)), bool(entry["replay"].get("extra_steps", True))
+    return 0.0, True
+
+
+def train_cell(
+    cell: Cell, model: Any, tokenizer: Any, prepared: Prepared, mitigators: Sequence[Any], output: Path,
+    *, cache: Path | None = None, tell: Tell | None = None,
+) -> Trained:  # fmt: skip
+    """Fine-tune `model` in place. Continues from the last checkpoint in `output` when there is one.
+
+    Raises Diverged at the first step whose gradient is not finite, with the last good weights saved in
+    `output`/last_good.
+    """
+    from transformers import Trainer, set_seed
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from cltk.trainer import attach
+
+    args = training_arguments(cell.config.train, cell.config.seed, output)
+    set_seed(args.seed)
+    trainer = Trainer(
+        model=model, args=args, train_dataset=prepared.train, eval_dataset=prepared.validation,
+        data_collator=Collator(pad_id(tokenizer)), processing_class=tokenizer,
+    )  # fmt: skip
+    attach(trainer, mitigators, cache=cache)
+    callbacks = make_callbacks(trainer, output, tell)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    start = time.monotonic()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    plan = getattr(trainer, "cltk_plan", None)
+    return Trained(
+        trainer.accelerator.unwrap_model(trainer.model), tokenizer, trainer.state.global_step, time.monotonic() - start,
+        callbacks[0].tokens, trainer.state.log_history, plan.notes if plan else {},
+    )  # fmt: skip
+
+
+def make_callbacks(trainer: Any, output: Path, tell: Tell | None) -> list[Any]:
+    """Counts tokens, watches for non-finite gradients, reports progress."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        tokens = 0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            collate = trainer.data_collator
+
+            def counting(rows: Sequence[Row]) -> Any:
+                self.tokens += sum(len(row["input_ids"]) for row in rows)
+                return collate(rows)
+
+            state_loader = trainer.callback_handler.train_dataloader
+            if state_loader is not None and hasattr(state_loader, "collate_fn"):
+                state_loader.collate_fn = counting
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            norms = torch._foreach_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])
+            if not torch.isfinite(torch.stack([n.to(norms[0].device) for n in norms])).all():
+                step = state.global_step + 1
+                trainer.save_model(str(output / "last_good"))
+                raise Diverged(
+                    f"the loss or a gradient is not finite at step {step}; the weights of step {step - 1} are kept in"
+                    f" {output / 'last_good'}; lower learning_rate, lengthen warmup_steps, or set max_grad_norm"
+                )
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if tell:
+                last = state.log_history[-1] if state.log_history else {}
+                tell(state.global_step, state.max_steps, last)
+
+    return [Watch()]

@@ -1,0 +1,124 @@
+"""Named tensors: {parameter name: tensor}. The only file that knows DTensor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cltk.errors import InputError
+
+Named = dict[str, Tensor]
+
+
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that training changes, each once (a tied tensor has one name), without wrapper prefixes."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield clean(name), parameter
+
+
+def clean(name: str) -> str:
+    """The parameter's name in the unwrapped model: without the prefixes of DDP, torch.compile and checkpointing."""
+    parts = name.split(".")
+    if parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(part for part in parts if part not in ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"))
+
+
+def snapshot(model: nn.Module) -> Named:
+    """A copy of every trainable parameter, in its own dtype and on its own device."""
+    return {name: parameter.detach().clone() for name, parameter in trainable(model)}
+
+
+def like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` placed as `parameter` is: same device, and the same shards under FSDP2."""
+    if hasattr(parameter, "device_mesh") and not hasattr(tensor, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh = parameter.device_mesh
+        return distribute_tensor(tensor.to(mesh.device_type), mesh, parameter.placements)
+    return tensor.to(parameter.device)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; the tensor itself elsewhere. Shares memory."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def dot(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
+    """sum_i <a_i, b_i> over all tensors and all shards, in float32, a scalar."""
+    total = sum((x.float() * y.float()).sum() for x, y in zip(a, b, strict=True))
+    if not isinstance(total, Tensor):
+        return torch.zeros(())
+    return total.full_tensor() if hasattr(total, "full_tensor") else total
+
+
+def digest(tensors: Mapping[str, Tensor] | nn.Module) -> str:
+    """sha256 (hex) over names, dtypes, shapes and bytes in name order: equal weights, equal digest."""
+    if isinstance(tensors, nn.Module):
+        tensors = tensors.state_dict()
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        if hasattr(tensor, "full_tensor"):
+            tensor = tensor.full_tensor()
+        tensor = tensor.cpu().contiguous()
+        sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        if tensor.numel():  # numpy has no bfloat16: hash the bytes
+            sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return sha.hexdigest()
+
+
+def save_tree(path: Path, tree: dict[str, Any]) -> None:
+    """Write a nested dict of tensors, numbers, strings and lists as one safetensors file, atomically."""
+    leaves: Named = {}
+
+    def outline(node: Any, key: str) -> Any:
+        if isinstance(node, Tensor):
+            leaves[key] = node.detach().cpu().contiguous()
+            return {"__tensor__": key}
+        if isinstance(node, dict):
+            return {str(name): outline(value, f"{key}/{name}") for name, value in node.items()}
+        return node
+
+    metadata = {"tree": json.dumps(outline(tree, ""))}
+    write_atomic(path, lambda temporary: save_file(leaves, temporary, metadata=metadata))
+
+
+def load_tree(path: Path) -> dict[str, Any]:
+    """Read what `save_tree` wrote. Raises InputError when the file is truncated or not one of ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tree = json.loads((file.metadata() or {})["tree"])
+            leaves = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is not a dict
+    except Exception as error:
+        raise InputError(f"{path}: damaged or not a cltk state file ({error}); delete it to start afresh") from None
+
+    def fill(node: Any) -> Any:
+        if isinstance(node, dict):
+            return leaves[node["__tensor__"]] if "__tensor__" in node else {name: fill(value) for name, value in node.items()}
+        return node
+
+    return fill(tree)
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, sync it, then rename: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

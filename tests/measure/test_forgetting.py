@@ -1,0 +1,286 @@
+"""Scores in, forgetting out: signs, joins, refusals, and each row against scipy on the same numbers."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats as ref
+from statsmodels.stats.multitest import multipletests
+
+from cltk.errors import InputError
+from cltk.measure import stats
+from cltk.measure.forgetting import compare, confirm, difference, explore
+from cltk.measure.scores import Scores, TaskScores
+
+HIGHER = {"acc": True, "acc_norm": True, "exact_match": True, "nll": False, "err": False, "bleu": True}
+
+
+def task(name, values, cluster=(), choices=(), **settings):
+    n = len(next(iter(values.values())))
+    values = {metric: [float(x) for x in scores] for metric, scores in values.items()}
+    hashes = [f"{name}{i}" for i in range(n)]
+    higher = {metric: HIGHER[metric] for metric in values}
+    return TaskScores(name, values, higher, hashes, [f"p{h}" for h in hashes], list(choices), list(cluster), settings)
+
+
+def scores(digest, *tasks):
+    return Scores(digest, {t.task: t for t in tasks})
+
+
+def quiz(seed, n=120, name="quiz", accuracy=0.6, **metrics):
+    """acc and nll of a random model; the same seed gives the same model."""
+    rng = np.random.default_rng(seed)
+    return task(name, {"acc": rng.random(n) < accuracy, "nll": rng.normal(2, 0.5, n), **metrics}, choices=[4] * n)
+
+
+@pytest.fixture
+def two():
+    return (
+        scores("before", quiz(0), quiz(1, 200, "other")),
+        scores("after", quiz(2, accuracy=0.4), quiz(3, 200, "other", 0.4)),
+    )
+
+
+def rows(result):
+    return {(row.task, row.metric): row for row in result.rows}
+
+
+def test_rows_against_scipy(two):
+    pre, post = two
+    result = compare(pre, post)
+    assert list(rows(result)) == [("quiz", "acc"), ("quiz", "nll"), ("other", "acc"), ("other", "nll")]
+    a, b = (np.array(side.tasks["quiz"].values["acc"]) for side in two)
+    acc = rows(result)["quiz", "acc"]
+    test = ref.ttest_rel(a, b)
+    assert (acc.pre, acc.post, acc.forgetting) == pytest.approx((a.mean(), b.mean(), a.mean() - b.mean()))
+    assert (acc.se, acc.ci) == (pytest.approx(ref.sem(a - b)), pytest.approx(test.confidence_interval()))
+    assert (acc.lost, acc.gained) == (sum(a > b), sum(a < b))
+    assert acc.p == pytest.approx(ref.binomtest(acc.lost, acc.lost + acc.gained).pvalue)
+    assert (acc.n, acc.clusters, acc.test, acc.margin) == (120, 120, "mcnemar exact", 0.01)
+    assert acc.flips == stats.flips(a, b, [4] * 120)
+    assert acc.mde == pytest.approx((ref.norm.ppf(0.975) + ref.norm.ppf(0.8)) * acc.se)
+
+
+def test_nll_forgets_when_it_rises(two):
+    pre, post = two
+    a, b = (np.array(side.tasks["quiz"].values["nll"]) for side in two)
+    nll = rows(compare(pre, post))["quiz", "nll"]
+    assert nll.forgetting == pytest.approx(b.mean() - a.mean())
+    assert (nll.pre, nll.post) == pytest.approx((a.mean(), b.mean()))
+    assert (nll.lost, nll.gained, nll.flips, nll.test) == (None, None, None, "sign-flip")
+    assert nll.p == stats.sign_flip(b - a)
+    assert nll.p == pytest.approx(ref.ttest_1samp(b - a, 0).pvalue, abs=0.03)
+    assert not nll.higher_is_better
+
+
+def test_a_binary_error_rate_loses_when_it_rises():
+    result = compare(scores("a", task("t", {"err": [0, 0, 1, 0]})), scores("b", task("t", {"err": [1, 1, 0, 0]})))
+    row = result.rows[0]
+    assert (row.forgetting, row.lost, row.gained) == (0.25, 2, 1)
+    assert row.flips.lost_rate - row.flips.gained_rate == row.forgetting
+
+
+def test_macro_is_the_unweighted_mean_over_tasks(two):
+    result = compare(*two)
+    accs = [row for row in result.rows if row.metric == "acc"]
+    macro = result.macro
+    assert macro.forgetting == pytest.approx(np.mean([row.forgetting for row in accs]))
+    assert (macro.pre, macro.post) == pytest.approx((np.mean([r.pre for r in accs]), np.mean([r.post for r in accs])))
+    assert (macro.task, macro.metric, macro.n, macro.clusters) == ("macro", "acc", 320, 320)
+    assert (macro.lost, macro.gained) == (sum(r.lost for r in accs), sum(r.gained for r in accs))
+    assert macro.se == pytest.approx(math.sqrt(sum(r.se**2 for r in accs)) / 2, rel=0.03)
+    z = macro.forgetting / macro.se
+    assert macro.ci == pytest.approx((macro.forgetting - 1.96 * macro.se, macro.forgetting + 1.96 * macro.se), abs=0.005)
+    assert macro.p == pytest.approx(2 * ref.norm.sf(z), abs=0.02)
+    assert macro.verdict == "forgets"
+
+
+def test_macro_of_one_task_is_its_row():
+    result = compare(scores("a", quiz(0)), scores("b", quiz(2, accuracy=0.5)))
+    acc, macro = rows(result)["quiz", "acc"], result.macro
+    assert macro.forgetting == pytest.approx(acc.forgetting)
+    assert macro.se == pytest.approx(acc.se, rel=0.03)
+    assert macro.p == pytest.approx(acc.p, abs=0.02)  # a sign-flip test of flips is McNemar's
+    assert macro.mde == pytest.approx(acc.mde, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "metric", "n"),
+    [
+        ([{"acc": 4, "acc_norm": 4}, {"nll": 9}], "acc_norm", 4),
+        ([{"acc": 4}, {"exact_match": 5}, {"bleu": 9}], "accuracy", 9),
+        ([{"bleu": 4, "nll": 4}, {"nll": 3}], "nll", 7),
+        ([{"bleu": 4}, {"err": 3}, {"bleu": 2}], "bleu", 6),
+    ],
+)
+def test_what_the_macro_averages(tasks, metric, n):
+    side = scores("a", *(task(f"t{i}", {m: np.arange(k) % 2 for m, k in values.items()}) for i, values in enumerate(tasks)))
+    macro = compare(side, side, draws=50).macro
+    assert (macro.metric, macro.n) == (metric, n)
+
+
+def test_filter_suffixes_are_accuracies():
+    both = {"exact_match,strict": [1, 0], "exact_match,flexible": [1, 1]}
+    t = replace(task("t", {"acc": [0, 0]}), values=both, higher_is_better=dict.fromkeys(both, True))
+    assert compare(scores("a", t), scores("b", t), draws=50).macro.metric == "exact_match,strict"
+
+
+def test_a_model_against_itself_forgets_nothing(two):
+    pre = two[0]
+    result = compare(pre, pre)
+    for row in [*result.rows, result.macro]:
+        assert (row.forgetting, row.se, row.ci, row.p) == (0, 0, (0, 0), 1)
+        assert row.pre == row.post
+        assert row.lost in (0, None)
+        assert row.gained in (0, None)
+    assert all(line["acc_d"] == 0 for table in result.samples.values() for line in table)
+    assert result.pre_digest == result.post_digest == "before"
+
+
+def test_verdict_needs_documents():
+    """No flip among 120 documents does not exclude a loss of 1 pp; none among 400 does."""
+    few, many = scores("a", quiz(0)), scores("a", quiz(0, 400))
+    assert rows(compare(few, few))["quiz", "acc"].verdict == "cannot tell at this n"
+    assert rows(compare(few, few, margins={"acc": 0.05}))["quiz", "acc"].verdict == "does not forget by more than 5 pp"
+    assert compare(many, many).macro.verdict == "does not forget by more than 1 pp"
+    assert rows(compare(many, many))["quiz", "nll"].verdict == "does not forget by more than 0.01 nats"
+
+
+def test_clusters_widen_the_interval_and_flip_together():
+    rng = np.random.default_rng(5)
+    labels = np.repeat(np.arange(30), 5)
+    before = np.ones(150)
+    after = 1.0 - (rng.random(30) < 0.3)[labels]  # whole clusters are lost
+    cluster = [f"c{label}" for label in labels]
+    plain = compare(scores("a", task("t", {"acc": before})), scores("b", task("t", {"acc": after}))).rows[0]
+    result = compare(
+        scores("a", task("t", {"acc": before}, cluster)), scores("b", task("t", {"acc": after}, cluster)), draws=20_000
+    )
+    row = result.rows[0]
+    assert row.se == pytest.approx(plain.se * math.sqrt(5), rel=0.03)
+    assert (row.clusters, row.lost, row.test) == (30, plain.lost, "sign-flip")
+    lost_clusters = row.lost // 5
+    assert row.p == pytest.approx(2 * 0.5**lost_clusters)  # all signs equal
+    assert plain.p < row.p
+    assert result.macro.se == pytest.approx(row.se, rel=0.05)
+
+
+def test_samples_hold_every_document(two):
+    result = compare(*two)
+    table = result.samples["quiz"]
+    assert len(table) == 120
+    assert set(table[0]) == {
+        *("doc_hash", "prompt_hash", "cluster", "acc_pre", "acc_post", "acc_d", "nll_pre", "nll_post", "nll_d")
+    }
+    assert np.mean([line["nll_d"] for line in table]) == pytest.approx(rows(result)["quiz", "nll"].forgetting)
+    assert table[7]["doc_hash"] == "quiz7"
+
+
+def reorder(t, order):
+    pick = lambda values: [values[i] for i in order]  # noqa: E731
+    values = {metric: pick(column) for metric, column in t.values.items()}
+    return replace(
+        t, values=values, doc_hash=pick(t.doc_hash), prompt_hash=pick(t.prompt_hash), choices=pick(t.choices), cluster=t.cluster
+    )
+
+
+def test_documents_are_joined_not_lined_up(two):
+    pre, post = two
+    order = np.random.default_rng(0).permutation(120)
+    shuffled = scores("after", reorder(post.tasks["quiz"], order), post.tasks["other"])
+    assert compare(pre, shuffled).to_json() == compare(pre, post).to_json()
+
+
+def test_duplicates_stay():
+    before = replace(task("t", {"acc": [1, 0, 1]}), doc_hash=["x", "x", "y"], prompt_hash=["p", "p", "q"])
+    after = replace(task("t", {"acc": [1, 1, 0]}), doc_hash=["y", "x", "x"], prompt_hash=["q", "p", "p"])
+    result = compare(scores("a", before), scores("b", after))
+    assert [(line["doc_hash"], line["acc_pre"], line["acc_post"]) for line in result.samples["t"]] == [
+        ("x", 1, 1),
+        ("x", 0, 0),
+        ("y", 1, 1),
+    ]
+
+
+def test_json_is_plain_and_strict(two):
+    data = json.loads(json.dumps(compare(*two).to_json(), allow_nan=False))
+    assert data["rows"][0]["ci"][0] < data["rows"][0]["forgetting"]
+    assert data["rows"][0]["flips"]["lost"] == data["rows"][0]["lost"]
+    assert (data["pre_digest"], data["post_digest"]) == ("before", "after")
+    lone = compare(scores("a", task("t", {"acc": [1]})), scores("b", task("t", {"acc": [0]})))
+    assert lone.macro.p == 1
+    assert lone.rows[0].verdict == lone.macro.verdict == "cannot tell at this n"
+    data = json.loads(json.dumps(lone.to_json(), allow_nan=False))
+    assert (data["rows"][0]["se"], data["rows"][0]["ci"], data["rows"][0]["mde"]) == (None, [None, None], None)
+
+
+BASE = task("t", {"acc": [1, 0, 1], "nll": [1, 2, 3]}, num_fewshot=0)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (replace(BASE, doc_hash=["t0", "t1", "new"]), ["task t", "1 documents differ", "3 and 3"]),
+        (task("t", {"acc": [1, 0], "nll": [1, 2]}, num_fewshot=0), ["task t", "1 documents differ", "3 and 2"]),
+        (replace(BASE, prompt_hash=["pt0", "x", "y"]), ["task t", "2 documents differ in prompt_hash"]),
+        (replace(BASE, choices=[4, 4, 4]), ["task t", "3 documents differ in choices"]),
+        (replace(BASE, settings={"num_fewshot": 5}), ["task t", "all 3 documents", "num_fewshot 0 and 5"]),
+        (replace(BASE, settings={"num_fewshot": 0, "dtype": "bf16"}), ["task t", "dtype None and bf16"]),
+        (task("t", {"acc": [1, 0, 1]}, num_fewshot=0), ["task t", "metric nll"]),
+        (replace(BASE, higher_is_better={"acc": True, "nll": True}), ["task t", "higher_is_better of nll"]),
+        (replace(BASE, values={"acc": [1, 0, 1], "nll": [1, math.nan, 3]}), ["task t (after)", "nll of document 1 is nan"]),
+        (replace(BASE, values={"acc": [1, 0, 1], "nll": [1, 2, math.inf]}), ["nll of document 2 is inf"]),
+        (replace(BASE, values={"acc": [1, 0], "nll": [1, 2, 3]}), ["task t (after)", "2 entries in acc for 3 documents"]),
+        (replace(BASE, choices=[4, 1, 4]), ["task t (after)", "1 choices"]),
+        (replace(BASE, cluster=["a"]), ["1 entries in cluster for 3 documents"]),
+        (TaskScores("t", {"acc": []}, {"acc": True}, [], []), ["task t (after) has no documents"]),
+        (task("u", {"acc": [1]}), ["different tasks (t, u)"]),
+    ],
+)
+def test_refusals(other, words):
+    with pytest.raises(InputError) as error:
+        compare(scores("a", BASE), scores("b", other))
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_the_side_before_is_named_too():
+    bad = replace(BASE, values={"acc": [math.nan, 0, 1], "nll": [1, 2, 3]})
+    with pytest.raises(InputError, match=r"task t \(before\): acc of document 0 is nan"):
+        compare(scores("a", bad), scores("b", BASE))
+    with pytest.raises(InputError, match="no task"):
+        compare(scores("a"), scores("b"))
+
+
+@pytest.mark.parametrize("margins", [{"acc_norm": 0.01}, {"acc": 0.0}, {"acc": -1}])
+def test_margins_are_checked(margins):
+    with pytest.raises(InputError, match="margin"):
+        compare(scores("a", BASE), scores("b", BASE), margins=margins)
+
+
+def test_difference_of_two_methods(two):
+    """forgetting_a - forgetting_b, with the error of the paired difference and not that of the two rows."""
+    pre, a = two
+    b = scores("gentle", quiz(4, accuracy=0.55), quiz(5, 200, "other", 0.55))
+    forget_a, forget_b, gap = compare(pre, a), compare(pre, b), difference(a, b)
+    for row, row_a, row_b in zip(gap.rows, forget_a.rows, forget_b.rows, strict=True):
+        assert row.forgetting == pytest.approx(row_a.forgetting - row_b.forgetting)
+    paired = [x["nll_d"] - y["nll_d"] for x, y in zip(forget_a.samples["quiz"], forget_b.samples["quiz"], strict=True)]
+    assert rows(gap)["quiz", "nll"].se == pytest.approx(ref.sem(paired))
+    assert gap.macro.forgetting == pytest.approx(forget_a.macro.forgetting - forget_b.macro.forgetting)
+    assert gap.macro.verdict == "forgets more"
+    assert difference(b, a).macro.verdict != "forgets more"
+
+
+def test_families_of_claims(two):
+    pre, post = two
+    results = {f"m{i}": compare(pre, scores("x", quiz(i + 9, accuracy=0.6 - i / 20), post.tasks["other"])) for i in range(4)}
+    holm = multipletests([result.macro.p for result in results.values()], method="holm")[1]
+    assert list(confirm(results).values()) == pytest.approx(holm)
+    raw = [row.p for result in results.values() for row in result.rows if row.metric == "acc"]
+    explored = explore(results)
+    assert [p for tasks in explored.values() for p in tasks.values()] == pytest.approx(multipletests(raw, method="fdr_bh")[1])
+    assert list(explored["m3"]) == ["quiz", "other"]

@@ -1,0 +1,88 @@
+"""A whole `cltk run` on a tiny model: every file it writes, and that a second run does nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cltk
+from cltk.cli import main
+from cltk.run.records import read_json
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study)
+    monkeypatch.setenv("CLTK_CACHE", str(study / "cache"))
+
+
+def test_run_records_everything_and_a_second_run_does_nothing(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(experiment), "--out", "out"]) == 0
+    records = [read_json(path) for path in sorted(Path("out").glob("*/record.json"))]
+    assert sorted(record["method"] for record in records) == ["early_stopping", "ewc", "low_lr", "plain", "replay"]
+    by_method: dict[str, Any] = {record["method"]: record for record in records}
+    start = {record["digests"]["start_model"] for record in records}
+    assert len(start) == 1
+    assert by_method["plain"]["digests"]["tuned_model"] not in start
+    assert by_method["plain"]["train"]["steps"] == 6
+    assert by_method["replay"]["train"]["steps"] == 8  # 6 / (1 - 1/4)
+    assert by_method["replay"]["train"]["notes"]["replay"]["extra_steps"] is True
+    assert by_method["low_lr"]["train"]["notes"]["low_lr"]["learning_rate"] == pytest.approx(1.5e-3)
+    assert {row["task"] for row in by_method["plain"]["retain"]["rows"]} == {"toy", "old_text"}
+    assert by_method["plain"]["learn"]["rows"][0]["task"] == "heldout"
+    assert len(list(Path("out").glob("base-*/scores.json"))) == 1  # Perf_pre is shared by the five cells
+    assert list(Path("out").glob("*/lm_eval/**/samples_toy_*.jsonl"))
+    assert "plain" in capsys.readouterr().out
+
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*") if path.is_file()}
+    assert main(["run", str(experiment), "--out", "out"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*") if path.is_file()} == before
+
+
+def test_library_and_report(experiment: Path, tmp_path: Path) -> None:
+    text = experiment.read_text().split("grid:")[0] + "keep_model: true\n"
+    experiment.write_text(text)
+    records = cltk.load(experiment, "out").run()
+    assert [record["method"] for record in records] == ["plain"]
+    markdown = cltk.report(records, markdown=tmp_path / "report.md", show=False)
+    assert (tmp_path / "report.md").read_text() == markdown
+    assert "old_text" in markdown
+    model = next(Path("out").glob("plain*/model"))
+    result = cltk.measure("tiny-llama", model, ["toy"], limit=8, include_path="tasks")
+    row = next(row for row in records[0]["retain"]["rows"] if row["task"] == "toy" and row["metric"] == "acc")
+    assert [r.forgetting for r in result.rows if r.metric == "acc"] == [row["forgetting"]]
+
+
+def test_dry_run_loads_no_weights(experiment: Path, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (study / "tiny-llama" / "model.safetensors").write_bytes(b"not weights")
+    assert main(["run", str(experiment), "--out", "out", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "5 cells" in out
+    assert "6 steps, 24 rows" in out
+    assert "8 steps, 32 rows" in out  # replay
+    assert not Path("out").exists()
+
+
+def test_a_failed_cell_is_recorded_and_the_others_run(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = experiment.read_text()
+    head, grid = text.split("grid:")
+    experiment.write_text(head + 'grid: {train.learning_rate: [1.0e+30, 1.0e-3]}\nkeep_model: false\n')
+    assert main(["run", str(experiment), "--out", "out"]) == 1
+    assert "not finite at step" in capsys.readouterr().err
+    failed = read_json(next(Path("out").glob("*/failed.json")))
+    assert failed["kind"] == "Diverged"
+    assert len(list(Path("out").glob("*/record.json"))) == 1
+    assert list(Path("out").glob("*/checkpoints/last_good/model.safetensors"))
+
+
+def test_measure_command_writes_json(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["measure", "tiny-llama", "tiny-llama", "--tasks", "toy", "--include-path", "tasks", "--limit", "5"]
+    assert main([*arguments, "--json", "result.json"]) == 0
+    data = json.loads(Path("result.json").read_text())
+    assert all(row["forgetting"] == 0 and row["p"] == 1 for row in data["rows"])
+    assert data["macro"]["lost"] == data["macro"]["gained"] == 0
+    assert "toy" in capsys.readouterr().out

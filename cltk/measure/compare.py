@@ -13,6 +13,7 @@ from cltk.errors import InputError
 from cltk.measure.evaluate import Progress, Suite, TextTask
 from cltk.measure.forgetting import Result, compare
 from cltk.measure.scores import Scores
+from cltk.models import load_model, locate_model
 
 Model = str | Path | tuple[Any, Any]
 
@@ -61,6 +62,9 @@ def measure(
     suite = Suite(
         list(tasks), texts=texts, limit=limit, num_fewshot=num_fewshot, include_path=include_path, chat_template=chat_template
     )
+    for model in (base, tuned):
+        if not isinstance(model, tuple):
+            locate_model(model)
     dtype = common_dtype(base, tuned, dtype)
     suite.load()
     scores = [
@@ -74,8 +78,6 @@ def _score(
     suite: Suite, spec: Model, dtype: str, batch_size: Any, scorer: str, journal: bool, progress: Progress | None, side: str
 ) -> Scores:
     from cltk.measure.journal import Journal
-    from cltk.models import load_model
-
     live = isinstance(spec, tuple)
     model, tokenizer = spec if isinstance(spec, tuple) else load_model(spec, dtype=dtype)
     digest = tensors.digest(model)

@@ -325,17 +325,28 @@ def _quiet() -> Iterator[None]:
     import logging
 
     import datasets
+    import lm_eval.api.model
+    import lm_eval.api.task
 
     names = ("lm_eval", "lm-eval", "datasets", "transformers", "huggingface_hub")
     levels = {name: logging.getLogger(name).level for name in names}
-    bars = datasets.are_progress_bars_disabled()
+    bars, drawers = datasets.are_progress_bars_disabled(), (lm_eval.api.model, lm_eval.api.task)
+    drawn = [module.tqdm for module in drawers]
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
+    for module in drawers:
+        module.tqdm = _no_bar  # it passes `disable` itself, so that no setting reaches it
     datasets.disable_progress_bars()
     try:
         yield
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+        for module, tqdm in zip(drawers, drawn, strict=True):
+            module.tqdm = tqdm
         if not bars:
             datasets.enable_progress_bars()
+
+
+def _no_bar(items: Any = (), *_: Any, **__: Any) -> Any:
+    return items

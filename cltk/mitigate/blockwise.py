@@ -79,6 +79,7 @@ def proximal_(
     for i, factor in enumerate(factors):
         if factor == 0:
             continue
+        factor = min(factor, torch.finfo(torch.float32).max)
         one = None if importance is None else importance[i : i + 1]
         for _, param, anchor, weight in _blocks(block, None, params[i : i + 1], anchors[i : i + 1], one):
             difference = _difference(param, anchor)

@@ -30,10 +30,9 @@ class _Anchored(Mitigator):
     """Keeps the start weights, and sets them beside the parameters once these are placed."""
 
     name = ""
-    strength = 0.0
-    offload = False
 
-    def __init__(self) -> None:
+    def __init__(self, strength: float, offload: bool, log_every: int) -> None:
+        self.strength, self.offload, self.log_every = strength, offload, log_every
         self.anchors: dict[str, Tensor] = {}
         self.importance: Mapping[str, Tensor] | None = None
         self.columns: tuple[list[Tensor], list[Tensor], list[Tensor] | None] = ([], [], None)
@@ -58,42 +57,45 @@ class _Anchored(Mitigator):
         return tensor.cpu() if self.offload else tensor
 
     def _placed(self, parameter: Tensor, tensor: Tensor) -> Tensor:
-        if not self.offload:
-            return tensors.local(tensors.like(parameter, tensor))
-        if hasattr(parameter, "device_mesh"):
-            tensor = tensors.local(tensors.like(parameter, tensor)).cpu()
-        return tensor.pin_memory() if torch.cuda.is_available() else tensor.cpu()
+        if not self.offload or tensors.local(parameter) is not parameter:
+            tensor = tensors.local(tensors.like(parameter, tensor))
+        tensor = self._parked(tensor)
+        return tensor.pin_memory() if self.offload and parameter.is_cuda else tensor
 
-    def _pull(self, run: Run, log_every: int) -> None:
-        """Add the penalty's gradient to the gradients; every `log_every` steps log the penalty and its share."""
-        params, anchors, weights = self.columns
-        kept = [i for i, p in enumerate(params) if p.grad is not None]
-        if not kept:
+    def _pull(self, run: Run) -> None:
+        """Add the penalty's gradient to the gradients. When due, log the penalty and its share of the gradient."""
+        chosen = [i for i, parameter in enumerate(self.columns[0]) if parameter.grad is not None]
+        if not chosen:
             return
-        due = log_every and run.step % log_every == 0
-        norms = torch.zeros(3, dtype=torch.float64, device=tensors.local(params[0]).device) if due else None
-        grads = [params[i].grad for i in kept]
-        chosen = [weights[i] for i in kept] if weights else None
-        pull_(grads, [params[i] for i in kept], [anchors[i] for i in kept], self.strength, chosen, norms=norms)  # type: ignore[arg-type]
+        params, anchors, weights = ([column[i] for i in chosen] if column else None for column in self.columns)
+        assert params is not None and anchors is not None
+        grads = [parameter.grad for parameter in params if parameter.grad is not None]
+        norms = torch.zeros(3, dtype=torch.float64, device=tensors.local(params[0]).device) if self._due(run) else None
+        pull_(grads, params, anchors, self.strength, weights, norms=norms)
         if norms is not None:
-            _log(run, self.name, self.strength, norms, sharded=any(hasattr(p, "device_mesh") for p in params))
+            energy, pulled, task = _over_shards(norms, params)
+            run.log(f"{self.name}_penalty", self.strength / 2 * energy)
+            run.log(f"{self.name}_ratio", self.strength * math.sqrt(pulled / task) if task else math.inf if pulled else 0.0)
+
+    def _log_penalty(self, run: Run) -> None:
+        if self._due(run):
+            params, anchors, weights = self.columns
+            here = torch.tensor([value(params, anchors, self.strength, weights)], dtype=torch.float64)
+            run.log(f"{self.name}_penalty", _over_shards(here.to(tensors.local(params[0]).device), params)[0])
+
+    def _due(self, run: Run) -> bool:
+        return bool(self.log_every) and run.step % self.log_every == 0 and bool(self.columns[0])
 
 
-def _log(run: Run, name: str, strength: float, norms: Tensor, sharded: bool) -> None:
-    """NAME_penalty = strength/2 sum F d²; NAME_ratio = |penalty's gradient| / |task's gradient|, over all shards."""
-    if sharded:
-        dist.all_reduce(norms)
-    energy, pulled, task = norms.tolist()
-    run.log(f"{name}_penalty", strength / 2 * energy)
-    run.log(f"{name}_ratio", strength * math.sqrt(pulled / task) if task else math.inf if pulled else 0.0)
-
-
-def _rates(run: Run, params: list[Tensor]) -> list[float]:
-    """The learning rate of each parameter's group, as it was in the step just taken."""
-    if run.optimizer is None:
-        raise RunError("this form steps with the optimizer's learning rate; set run.optimizer, or use form='gradient'")
-    rates = {id(p): float(group["lr"]) for group in run.optimizer.param_groups for p in group["params"]}
-    return [rates.get(id(p), 0.0) for p in params]
+def _over_shards(sums: Tensor, params: list[Tensor]) -> list[float]:
+    """This rank's sums -> those of the whole model, however often each shard is replicated."""
+    held = [tensors.local(parameter) for parameter in params]
+    if all(part is parameter for part, parameter in zip(held, params, strict=True)):
+        return sums.tolist()
+    both = torch.cat([sums, sums.new_tensor([sum(part.numel() for part in held)])])
+    dist.all_reduce(both)
+    copies = float(both[-1]) / sum(parameter.numel() for parameter in params)
+    return (both[:-1] / copies).tolist()
 
 
 class EWC(_Anchored):
@@ -130,11 +132,10 @@ class EWC(_Anchored):
         offload: bool = False,
         log_every: int = 10,
     ) -> None:
-        super().__init__()
+        super().__init__(strength, offload, log_every)
         _check(self.name, strength, form, ("gradient", "proximal"))
         check_source(importance, needed=strength != 0)
-        self.strength, self.source, self.form = strength, importance, form
-        self.offload, self.log_every = offload, log_every
+        self.source, self.form = importance, form
 
     def setup(self, plan: Plan) -> None:
         super().setup(plan)
@@ -145,14 +146,13 @@ class EWC(_Anchored):
 
     def grad(self, run: Run) -> None:
         if self.strength and self.form == "gradient":
-            self._pull(run, self.log_every)
+            self._pull(run)
 
     def step(self, run: Run) -> None:
         if self.strength and self.form == "proximal":
             params, anchors, weights = self.columns
             proximal_(params, anchors, [rate * self.strength for rate in _rates(run, params)], weights)
-            if self.log_every and run.step % self.log_every == 0:
-                run.log(f"{self.name}_penalty", value(params, anchors, self.strength, weights))
+            self._log_penalty(run)
 
 
 class L2SP(_Anchored):
@@ -175,20 +175,19 @@ class L2SP(_Anchored):
     name = "l2_sp"
 
     def __init__(self, strength: float, form: str = "decoupled", offload: bool = False, log_every: int = 10) -> None:
-        super().__init__()
+        super().__init__(strength, offload, log_every)
         _check(self.name, strength, form, ("decoupled", "gradient"))
-        self.strength, self.form, self.offload, self.log_every = strength, form, offload, log_every
+        self.form = form
 
     def grad(self, run: Run) -> None:
         if self.strength and self.form == "gradient":
-            self._pull(run, self.log_every)
+            self._pull(run)
 
     def step(self, run: Run) -> None:
         if self.strength and self.form == "decoupled":
             params, anchors, _ = self.columns
             decay_(params, anchors, [rate * self.strength for rate in _rates(run, params)])
-            if self.log_every and run.step % self.log_every == 0:
-                run.log(f"{self.name}_penalty", value(params, anchors, self.strength))
+            self._log_penalty(run)
 
 
 def _check(name: str, strength: float, form: str, forms: tuple[str, ...]) -> None:

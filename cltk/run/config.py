@@ -165,19 +165,18 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
 
     experiment = _model(Experiment, data, (), where)
     cells = []
-    for labels, names, values in _product(experiment.grid, where):
+    for labels, name, at_mitigators, values in _product(experiment.grid, where):
         changed = data
         for key, value in values.items():
             changed = _set(changed, key, value, where)
         config = experiment if not values else _model(Experiment, changed, ("grid",), where)
-        inside: Keys = ("grid", "mitigators") if "mitigators" in values else ("mitigators",)
-        check_mitigators(config.mitigators, file.parent, lambda keys, inside=inside: where((*inside, *keys)))
+        check_mitigators(config.mitigators, file.parent, lambda keys, inside=at_mitigators: where((*inside, *keys)))
         at: Keys = ("grid",) if any(key.startswith("train") for key in values) else ("train",)
         checked = check_train(config.train, lambda keys, at=at: where((*at, *keys)))
         if "seed" in checked:
             raise InputError(f"{where(('train', 'seed'))}: train.seed: use the top-level key `seed`")
         config = config.model_copy(update={"train": checked, "grid": {}, "base": None})
-        cells.append(Cell(names or method_name(config.mitigators), labels, config))
+        cells.append(Cell(name or method_name(config.mitigators), labels, config))
     _check_files(experiment, file.parent, where)
     duplicates = [cell.name for cell in cells if sum(cell.name == other.name for other in cells) > 1]
     if duplicates:
@@ -227,18 +226,20 @@ def _nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; valid keys are {', '.join(known)}"
 
 
-def _product(grid: dict[str, Any], where: Any) -> list[tuple[dict[str, Any], str, dict[str, Any]]]:
+def _product(grid: dict[str, Any], where: Any) -> list[tuple[dict[str, Any], str, Keys, dict[str, Any]]]:
+    """Every combination: labels, the method's given name, where its mitigators stand in the file, key -> value."""
     axes = []
     for key, values in grid.items():
         if not values:
             raise InputError(f"{where(('grid', key))}: grid.{key}: give at least one value")
-        named = list(values.items()) if isinstance(values, dict) else [(None, value) for value in values]
+        named = list(values.items()) if isinstance(values, dict) else list(enumerate(values))
         axes.append([(key, name, value) for name, value in named])
     done = []
     for combination in itertools.product(*axes):
-        labels = {key: (name if name is not None else _label(key, value)) for key, name, value in combination}
-        method = next((name for key, name, _ in combination if key == "mitigators" and name is not None), "")
-        done.append((labels, method, {key: value for key, _, value in combination}))
+        labels = {key: name if isinstance(name, str) else _label(key, value) for key, name, value in combination}
+        at = next((("grid", key, name) for key, name, _ in combination if key == "mitigators"), ("mitigators",))
+        method = str(at[2]) if len(at) == 3 and isinstance(at[2], str) else ""
+        done.append((labels, method, at, {key: value for key, _, value in combination}))
     return done
 
 

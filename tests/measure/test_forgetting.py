@@ -1,5 +1,6 @@
 """Scores in, forgetting out: signs, joins, refusals, and each row against scipy on the same numbers."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -106,6 +107,16 @@ def test_macro_of_one_task_is_its_row():
     assert macro.mde == pytest.approx(acc.mde, rel=0.03)
 
 
+def test_macro_p_weighs_documents_by_their_task():
+    """Brute force over all signs of the flipped documents; one of 4 weighs five times one of 20."""
+    before = [task("small", {"acc": [1] * 4}), task("large", {"acc": [1, 1, 1, 1] + [0] * 16})]
+    after = [task("small", {"acc": [0, 0, 0, 1]}), task("large", {"acc": [1, 1, 0, 0] + [1] * 3 + [0] * 13})]
+    weights = [1 / 8] * 3 + [1 / 40] * 2 + [-1 / 40] * 3
+    sums = [abs(np.dot(signs, weights)) for signs in itertools.product((1, -1), repeat=8)]
+    expected = np.mean(np.array(sums) >= abs(sum(weights)) - 1e-12)
+    assert compare(scores("a", *before), scores("b", *after)).macro.p == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("tasks", "metric", "n"),
     [
@@ -165,6 +176,7 @@ def test_clusters_widen_the_interval_and_flip_together():
     assert row.p == pytest.approx(2 * 0.5**lost_clusters)  # all signs equal
     assert plain.p < row.p
     assert result.macro.se == pytest.approx(row.se, rel=0.05)
+    assert result.macro.p == row.p
 
 
 def test_samples_hold_every_document(two):

@@ -1,7 +1,6 @@
 """fisher() against autograd loops and Jacobians; Importance as an object and as a file."""
 
 import copy
-import gc
 import itertools
 import json
 import logging
@@ -37,11 +36,11 @@ VOCAB = 13
 COMMON = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def llama(tied=False, seed=0, **settings):
+def llama(tied=False, seed=0, words=VOCAB, **settings):
     torch.manual_seed(seed)
     sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
     sizes |= {"num_key_value_heads": 1, "max_position_embeddings": 32, "initializer_range": 0.3, "pad_token_id": 0}
-    return LlamaForCausalLM(LlamaConfig(**COMMON, **sizes, tie_word_embeddings=tied, **settings))
+    return LlamaForCausalLM(LlamaConfig(**{**COMMON, "vocab_size": words}, **sizes, tie_word_embeddings=tied, **settings))
 
 
 def gpt2(tied=False):
@@ -83,6 +82,8 @@ def loop(model, rows, absolute=False):
 def jacobian_fisher(model, rows):
     """sum_v p_v (J_v - sum_u p_u J_u)² a token, mean over tokens: the definition, without sampling or backward passes."""
     model = copy.deepcopy(model).eval()
+    if hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation("eager")  # vmap has no rule for the fused one
     values = {name: p.detach() for name, p in model.named_parameters()}
     total, count = {name: torch.zeros_like(v, dtype=torch.float64) for name, v in values.items()}, 0
     for row in rows:
@@ -119,20 +120,20 @@ class Toy(nn.Module):
         return SimpleNamespace(logits=self.scale * self.head(torch.tanh(self.middle(self.embedding(input_ids)))))
 
 
-def chain(number, length, seed=0):
-    """Sequences of a random Markov chain: something that a model can fit."""
+def chain(number, length, seed=0, other=False):
+    """Sequences of a random Markov chain, something that a model can fit; `other`: of another, nearly certain one."""
     generator = torch.Generator().manual_seed(seed)
-    table = torch.rand(VOCAB, VOCAB, generator=torch.Generator().manual_seed(99)).pow(4)
+    table = torch.rand(VOCAB, VOCAB, generator=torch.Generator().manual_seed(98 if other else 99)).pow(40 if other else 4)
     ids = torch.randint(0, VOCAB, (number, 1), generator=generator)
     while ids.shape[1] < length:
         ids = torch.cat([ids, torch.multinomial(table[ids[:, -1]], 1, generator=generator)], 1)
     return [{"input_ids": row} for row in ids]
 
 
-def trained(model, steps=300, seed=1):
+def trained(model, steps=300, seed=1, other=False):
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for step in range(steps):
-        ids = torch.stack([row["input_ids"] for row in chain(16, 8, seed=1000 * seed + step)])
+        ids = torch.stack([row["input_ids"] for row in chain(16, 8, seed=1000 * seed + step, other=other)])
         loss = F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -141,15 +142,11 @@ def trained(model, steps=300, seed=1):
     return model
 
 
-def three_models():
-    """At its optimum, over-confident (the same, logits times 4), and off its optimum (a training from other words)."""
-    good = trained(Toy())
-    confident = copy.deepcopy(good)
-    confident.scale = 4.0
-    off = copy.deepcopy(good)
-    with torch.no_grad():
-        off.head.bias.add_(2 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)))
-    return {"trained": good, "over-confident": confident, "off": off}
+def model_in(state):
+    """At its optimum; over-confident (the same, logits times 16); off its optimum (trained on another language)."""
+    model = trained(Toy(), 600 if state == "off" else 300, other=state == "off")
+    model.scale = 16.0 if state == "over-confident" else 1.0
+    return model
 
 
 # --- per sequence: empirical and MAS
@@ -219,7 +216,7 @@ class Disguised(Toy):
 
     def forward(self, input_ids, attention_mask=None, use_cache=None):
         out = super().forward(input_ids).logits
-        return SimpleNamespace(logits=out + self.middle.weight.sum())
+        return SimpleNamespace(logits=out * (1 + self.middle.weight.sum()))
 
 
 class Doubled(nn.Embedding):
@@ -265,11 +262,11 @@ def test_checkpointed_layers(reentrant, kind):
 def test_gradient_checkpointing_changes_nothing():
     model, rows = llama(), rows_of(5, 8, 3)
     expected = {kind: fisher(model, rows, kind) for kind in ("mc", "empirical")}
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model.train()
     for kind, reference in expected.items():
         assert_close(fisher(model, rows, kind), reference, 1e-6)
-    assert model.is_gradient_checkpointing
+    assert model.is_activation_checkpointing
 
 
 # --- per token: mc and exact
@@ -291,13 +288,13 @@ def mean_of_draws(model, rows, draws):
 
 @pytest.mark.parametrize("state", ["trained", "over-confident", "off"])
 def test_mc_is_unbiased_where_the_empirical_fisher_is_not(state):
-    model, rows = three_models()[state], chain(4, 6, seed=5)
+    model, rows = model_in(state), chain(4, 6, seed=5)
     expected = jacobian_fisher(model, rows)
-    found = mean_of_draws(model, rows, 4000)
-    assert found.info["relative_se"] < 0.02
-    assert found.trace == pytest.approx(trace(expected), rel=0.04)
+    found = mean_of_draws(model, rows, 1500)
+    assert found.info["relative_se"] < 0.03
+    assert found.trace == pytest.approx(trace(expected), rel=0.05)
     for name, reference in expected.items():
-        assert found[name].sum().item() == pytest.approx(reference.sum().item(), rel=0.08), name
+        assert found[name].sum().item() == pytest.approx(reference.sum().item(), rel=0.12), name
     pairs = [{"input_ids": row["input_ids"][i : i + 2]} for row in rows for i in range(5)]  # one token a sequence
     ratio = fisher(model, pairs, "empirical").trace / trace(expected)
     assert (ratio > 3) == (state != "trained"), ratio
@@ -306,7 +303,7 @@ def test_mc_is_unbiased_where_the_empirical_fisher_is_not(state):
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["trained", "over-confident", "off"])
 def test_mc_mean_over_many_draws_is_within_two_percent(state):
-    model, rows = three_models()[state], chain(4, 6, seed=5)
+    model, rows = model_in(state), chain(4, 6, seed=5)
     expected, found = jacobian_fisher(model, rows), mean_of_draws(model, rows, 60000)
     assert found.trace == pytest.approx(trace(expected), rel=0.02)
     for name, reference in expected.items():
@@ -314,8 +311,8 @@ def test_mc_mean_over_many_draws_is_within_two_percent(state):
 
 
 def test_one_mc_pass_over_enough_tokens_is_within_ten_percent_of_the_expectation():
-    model, rows = trained(llama(), 60), chain(300, 12, seed=6)
-    found = fisher(model, rows, "mc", batch_size=2)
+    model, rows = trained(llama(), 60), chain(120, 8, seed=6)
+    found = fisher(model, rows, "mc", batch_size=1)
     assert found.trace == pytest.approx(trace(jacobian_fisher(model, rows)), rel=0.1)
 
 
@@ -436,8 +433,9 @@ def test_dropout_is_off_whatever_the_mode():
 
 def test_it_works_inside_no_grad():
     model, rows = llama(), rows_of(8, 6)
+    expected = loop(model, rows)
     with torch.no_grad():
-        assert_close(fisher(model, rows, "empirical"), loop(model, rows))
+        assert_close(fisher(model, rows, "empirical"), expected)
 
 
 @pytest.mark.parametrize("kind", ["mc", "empirical"])
@@ -452,7 +450,6 @@ def test_memory_is_flat_in_the_number_of_rows(kind):
         for row in rows_of(*[6] * 64):
             item = Row(row)
             alive.add(item)
-            gc.collect()
             most = max(most, len(alive))
             yield item
 
@@ -478,6 +475,7 @@ def test_frozen_parameters_have_no_importance():
     assert_close(found, loop(model, rows))
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own
 def test_lora():
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], lora_dropout=0.3))
@@ -508,8 +506,7 @@ def test_normalize_and_floor():
     raw = fisher(model, rows, "empirical")
     unused = sorted(set(range(VOCAB)) - {int(t) for row in rows for t in row["input_ids"]})
     assert (raw["model.embed_tokens.weight"][unused] == 0).all()
-    floored, both = fisher(model, rows, "empirical", floor=0.1), fisher(model, rows, "empirical", "mean", floor=0.1) if 0 else None
-    assert both is None
+    floored = fisher(model, rows, "empirical", floor=0.1)
     for name, value in raw.items():
         torch.testing.assert_close(floored[name], value + 0.1 * raw.mean)
     scaled = fisher(model, rows, "empirical", normalize="mean", floor=0.1)
@@ -594,7 +591,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def full(values, name, metadata):
-        open(name, "wb").write(b"half")
+        name.write_bytes(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr("cltk.mitigate.diagonal.save_file", full)
@@ -639,9 +636,9 @@ def test_check_names_what_does_not_fit():
         other.lm_head.weight[0, 0] += 1
     with pytest.raises(InputError, match="computed for another model: its start weights have digest"):
         found.check(other)
-    with pytest.raises(InputError, match="q_proj.weight is 8x8 there and 16x16"):
-        found.check(llama(hidden_size_=0) if 0 else wide())
-    with pytest.raises(InputError, match="it has lm_head.weight, the model has not"):
+    with pytest.raises(InputError, match=r"embed_tokens\.weight is 13x8 there and 14x8 in the model"):
+        found.check(llama(words=14))
+    with pytest.raises(InputError, match=r"it has lm_head\.weight, the model has not"):
         found.check(llama(tied=True))
     model.lm_head.requires_grad_(False)
     found.check(model)  # frozen since: still the same weights
@@ -651,12 +648,6 @@ def test_check_names_what_does_not_fit():
         part.check(model)
     with pytest.raises(InputError, match="float32 there, bfloat16 here"):
         found.check(copy.deepcopy(model).bfloat16())
-
-
-def wide():
-    config = llama().config
-    config.head_dim, config.hidden_size = 8, 16
-    return LlamaForCausalLM(config)
 
 
 def test_merge_refuses_what_does_not_add():

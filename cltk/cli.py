@@ -57,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("base", help="folder, hub id or asset:NAME")
     sub.add_argument("tuned", help="folder, hub id or asset:NAME")
     sub.add_argument("--tasks", default="", help="lm-eval task names, separated by commas")
-    sub.add_argument("--text", action="append", default=[], metavar="FILE", help="held-out text whose NLL is compared; repeatable")
+    sub.add_argument(
+        "--text", action="append", default=[], metavar="FILE", help="held-out text whose NLL is compared; repeatable"
+    )
     sub.add_argument("--limit", type=int, help="documents of each task")
     sub.add_argument("--num-fewshot", type=int)
     sub.add_argument("--include-path", type=Path, help="folder of task YAML, such as evals/tasks")
@@ -66,6 +68,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--chat-template", action="store_true")
     sub.add_argument("--scorer", choices=["prefix", "stock"], default="prefix")
     sub.add_argument("--json", type=Path, help="write the result here, documents included")
+
+    sub = command("power", power, "before a run: what forgetting can these tasks show?")
+    sub.add_argument("--tasks", required=True, help="lm-eval task names, separated by commas")
+    sub.add_argument("--include-path", type=Path, help="folder of task YAML, such as evals/tasks")
+    sub.add_argument("--limit", type=int, help="documents of each task")
+    sub.add_argument("--effect", type=float, default=0.03, help="the accuracy lost that you want to show; 0.03 is 3 pp")
+    sub.add_argument("--discordance", type=float, default=0.10, help="documents that flip, either way; 0.10 is 10 %%")
+    sub.add_argument("--base", help="score this model too: folder, hub id or asset:NAME; without it no weights are loaded")
 
     sub = command("report", report, "print the tables of an output folder")
     sub.add_argument("runs", type=Path, help="a folder that `cltk run` wrote, or a record")
@@ -101,15 +111,16 @@ def run(options: argparse.Namespace) -> int:
     finished = all((experiment.folder(cell) / "record.json").exists() for cell in experiment.cells)
     if finished:
         print(f"{len(experiment.cells)} of {len(experiment.cells)} cells have a record in {experiment.out}: nothing to do")
-        found = experiment.run()
+        experiment.run()
     else:
         with Bar() as bar:
-            found = experiment.run(bar)
-    show(found)
+            experiment.run(bar)
+    show([experiment.folder(cell) / "record.json" for cell in experiment.cells])
     return 0
 
 
 def dry_run(experiment: Any) -> int:
+    from cltk.measure.power import plan
     from cltk.run.train import cost_in_tokens
 
     experiment.check()
@@ -123,6 +134,9 @@ def dry_run(experiment: Any) -> int:
     suite, tokenizer = experiment.suite(experiment.cells[0]), experiment.tokenizer(experiment.cells[0])
     sizes = ", ".join(f"{name} {n}" for name, n in suite.sizes().items())
     print(f"  measured before and after each: {sizes} documents; {suite.tokens(tokenizer)} tokens a model")
+    texts = {text.name for text in suite.texts}
+    for row in plan({name: n for name, n in suite.sizes().items() if name not in texts}) if suite.names else []:
+        print(f"    {row.task}: {row.n} documents show a loss of {100 * row.mde:.1f} pp or more (if 10 % of them flip)")
     return 0
 
 
@@ -150,6 +164,47 @@ def measure(options: argparse.Namespace) -> int:
 
         write_json(options.json, result.to_json())
     return 0
+
+
+def power(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cltk.measure.compare import _score, common_dtype
+    from cltk.measure.evaluate import Suite
+    from cltk.measure.power import plan
+    from cltk.models import locate_model
+    from cltk.progress import Bar
+    from cltk.report.tables import planned
+
+    if options.base:
+        locate_model(options.base)
+    tasks = [task.strip() for task in options.tasks.split(",") if task.strip()]
+    suite = Suite(tasks, limit=options.limit, include_path=options.include_path)
+    rows = plan(suite.sizes(), discordance=options.discordance, effect=options.effect)
+    if options.base:
+        dtype = common_dtype(options.base, options.base, "auto")
+        with Bar() as bar:
+            scores = _score(suite, options.base, dtype, "auto", "prefix", True, bar, "base")
+        rows = plan(suite.sizes(), *_known(scores), discordance=options.discordance, effect=options.effect)
+    Console().print(planned(rows, options.effect).rich())
+    for row in rows:
+        for warning in row.warnings:
+            print(f"warning: {row.task}: {warning}")
+    return 0
+
+
+def _known(scores: Any) -> tuple[dict[str, float], dict[str, int]]:
+    """Accuracy of each task that has one, and its usual number of choices (that of the mean chance) if multiple choice."""
+    from cltk.measure.forgetting import ACCURACIES
+
+    accuracy, choices = {}, {}
+    for name, task in scores.tasks.items():
+        own = [values for wanted in ACCURACIES for metric, values in task.values.items() if metric.split(",")[0] == wanted]
+        if own:
+            accuracy[name] = sum(own[0]) / len(task)
+            if task.choices:
+                choices[name] = round(len(task) / sum(1 / k for k in task.choices))
+    return accuracy, choices
 
 
 def report(options: argparse.Namespace) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,30 @@ def load_model(spec: str | Path, *, dtype: str = "float32", trust_remote_code: b
 
     path = locate_model(spec)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), no_bars():
             warnings.simplefilter("ignore")
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype="auto" if dtype == "auto" else getattr(torch, dtype), trust_remote_code=trust_remote_code
             )
     except Exception as error:
         raise InputError(f"model {spec}: cannot be loaded ({_first_line(error)})") from None
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    return model, tokenizer
+    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device), tokenizer
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """No progress bars of transformers' own inside."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(spec: str | Path, *, trust_remote_code: bool = False) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cltk.data import IGNORED, Row
+from cltk.data import IGNORED, Collator, Row
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def row_nll(
     nll, counts = [0.0] * len(rows), [0] * len(rows)
     done = 0
     with evaluating(model):
-        for batch in _batches(order, rows, batch_tokens):
+        for batch in length_batches(order, rows, batch_tokens):
             sums, counted = _batch_nll(model, [rows[i] for i in batch])
             for i, total, n in zip(batch, sums, counted, strict=True):
                 nll[i], counts[i] = (total / n if n else 0.0), n
@@ -58,7 +58,8 @@ def mean_nll(model: nn.Module, rows: Sequence[Row], *, batch_tokens: int = 2048)
     return sum(values) / len(values)
 
 
-def _batches(order: Sequence[int], rows: Sequence[Row], budget: int) -> Iterator[list[int]]:
+def length_batches(order: Sequence[int], rows: Sequence[Row], budget: int) -> Iterator[list[int]]:
+    """Batches of indices; `order` has ascending lengths, a padded batch has at most `budget` tokens."""
     batch: list[int] = []
     for i in order:  # ascending lengths: the newest is the longest
         if batch and (len(batch) + 1) * len(rows[i]["input_ids"]) > budget:
@@ -71,16 +72,9 @@ def _batches(order: Sequence[int], rows: Sequence[Row], budget: int) -> Iterator
 
 def _batch_nll(model: nn.Module, rows: Sequence[Row]) -> tuple[list[float], list[int]]:
     device = next(model.parameters()).device
-    longest = max(len(row["input_ids"]) for row in rows)
-    ids = torch.zeros((len(rows), longest), dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    labels = torch.full((len(rows), longest), IGNORED)
-    for i, row in enumerate(rows):
-        n = len(row["input_ids"])
-        ids[i, :n], mask[i, :n] = torch.as_tensor(row["input_ids"]), 1
-        labels[i, :n] = torch.as_tensor(row["labels"] if row.get("labels") is not None else row["input_ids"])
-    targets = labels[:, 1:].to(device)
-    logits, kept = logits_where(model, {"input_ids": ids.to(device), "attention_mask": mask.to(device)}, targets)
+    inputs = {name: value.to(device) for name, value in Collator(0)(rows).items()}
+    targets = inputs.pop("labels")[:, 1:]
+    logits, kept = logits_where(model, inputs, targets)
     targets = targets[:, kept]
     counted = targets != IGNORED
     chosen = torch.nn.functional.cross_entropy(logits[counted].float(), targets[counted], reduction="none")

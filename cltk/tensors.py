@@ -45,7 +45,7 @@ def like(parameter: Tensor, tensor: Tensor) -> Tensor:
         from torch.distributed.tensor import distribute_tensor
 
         mesh = parameter.device_mesh
-        return distribute_tensor(tensor.to(mesh.device_type), mesh, parameter.placements)
+        return distribute_tensor(tensor.to(mesh.device_type), mesh, parameter.placements)  # type: ignore[attr-defined]
     return tensor.to(parameter.device)
 
 
@@ -74,7 +74,7 @@ def digest(tensors: Mapping[str, Tensor] | nn.Module) -> str:
         tensor = tensor.cpu().contiguous()
         sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         if tensor.numel():  # numpy has no bfloat16: hash the bytes
-            sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 

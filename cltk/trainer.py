@@ -186,9 +186,7 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
         return trainer
     if any(isinstance(callback, MitigatorCallback) for callback in trainer.callback_handler.callbacks):
         raise InputError("attach: this trainer has mitigators already; pass all of them in one list")
-    plan = Plan(
-        trainer.model, trainer.train_dataset, trainer.args, trainer.processing_class, trainer.eval_dataset, cache=cache
-    )
+    plan = Plan(trainer.model, trainer.train_dataset, trainer.args, trainer.processing_class, trainer.eval_dataset, cache=cache)
     for mitigator in mitigators:
         mitigator.setup(plan)
     if plan.model is not trainer.model:

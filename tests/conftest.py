@@ -99,8 +99,7 @@ def study(tmp_path: Path, tiny_folder: Path) -> Path:
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     documents = [
-        {"q": s, "choices": [w, "zebra", "violet"], "label": 0}
-        for s, w in zip(sentences(12, seed=3), WORDS, strict=False)
+        {"q": s, "choices": [w, "zebra", "violet"], "label": 0} for s, w in zip(sentences(12, seed=3), WORDS, strict=False)
     ]
     write_jsonl(tasks / "docs.jsonl", documents)
     (tasks / "toy.yaml").write_text(

@@ -78,14 +78,13 @@ def _score(
     suite: Suite, spec: Model, dtype: str, batch_size: Any, scorer: str, journal: bool, progress: Progress | None, side: str
 ) -> Scores:
     from cltk.measure.journal import Journal
+
     live = isinstance(spec, tuple)
     model, tokenizer = spec if isinstance(spec, tuple) else load_model(spec, dtype=dtype)
     digest = tensors.digest(model)
     tell = (lambda what, done, total, tokens: progress(f"{side}: {what}", done, total, tokens)) if progress else None
     book = Journal(cache_dir() / "journals" / f"{digest[:16]}-{dtype}-{scorer}.jsonl") if journal and not live else None
-    scores = suite.evaluate(
-        model, tokenizer, digest=digest, batch_size=batch_size, journal=book, progress=tell, scorer=scorer
-    )
+    scores = suite.evaluate(model, tokenizer, digest=digest, batch_size=batch_size, journal=book, progress=tell, scorer=scorer)
     del model
     gc.collect()
     return scores

@@ -233,7 +233,7 @@ def load_tasks(names: Sequence[str], include_path: str | Path | None) -> Any:
                 except Exception as error:
                     raise InputError(_no_data(name, error)) from None
                 for key in loaded:
-                    loaded[key].update(part.get(key) or {})  # type: ignore[attr-defined]
+                    loaded[key].update(part.get(key) or {})
     order = {name: i for i, name in enumerate(names)}
     loaded["tasks"] = dict(sorted(loaded["tasks"].items(), key=lambda item: order.get(item[0], len(order))))
     return loaded
@@ -293,17 +293,24 @@ def _choice_scores(sample: dict[str, Any]) -> dict[str, float]:
     return {"logprob": scores[target], "margin": scores[target] - max(wrong), "choices": len(scores)}
 
 
-def _score_text(text: TextTask, model: Any, tokenizer: Any, digest: str, journal: Any, progress: Progress | None) -> TaskScores:
-    """Token NLL of each row; a text starts with the tokeniser's first special token where it has one."""
-    rows, hashes = [], []
+def token_rows(text: TextTask, tokenizer: Any) -> list[Row]:
+    """The task's rows as token ids (and labels, where they come with the rows)."""
+    rows: list[Row] = []
     for i, row in enumerate(text.rows):
         if "input_ids" in row:
-            rows.append({key: row[key] for key in ("input_ids", "labels") if key in row})
-            hashes.append(hashlib.sha256(json.dumps(list(map(int, row["input_ids"]))).encode()).hexdigest())
+            rows.append({key: list(map(int, row[key])) for key in ("input_ids", "labels") if key in row})
         else:
-            content = text_of(row, f"{text.name}, row {i}")
-            rows.append({"input_ids": tokenizer(content)["input_ids"][: text.max_length]})
-            hashes.append(hashlib.sha256(content.encode()).hexdigest())
+            rows.append({"input_ids": tokenizer(text_of(row, f"{text.name}, row {i}"))["input_ids"][: text.max_length]})
+    return rows
+
+
+def _score_text(text: TextTask, model: Any, tokenizer: Any, digest: str, journal: Any, progress: Progress | None) -> TaskScores:
+    """Token NLL of each row; a text starts with the tokeniser's first special token where it has one."""
+    rows = token_rows(text, tokenizer)
+    hashes = [
+        hashlib.sha256((json.dumps(ids["input_ids"]) if "input_ids" in row else text_of(row, text.name)).encode()).hexdigest()
+        for row, ids in zip(text.rows, rows, strict=True)
+    ]
     prompts = [hashlib.sha256(json.dumps([row["input_ids"], row.get("labels")]).encode()).hexdigest() for row in rows]
     keys = [hashlib.sha256(f"{digest} nll {prompt}".encode()).hexdigest() for prompt in prompts]
     known = [journal.get(key) for key in keys] if journal is not None else []

@@ -23,6 +23,7 @@ Ints = NDArray[np.int64]
 
 JOIN = 256  # a tree of at most so many nodes costs no more attention than it saves
 HEADER = 64  # a shared prefix of at least so many tokens is worth a forward of its own
+KEYS = 8  # keys that a forward may copy, in multiples of its tokens
 
 
 class Requests:
@@ -118,29 +119,22 @@ def _is_tree(requests: Requests, low: int, high: int, start: int, join: int) -> 
     return size <= max(join, 2 * longest) and 8 * (inputs - size) >= inputs
 
 
-def batches(requests: Requests, trees: Sequence[Span], max_tokens: int, max_scored: int) -> Iterator[list[Span]]:
-    """Group trees that have the same prefix, of similar size, longest first, under the budgets.
+def batches(trees: Sequence[Span], max_tokens: int) -> Iterator[list[Span]]:
+    """Group trees that have the same prefix, of similar size, longest first.
 
     Args:
-        requests: The requests.
-        trees: Their spans.
-        max_tokens: Padded tokens a forward; a longer tree goes alone. Keys (prefix included) may be 4 times as many.
-        max_scored: Scored positions a forward, which bounds rows x vocabulary.
+        trees: The trees of a set of requests.
+        max_tokens: Padded tokens a forward; a longer tree goes alone. Keys, prefix included, may be `KEYS` times as many.
     """
     batch: list[Span] = []
-    scored = 0
     for span in sorted(trees, key=lambda s: (s.owner, s.start, -s.size, s.low)):
-        more = int(requests.scored[span.low : span.high].sum())
         if batch:
             head, rows = batch[0], len(batch) + 1
             same = (head.owner, head.start) == (span.owner, span.start)
-            keys = rows * (head.start + head.size)
-            fits = rows * head.size <= max_tokens and keys <= 4 * max_tokens and scored + more <= max_scored
-            if not (same and fits):
+            if not same or rows * head.size > max_tokens or rows * (head.start + head.size) > KEYS * max_tokens:
                 yield batch
-                batch, scored = [], 0
+                batch = []
         batch.append(span)
-        scored += more
     if batch:
         yield batch
 

@@ -23,7 +23,6 @@ from cltk.measure.tree_forward import TreeForward, UnsupportedModelError
 
 Answer = tuple[float, bool]  # (log-probability in nats, whether greedy decoding gives the continuation)
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (text or None, context ids, continuation ids)
-LOGITS = 2**26  # elements of logits that exist at a time: 256 MiB in float32
 CHECKED = 4  # requests of a batch that are compared with the stock path
 
 
@@ -38,8 +37,8 @@ class PrefixLM(HFLM):
     Args:
         model: A transformers causal language model, on its device and in its dtype; put in eval mode.
         tokenizer: Its tokenizer.
-        max_tokens: Padded tokens a forward; "auto": 4096 on the CPU, 16384 elsewhere.
-        batch_size: Of the stock path and of generation; "auto": max_tokens / 512.
+        max_tokens: Padded tokens a forward; "auto": 1024 on the CPU, where caches are small, 16384 elsewhere.
+        batch_size: Of the stock path and of generation; "auto": 8 on the CPU, 32 elsewhere.
         journal: Where answers are kept and looked up; needs `digest`.
         digest: Of the model's weights (and dtype), part of every journal key.
         progress: Called after every batch with (requests done, requests in all, tokens computed so far).
@@ -61,12 +60,12 @@ class PrefixLM(HFLM):
     ) -> None:
         if journal is not None and not digest:
             raise InputError("PrefixLM: a journal needs `digest`, the digest of the model's weights, in its keys")
-        self.max_tokens = (4096 if model.device.type == "cpu" else 16384) if max_tokens == "auto" else int(max_tokens)
-        size = min(64, max(1, self.max_tokens // 512)) if batch_size == "auto" else int(batch_size)
+        cpu = model.device.type == "cpu"
+        self.max_tokens = (1024 if cpu else 16384) if max_tokens == "auto" else int(max_tokens)
+        size = (8 if cpu else 32) if batch_size == "auto" else int(batch_size)
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=size)
         self.journal, self.digest, self.progress = journal, digest, progress
-        self._max_scored = max(1, LOGITS // model.get_input_embeddings().num_embeddings)
-        self._trees: TreeForward | None = TreeForward(model, self._max_scored)
+        self._trees: TreeForward | None = TreeForward(model)
         self._agreed: set[tuple[bool, bool]] = set()
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
@@ -100,7 +99,7 @@ class PrefixLM(HFLM):
         done = tokens = 0
         self.model.eval()
         with torch.inference_mode():
-            for batch in batches(distinct, spans(distinct), self.max_tokens, self._max_scored):
+            for batch in batches(spans(distinct), self.max_tokens):
                 members = [k for span in batch for k in range(span.low, span.high)]
                 if any(k not in answers for k in members):
                     fresh = self._batch(distinct, batch)

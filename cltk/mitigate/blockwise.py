@@ -40,13 +40,15 @@ def pull_(
     """
     if strength == 0:
         return
-    for grad, param, anchor, weight in _blocks(block, grads, params, anchors, importance):
-        difference = _difference(param, anchor)
-        pulled = difference if weight is None else difference * weight
+    for grad, _, difference, weight in _blocks(block, grads, params, anchors, importance):
         if norms is not None:
-            before = grad.float()
-            norms += torch.stack([(difference * pulled).sum(), pulled.square().sum(), before.square().sum()]).to(norms)
-        grad.add_(pulled, alpha=strength)
+            pulled = difference if weight is None else difference * weight
+            sums = [(difference * pulled).sum(), pulled.square().sum(), grad.float().square().sum()]
+            norms += torch.stack(sums).to(norms)
+        if weight is None:
+            grad.add_(difference, alpha=strength)
+        else:
+            grad.addcmul_(difference, weight, value=strength)
 
 
 def value(
@@ -54,8 +56,8 @@ def value(
 ) -> float:
     """strength/2 sum F (theta - theta*)²: float32 within a block, float64 over blocks; of this rank's shards."""
     total = torch.zeros((), dtype=torch.float64)
-    for _, param, anchor, weight in _blocks(block, None, params, anchors, importance):
-        square = _difference(param, anchor).square_()
+    for _, _, difference, weight in _blocks(block, None, params, anchors, importance):
+        square = difference.square_()
         total = total.to(square.device) + (square if weight is None else square.mul_(weight)).sum()
     return strength / 2 * float(total)
 
@@ -81,41 +83,58 @@ def proximal_(
             continue
         factor = min(factor, torch.finfo(torch.float32).max)
         one = None if importance is None else importance[i : i + 1]
-        for _, param, anchor, weight in _blocks(block, None, params[i : i + 1], anchors[i : i + 1], one):
-            difference = _difference(param, anchor)
+        for _, param, difference, weight in _blocks(block, None, params[i : i + 1], anchors[i : i + 1], one):
             if weight is None:
                 difference.mul_(1 / (1 + 1 / factor))
             else:
                 difference.mul_((weight * factor).reciprocal_().add_(1).reciprocal_())
-            param.copy_(param.float() - difference)
+            param.sub_(difference)
 
 
 def decay_(params: Tensors, anchors: Tensors, lr_strength: Sequence[float], block: int | None = None) -> None:
     """theta <- theta - c (theta - theta*), c = lr strength, one a tensor: decoupled L2-SP."""
     for i, factor in enumerate(lr_strength):
-        for _, param, anchor, _ in _blocks(block, None, params[i : i + 1], anchors[i : i + 1], None) if factor else ():
-            param.sub_(_difference(param, anchor), alpha=factor)
+        for _, param, difference, _ in _blocks(block, None, params[i : i + 1], anchors[i : i + 1], None) if factor else ():
+            param.sub_(difference, alpha=factor)
 
 
-def _blocks(size: int | None, *columns: Tensors | None) -> Iterator[list[Any]]:
-    """Aligned flat pieces (grad, param, anchor, importance) of every tensor; None where a column is None.
+def _blocks(
+    size: int | None, grads: Tensors | None, params: Tensors, anchors: Tensors, weights: Tensors | None
+) -> Iterator[tuple[Any, Tensor, Tensor, Tensor | None]]:
+    """(grad, param, param - anchor, importance) in aligned flat pieces of every tensor; None where a column is None.
 
-    Pieces share memory with their tensors. A tensor that cannot be flattened in place comes whole.
+    Grad and param share memory with their tensors; the difference is scratch, the caller's until the next piece.
+    A tensor that cannot be flattened in place comes whole.
     """
-    length = next(len(column) for column in columns if column is not None)
-    for i in range(length):
-        parts = [None if column is None else tensors.local(column[i]).detach() for column in columns]
-        param = next(part for part in parts if part is not None)
-        step = size or (BLOCK_GPU if param.is_cuda else BLOCK)
-        if all(part is None or part.is_contiguous() for part in parts):
-            flat = [None if part is None else part.view(-1) for part in parts]
-            pieces: Any = ([None if f is None else f[k : k + step] for f in flat] for k in range(0, param.numel(), step))
-        else:
-            pieces = [parts]
-        for piece in pieces:
-            yield [None if p is None else p.to(param.device, non_blocking=True) for p in piece]
+    scratch = torch.empty(0)
+    for i, whole in enumerate(params):
+        device, wide = tensors.local(whole).device, torch.promote_types(whole.dtype, torch.float32)
+        step = size or (BLOCK_GPU if device.type == "cuda" else BLOCK)
+        if (scratch.device, scratch.dtype, len(scratch)) != (device, wide, step):
+            scratch = torch.empty(step, device=device, dtype=wide)
+        parts = [None if column is None else tensors.local(column[i]).detach() for column in (grads, params, anchors, weights)]
+        for piece in _pieces(parts, tensors.local(whole).numel(), step):
+            grad, param, anchor, weight = [_beside(part, device) for part in piece]
+            flat = param.dim() == 1 and len(param) <= step
+            out = scratch[: len(param)] if flat else torch.empty_like(param, dtype=wide)
+            yield grad, param, _difference(param, anchor, out), weight
 
 
-def _difference(param: Tensor, anchor: Tensor) -> Tensor:
-    """param - anchor in float32: a new tensor."""
-    return param.float() - anchor.float()
+def _pieces(parts: list[Any], numel: int, step: int) -> Iterator[list[Any]]:
+    if not all(part is None or part.is_contiguous() for part in parts):
+        yield parts
+        return
+    flat = [None if part is None else part.view(-1) for part in parts]
+    for k in range(0, numel, step):
+        yield [None if part is None else part[k : k + step] for part in flat]
+
+
+def _beside(part: Any, device: torch.device) -> Any:
+    return None if part is None else part.to(device, non_blocking=True)
+
+
+def _difference(param: Tensor, anchor: Tensor, out: Tensor) -> Tensor:
+    """out = param - anchor, in float32 at least."""
+    if param.dtype == anchor.dtype == out.dtype:
+        return torch.sub(param, anchor, out=out)
+    return out.copy_(param).sub_(anchor)

@@ -43,7 +43,10 @@ class _Anchored(Mitigator):
             self.anchors = {name: self._parked(tensor) for name, tensor in tensors.snapshot(plan.model).items()}
 
     def start(self, run: Run) -> None:
-        """Columns (parameters, anchors, importance) in one order, each on its parameter's device and shard."""
+        """Columns (parameters, anchors, importance) in one order, each on its parameter's device and shard.
+
+        Under FSDP the whole anchors then wait on the CPU, for another training with the same object.
+        """
         named = dict(tensors.trainable(run.model)) if self.strength else {}
         for name in named:
             if name not in self.anchors:
@@ -52,6 +55,8 @@ class _Anchored(Mitigator):
         if self.importance is not None:
             weights = [self._placed(p, self.importance[name]) for name, p in named.items()]
         self.columns = (list(named.values()), [self._placed(p, self.anchors[name]) for name, p in named.items()], weights)
+        if any(tensors.local(parameter) is not parameter for parameter in named.values()):
+            self.anchors = {name: anchor.cpu() for name, anchor in self.anchors.items()}
 
     def _parked(self, tensor: Tensor) -> Tensor:
         return tensor.cpu() if self.offload else tensor
@@ -68,14 +73,16 @@ class _Anchored(Mitigator):
         if not chosen:
             return
         params, anchors, weights = ([column[i] for i in chosen] if column else None for column in self.columns)
-        assert params is not None and anchors is not None
+        assert params is not None
+        assert anchors is not None
         grads = [parameter.grad for parameter in params if parameter.grad is not None]
         norms = torch.zeros(3, dtype=torch.float64, device=tensors.local(params[0]).device) if self._due(run) else None
         pull_(grads, params, anchors, self.strength, weights, norms=norms)
         if norms is not None:
             energy, pulled, task = _over_shards(norms, params)
             run.log(f"{self.name}_penalty", self.strength / 2 * energy)
-            run.log(f"{self.name}_ratio", self.strength * math.sqrt(pulled / task) if task else math.inf if pulled else 0.0)
+            if task:
+                run.log(f"{self.name}_ratio", self.strength * math.sqrt(pulled / task))
 
     def _log_penalty(self, run: Run) -> None:
         if self._due(run):
@@ -96,6 +103,14 @@ def _over_shards(sums: Tensor, params: list[Tensor]) -> list[float]:
     dist.all_reduce(both)
     copies = float(both[-1]) / sum(parameter.numel() for parameter in params)
     return (both[:-1] / copies).tolist()
+
+
+def _rates(run: Run, params: list[Tensor]) -> list[float]:
+    """The learning rate of each parameter's group, as it was in the step just taken."""
+    if run.optimizer is None:
+        raise RunError("this form steps with the optimizer's learning rate; set run.optimizer, or use form='gradient'")
+    rates = {id(p): float(group["lr"]) for group in run.optimizer.param_groups for p in group["params"]}
+    return [rates.get(id(p), 0.0) for p in params]
 
 
 class EWC(_Anchored):

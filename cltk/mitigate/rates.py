@@ -163,7 +163,9 @@ class EarlyStopping(Mitigator):
         run.log("best_step", self.best["step"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "bad": self.bad, "old_start": self.old_start, "trace": list(self.trace)} if self.every else {}
+        if not self.every:
+            return {}
+        return {"best": self.best, "bad": self.bad, "old_start": self.old_start, "trace": list(self.trace)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.bad, self.old_start = state["best"], int(state["bad"]), float(state["old_start"])

@@ -1,13 +1,17 @@
-"""Records -> tables: plain rows of text first, then rich or Markdown. Knows records only."""
+"""Summaries -> tables: plain rows of text first, then rich or Markdown."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Record = dict[str, Any]
-UNITS = {"acc": ("pp", 100.0), "acc_norm": ("pp", 100.0), "exact_match": ("pp", 100.0), "nll": ("nats", 1.0)}
+from cltk.measure.power import Plan
+from cltk.report.aggregate import Summary
+from cltk.report.effects import Effect, is_accuracy, unit
+
+TEXTS = ("method", "task", "verdict")  # columns of words; the others hold numbers
 
 
 @dataclass(frozen=True)
@@ -21,77 +25,45 @@ class Table:
 
     def markdown(self) -> str:
         lines = [f"**{self.title}**", "", "| " + " | ".join(self.heads) + " |"]
-        lines.append("|" + "|".join(" --- " if i == 0 else " ---: " for i in range(len(self.heads))) + "|")
+        lines.append("|" + "|".join(" --- " if head in TEXTS else " ---: " for head in self.heads) + "|")
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
         return "\n".join([*lines, *(["", self.note] if self.note else [])]) + "\n"
 
     def rich(self) -> Any:
+        from rich import box
         from rich.table import Table as RichTable
+        from rich.text import Text
 
-        table = RichTable(title=self.title, caption=self.note or None, title_justify="left", caption_justify="left")
+        table = RichTable(
+            title=self.title, caption=self.note or None, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )  # fmt: skip
         for i, head in enumerate(self.heads):
-            table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i == 0)
+            table.add_column(head, justify="left" if head in TEXTS else "right", no_wrap=i == 0, overflow="fold")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         return table
 
 
-def amount(row: Record, *, sign: int = 1, digits: int | None = None) -> str:
-    """"+0.123 [0.050, 0.196] nats": the forgetting (or, with sign -1, the gain) and its 95 % interval."""
-    unit, scale = UNITS.get(row["metric"], ("", 1.0))
-    places = digits if digits is not None else (1 if unit == "pp" else 3)
-    value = sign * row["forgetting"] * scale
-    low, high = sorted(sign * end * scale if end is not None else float("nan") for end in row["ci"])
-    return f"{value:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}] {unit}".strip()
+def quantity(effect: Effect, *, sign: int = 1, with_unit: bool = False) -> str:
+    """ "+0.123 ±0.073": the forgetting (with sign -1: the gain) and the half-width of its 95 % interval."""
+    if math.isinf(effect.estimate.high):
+        text = f"{number(sign * effect.estimate.mean, effect.metric, '+')} (no interval)"
+    else:
+        half = max(effect.estimate.high - effect.estimate.mean, effect.estimate.mean - effect.estimate.low)
+        text = f"{number(sign * effect.estimate.mean, effect.metric, '+')} ±{number(half, effect.metric)}"
+    return f"{text} {unit(effect.metric)}".strip() if with_unit else text
 
 
-def score(value: float, metric: str) -> str:
-    unit, scale = UNITS.get(metric, ("", 1.0))
-    return f"{value * scale:.1f}" if unit == "pp" else f"{value * scale:.3f}"
+def number(value: float, metric: str, sign: str = "") -> str:
+    """Accuracies in percent (points) with one digit, everything else with three."""
+    shown, digits = (100 * value, 1) if is_accuracy(metric) else (value, 3)
+    return f"{round(shown, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no -0.0
 
 
-def headline_rows(record: Record, role: str) -> list[Record]:
-    """The rows that stand for each task: one metric a task."""
-    result = record.get(role)
-    if not result:
-        return []
-    return [row for row in result["rows"] if row["metric"] == result["headline"].get(row["task"])]
-
-
-def overview(records: Sequence[Record]) -> Table:
-    """One line a cell: what it learned, what it forgot, and the verdict on each."""
-    texts = _names(records, "retain", lambda row: row["metric"] == "nll")
-    heads = ["method", "steps", "new-task NLL, fall", *[f"{name} NLL, rise" for name in texts], "accuracy lost, mean of tasks"]
-    rows = []
-    for record in records:
-        learn = headline_rows(record, "learn")
-        old = {row["task"]: row for row in headline_rows(record, "retain")}
-        macro = record.get("retain", {}).get("macro")
-        rows.append([
-            label(record, records), str(record["train"]["steps"]),
-            amount(learn[0], sign=-1) if learn else "",
-            *[amount(old[name]) if name in old else "" for name in texts],
-            amount(macro) if macro and macro["metric"] != "nll" else "",
-        ])  # fmt: skip
-    return Table(
-        "What was learned and what was forgotten", heads, rows,
-        "95 % intervals, paired document by document; positive rise and positive loss are forgetting.",
-    )  # fmt: skip
-
-
-def details(records: Sequence[Record]) -> Table:
-    """One line a (cell, task): scores, forgetting with interval, p, flips, verdict."""
-    heads = ["method", "task", "metric", "n", "pre", "post", "forgetting", "p", "lost", "gained", "verdict"]
-    rows = []
-    for record in records:
-        for row in [*headline_rows(record, "retain"), *headline_rows(record, "learn")]:
-            rows.append([
-                label(record, records), row["task"], row["metric"], str(row["n"]), score(row["pre"], row["metric"]),
-                score(row["post"], row["metric"]), amount(row), p_value(row["p"]), *[
-                    "" if row[key] is None else str(row[key]) for key in ("lost", "gained")
-                ], row["verdict"],
-            ])  # fmt: skip
-    return Table("Task by task", heads, rows, "p: McNemar exact for accuracy, sign-flip permutation for NLL; not adjusted.")
+def named(metric: str) -> str:
+    """ "acc (pp)": the metric and the unit of its forgetting."""
+    return f"{metric} ({unit(metric)})" if unit(metric) else metric
 
 
 def p_value(p: float | None) -> str:
@@ -100,48 +72,181 @@ def p_value(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def label(record: Record, records: Sequence[Record]) -> str:
-    """The method, with what else differs between these records."""
-    parts = [str(record["method"])]
-    for key in record.get("labels", {}):
-        if key != "mitigators" and len({str(other.get("labels", {}).get(key)) for other in records}) > 1:
-            parts.append(f"{key.split('.')[-1]}={record['labels'][key]}")
-    return " ".join(parts)
+def count(value: float | None) -> str:
+    """A number of documents; a mean over seeds with one digit."""
+    return "" if value is None else f"{value:.0f}" if value == int(value) else f"{value:.1f}"
 
 
-def _names(records: Sequence[Record], role: str, wanted: Any) -> list[str]:
-    names: dict[str, None] = {}
-    for record in records:
-        names.update(dict.fromkeys(row["task"] for row in headline_rows(record, role) if wanted(row)))
-    return list(names)
+def overview(summaries: Sequence[Summary]) -> Table:
+    """One line a method: seeds, steps, what it learned, and what it forgot."""
+    texts = _texts(summaries)
+    rows = []
+    for summary in summaries:
+        steps = sorted({entry.record["train"]["steps"] for entry in summary.entries})
+        learn, old = _new_task(summary), {effect.task: effect for effect in summary.retain}
+        rows.append([
+            summary.label, str(len(summary.entries)), "-".join(map(str, [steps[0], steps[-1]][: len(steps)])),
+            quantity(learn, sign=-1) if learn else "",
+            *[quantity(old[name]) if name in old else "" for name in texts],
+            quantity(summary.macro) if summary.macro else "",
+        ])  # fmt: skip
+    return Table("What was learned and what was forgotten", _heads(["method", "seeds", "steps"], texts), rows, _note(summaries))
 
 
-def verdict(records: Sequence[Record]) -> list[str]:
-    """In words, a line a cell: does it learn, what does it forget."""
+def _heads(first: list[str], texts: Sequence[str]) -> list[str]:
+    return [*first, "new-task NLL, fall", *[f"{name} NLL, rise" for name in texts], "accuracy lost, pp"]
+
+
+def _texts(summaries: Sequence[Summary]) -> list[str]:
+    return list(dict.fromkeys(one.task for summary in summaries for one in summary.retain if one.metric == "nll"))
+
+
+def _new_task(summary: Summary) -> Effect | None:
+    return next((effect for effect in summary.learn if effect.metric == "nll"), None)
+
+
+def _note(summaries: Sequence[Summary]) -> str:
+    """How the intervals came about, only what applies."""
+    lines = [
+        "±: half of the 95 % interval, paired document by document. A rise and a loss are forgetting. NLL in nats a token."
+    ]
+    several = [summary for summary in summaries if len(summary.entries) > 1]
+    if len(several) < len(summaries):
+        lines.append("One seed: the interval covers documents, not training noise.")
+    if any(summary.per_document for summary in several):
+        lines.append("Several seeds: two-way bootstrap over seeds x documents.")
+    if any(not summary.per_document for summary in several):
+        lines.append(
+            "Seeds x documents needs the per-document scores (scores.json, or NAME.scores.json and base.scores.json): where"
+            " they are missing, the variance over seeds is added to that of the records' own intervals, which is too wide."
+        )
+    said: dict[str, list[str]] = {}
+    for summary in summaries:
+        for note in summary.notes:
+            said.setdefault(note, []).append(summary.label)
+    for note, labels in said.items():
+        lines.append(f"{', '.join(labels[:5])}{f' and {len(labels) - 5} more' if len(labels) > 5 else ''}: {note}.")
+    return " ".join(lines)
+
+
+def seeds(summaries: Sequence[Summary]) -> Table | None:
+    """Every seed's own values; None when each method has one."""
+    if all(len(summary.entries) == 1 for summary in summaries):
+        return None
+    texts = _texts(summaries)
+    rows = []
+    for summary in summaries:
+        old = {effect.task: effect for effect in summary.retain}
+        shown = [(_new_task(summary), -1), *[(old.get(name), 1) for name in texts], (summary.macro, 1)]
+        for i, seed in enumerate(summary.seeds):
+            cells = [number(sign * one.points[i], one.metric, "+") if one else "" for one, sign in shown]
+            rows.append([summary.label, str(seed), *cells])
+    return Table("Seed by seed", _heads(["method", "seed"], texts), rows)
+
+
+def against_plain(summaries: Sequence[Summary]) -> Table | None:
+    """The confirmatory table: forgetting of each method minus that of plain training; None when nothing was compared."""
+    rows, endpoints = [], dict[str, None]()
+    for summary in summaries:
+        one = summary.difference
+        if one is None:
+            continue
+        endpoints[f"{one.task} {one.metric}"] = None
+        rows.append([
+            summary.label, str(len(one.points)), quantity(one, with_unit=True), p_value(one.estimate.p), p_value(one.adjusted),
+            quantity(summary.learning, with_unit=True) if summary.learning else "", one.verdict,
+        ])  # fmt: skip
+    note = (
+        f"Primary endpoint: {', '.join(endpoints)}; forgetting minus that of plain training with the same seeds on the same"
+        " documents, negative is better. Holm over the methods. New-task NLL above plain: what the method did not learn."
+    )
+    heads = ["method", "seeds", "forgets more by", "p", "Holm p", "new-task NLL above plain", "verdict"]
+    return Table("Against plain training", heads, rows, note) if rows else None
+
+
+def details(summaries: Sequence[Summary]) -> Table:
+    """One line a (method, task): scores, forgetting with interval, p, flips, verdict."""
+    churned = any(effect.churn is not None for summary in summaries for effect in summary.retain)
+    rows = []
+    for summary in summaries:
+        mean = [summary.primary] if summary.primary and not any(map(summary.is_primary, summary.retain)) else []
+        for effect in [*mean, *summary.retain, *summary.learn]:
+            words = effect.verdict if effect.adjusted is not None else learning(effect)
+            flips = "" if effect.lost is None else f"{count(effect.lost)}/{count(effect.gained)}"
+            rows.append([
+                summary.label, f"{effect.task} {named(effect.metric)}", str(effect.n), number(effect.pre, effect.metric),
+                number(effect.post, effect.metric), quantity(effect), p_value(effect.estimate.p), p_value(effect.adjusted),
+                flips, *([count(effect.churn)] if churned else []), words,
+            ])  # fmt: skip
+    heads = ["method", "task", "n", "pre", "post", "forgetting", "p", "adj. p", "lost/ gained"]
+    note = (
+        "adj. p, which verdicts go by: Holm over methods on the primary endpoint (old-text NLL, else mean accuracy); elsewhere"
+        " Benjamini-Hochberg over methods x tasks."
+    )
+    if churned:
+        note += " churn: documents that flip one way between two seeds of the method; lost and gained beyond it are no noise."
+    return Table("Task by task", [*heads, *(["churn"] if churned else []), "verdict"], rows, note)
+
+
+def learning(effect: Effect) -> str:
+    """The verdict on a new task."""
+    return "learns" if effect.estimate.high < 0 and effect.estimate.p < 0.05 else "shows no learning at this n"
+
+
+def verdict(summaries: Sequence[Summary]) -> list[str]:
+    """In words, a line a method: does it learn, what does it forget, is it better than plain training."""
     lines = []
-    for record in records:
-        learn = headline_rows(record, "learn")
-        learned = "learns" if learn and learn[0]["ci"][1] is not None and learn[0]["ci"][1] < 0 else "shows no learning at this n"
-        lost = [row["task"] for row in headline_rows(record, "retain") if row["verdict"].startswith("forgets")]
-        kept = [row["task"] for row in headline_rows(record, "retain") if row["verdict"].startswith("does not")]
-        unsure = [row["task"] for row in headline_rows(record, "retain") if row["verdict"].startswith("cannot")]
-        parts = [learned]
-        parts += [f"forgets on {', '.join(lost)}"] if lost else []
-        parts += [f"does not forget on {', '.join(kept)}"] if kept else []
-        parts += [f"cannot tell at this n on {', '.join(unsure)}"] if unsure else []
-        lines.append(f"{label(record, records)}: {'; '.join(parts)}.")
+    for summary in summaries:
+        learn, on = _new_task(summary), dict[str, list[str]]()
+        for effect in summary.retain:
+            if not summary.is_primary(effect):
+                on.setdefault(effect.verdict, []).append(effect.task)
+        parts = [learning(learn)] if learn else []
+        if (main := summary.primary) is not None:
+            parts.append(f"{main.verdict} on {main.task} (Holm p {p_value(main.adjusted)})")
+        parts += [f"{words} on {', '.join(tasks)}" for words, tasks in sorted(on.items(), key=lambda item: _rank(item[0]))]
+        if summary.difference is not None:
+            parts.append(f"against plain: {summary.difference.verdict} (Holm p {p_value(summary.difference.adjusted)})")
+        seeds = f" ({len(summary.entries)} seeds)" if len(summary.entries) > 1 else ""
+        lines.append(f"{summary.label}{seeds}: {'; '.join(parts)}.")
     return lines
+
+
+def _rank(words: str) -> int:
+    return ["forgets", "does", "cannot"].index(words.split()[0])
 
 
 def measured(result: dict[str, Any]) -> Table:
     """The forgetting table of two checkpoints, macro average last."""
-    heads = ["task", "metric", "n", "pre", "post", "forgetting", "p", "lost", "gained", "verdict"]
     rows = []
     for row in [*result["rows"], result["macro"]]:
-        metric = row["metric"]
-        flips = ["" if row[key] is None else str(row[key]) for key in ("lost", "gained")]
+        effect = Effect.of(row, row["task"])
+        flips = "" if effect.lost is None else f"{count(effect.lost)}/{count(effect.gained)}"
         rows.append([
-            row["task"], metric, str(row["n"]), score(row["pre"], metric), score(row["post"], metric), amount(row),
-            p_value(row["p"]), *flips, row["verdict"],
+            effect.task, named(effect.metric), str(effect.n), number(effect.pre, effect.metric),
+            number(effect.post, effect.metric), quantity(effect), p_value(effect.estimate.p), flips, row["verdict"],
         ])  # fmt: skip
-    return Table("Forgetting: Perf_pre - Perf_ft, paired", heads, rows, "positive is bad; 95 % intervals")
+    heads = ["task", "metric", "n", "pre", "post", "forgetting", "p", "lost/ gained", "verdict"]
+    return Table("Forgetting: Perf_pre - Perf_ft, paired", heads, rows, "positive is bad; ± half of the 95 % interval")
+
+
+def planned(plans: Sequence[Plan], effect: float) -> Table:
+    """What a study with so many documents can show."""
+    based = any(plan.base is not None for plan in plans)
+    rows = []
+    for plan in plans:
+        shares = [plan.base, plan.losable] if based else []
+        needed = "" if plan.needed is None else str(plan.needed)
+        row = [plan.task, str(plan.n), f"{100 * plan.mde:.1f}", needed]
+        rows.append([*row, *["" if share is None else f"{100 * share:.1f}" for share in shares]])
+    heads = [
+        "task",
+        "n",
+        "smallest loss shown, pp",
+        f"n for {100 * effect:g} pp",
+        *(["base, %", "can be lost, pp"] if based else []),
+    ]
+    return Table(
+        "What these documents can show", heads, rows,
+        "accuracy lost, two-sided at 0.05 with 80 % power; can be lost: what the base knows beyond guessing",
+    )  # fmt: skip

@@ -6,8 +6,6 @@ only inheritance. An unknown key is an error that names the file, the line, the 
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import itertools
 import typing
 from dataclasses import dataclass, fields
@@ -17,9 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from cltk.assets import find
-from cltk.data import READERS
 from cltk.errors import InputError
+from cltk.run.methods import check_mitigators, method_name, nearest, resolve_path, signature_schema
 from cltk.run.yaml import Keys, read_yaml
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
@@ -80,6 +77,7 @@ class EvalSpec(_Section):
     include_path: str | None = Field(None, description="folder of task YAML; its !function runs Python")
     chat_template: bool = False
     batch_size: Count | Literal["auto"] = "auto"
+    kl_rows: Annotated[int, Field(ge=0)] = Field(16, description="rows of each text on which KL(start || tuned) is measured")
     margins: dict[str, float] = Field(default_factory=dict, description="{metric: loss that does not matter}")
     scorer: Literal["prefix", "stock"] = Field("prefix", description="contexts computed once, or lm-eval's own HFLM")
 
@@ -195,7 +193,7 @@ def _explain(problem: Any, cls: type[BaseModel], above: Keys, where: Any) -> str
     keys = tuple(key for key in problem["loc"] if not _is_branch(key))
     dotted = ".".join(map(str, (*above, *keys))) or "file"
     if problem["type"] == "extra_forbidden":
-        return f"{where(keys)}: {dotted}: unknown key{_nearest(str(keys[-1]), _names_at(cls, keys[:-1]))}"
+        return f"{where(keys)}: {dotted}: unknown key{nearest(str(keys[-1]), _names_at(cls, keys[:-1]))}"
     if problem["type"] == "missing":
         return f"{where(keys[:-1])}: {dotted}: this key is required"
     got = repr(problem["input"])
@@ -220,12 +218,6 @@ def _flatten(annotation: Any) -> list[Any]:
     return [annotation] if not arguments else [x for a in arguments for x in _flatten(a)]
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; valid keys are {', '.join(known)}"
-
-
 def _product(grid: dict[str, Any], where: Any) -> list[tuple[dict[str, Any], str, Keys, dict[str, Any]]]:
     """Every combination: labels, the method's given name, where its mitigators stand in the file, key -> value."""
     axes = []
@@ -234,10 +226,10 @@ def _product(grid: dict[str, Any], where: Any) -> list[tuple[dict[str, Any], str
             raise InputError(f"{where(('grid', key))}: grid.{key}: give at least one value")
         named = list(values.items()) if isinstance(values, dict) else list(enumerate(values))
         axes.append([(key, name, value) for name, value in named])
-    done = []
+    done: list[tuple[dict[str, Any], str, Keys, dict[str, Any]]] = []
     for combination in itertools.product(*axes):
         labels = {key: name if isinstance(name, str) else _label(key, value) for key, name, value in combination}
-        at = next((("grid", key, name) for key, name, _ in combination if key == "mitigators"), ("mitigators",))
+        at: Keys = next((("grid", key, name) for key, name, _ in combination if key == "mitigators"), ("mitigators",))
         method = str(at[2]) if len(at) == 3 and isinstance(at[2], str) else ""
         done.append((labels, method, at, {key: value for key, _, value in combination}))
     return done
@@ -250,7 +242,7 @@ def _label(key: str, value: Any) -> Any:
 def _set(data: dict[str, Any], dotted: str, value: Any, where: Any) -> dict[str, Any]:
     head, _, rest = dotted.partition(".")
     if head not in Experiment.model_fields or head in ("grid", "base"):
-        raise InputError(f"{where(('grid', dotted))}: grid.{dotted}: unknown key{_nearest(head, Experiment.model_fields)}")
+        raise InputError(f"{where(('grid', dotted))}: grid.{dotted}: unknown key{nearest(head, Experiment.model_fields)}")
     if not rest:
         return {**data, head: value}
     inner = data.get(head) or {}
@@ -280,9 +272,9 @@ def train_model() -> type[BaseModel]:
 def _plain_type(hint: Any) -> Any:
     """The part of a type that YAML can hold."""
     plain = [t for t in _flatten(hint) if t in (str, int, float, bool)]
-    if any(origin in (dict, list) for origin in [typing.get_origin(hint), *map(typing.get_origin, typing.get_args(hint))]) or any(
-        t in (dict, list) for t in _flatten(hint)
-    ):
+    if any(
+        origin in (dict, list) for origin in [typing.get_origin(hint), *map(typing.get_origin, typing.get_args(hint))]
+    ) or any(t in (dict, list) for t in _flatten(hint)):
         return Any
     if not plain:
         return str | bool | int | float | None  # an enum, given by its value
@@ -290,7 +282,7 @@ def _plain_type(hint: Any) -> Any:
     for t in (bool, int, float, str):
         if t in plain:
             union = t if union is None else union | t
-    return union | None if len(plain) == 1 else union | None
+    return union | None
 
 
 def check_train(train: dict[str, Any], where: Any) -> dict[str, Any]:
@@ -299,104 +291,20 @@ def check_train(train: dict[str, Any], where: Any) -> dict[str, Any]:
     unknown = [key for key in train if key not in cls.model_fields]
     if unknown:
         key = unknown[0]
-        raise InputError(f"{where((key,))}: train.{key}: unknown training argument{_nearest(str(key), cls.model_fields)}")
+        raise InputError(f"{where((key,))}: train.{key}: unknown training argument{nearest(str(key), cls.model_fields)}")
     try:
         checked = cls.model_validate(train).model_dump(exclude_unset=True)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = problem["loc"][0]
+        field = problem["loc"][0]
         got = repr(problem["input"])[:60]
-        raise InputError(f"{where((key,))}: train.{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {got}") from None
+        raise InputError(
+            f"{where((field,))}: train.{field}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {got}"
+        ) from None
     from cltk.run.train import training_arguments
 
     training_arguments(checked, 0, Path("unused"), where)
     return checked
-
-
-def method_name(mitigators: list[Any]) -> str:
-    """"plain" for an empty list, else the names joined by +."""
-    names = [next(iter(entry)) if isinstance(entry, dict) and entry else str(entry) for entry in mitigators]
-    return "+".join(map(str, names)) or "plain"
-
-
-def check_mitigators(entries: list[Any], folder: Path, where: Any) -> None:
-    """Names, arguments and their types, and whatever the constructors object to."""
-    build_mitigators(entries, folder, where)
-
-
-def build_mitigators(entries: Any, folder: Path, where: Any = None) -> list[Any]:
-    """New mitigators from `[{name: arguments}, ...]`; relative paths in the arguments start at `folder`."""
-    from cltk.mitigate import MITIGATORS
-
-    def at(*keys: str | int) -> str:
-        return f"{where(keys)}: " if where else ""
-
-    if not isinstance(entries, list):
-        raise InputError(f"{at()}mitigators: expected a list such as [low_lr: {{factor: 0.1}}], got {entries!r}")
-    built = []
-    for i, entry in enumerate(entries):
-        name, arguments = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, {})
-        if not isinstance(name, str):
-            raise InputError(f"{at(i)}mitigators: expected one name with its arguments, got {entry!r}")
-        if name not in MITIGATORS:
-            raise InputError(f"{at(i)}mitigators: unknown mitigator {name!r}{_nearest(name, MITIGATORS)}")
-        arguments = {} if arguments is None else arguments
-        if not isinstance(arguments, dict):
-            raise InputError(f"{at(i)}{name}: expected named arguments, got {arguments!r}")
-        checked = _check_arguments(name, MITIGATORS[name], arguments, lambda *keys, i=i: at(i, *keys))
-        try:
-            built.append(MITIGATORS[name](**_resolve(checked, folder)))
-        except InputError as error:
-            raise InputError(f"{at(i)}{error}") from None
-        except TypeError as error:
-            raise InputError(f"{at(i)}{name}: {error}") from None
-    return built
-
-
-def _check_arguments(name: str, cls: type, arguments: dict[str, Any], at: Any) -> dict[str, Any]:
-    parameters = {key: p for key, p in inspect.signature(cls).parameters.items() if key != "self"}
-    for key in arguments:
-        if key not in parameters:
-            raise InputError(f"{at(name, key)}{name}.{key}: unknown argument{_nearest(str(key), parameters)}")
-    try:
-        hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
-    except NameError:
-        hints = {}
-    checked = {}
-    for key, value in arguments.items():
-        one = create_model("One", __config__=ConfigDict(arbitrary_types_allowed=True), value=(hints.get(key, Any), ...))
-        try:
-            checked[key] = one.model_validate({"value": value}).value  # type: ignore[attr-defined]
-        except ValidationError as error:
-            message = error.errors()[0]["msg"]
-            raise InputError(f"{at(name, key)}{name}.{key}: {message[0].lower()}{message[1:]}, got {value!r}") from None
-    return checked
-
-
-PATH_KEYS = ("memory", "importance", "validation", "prompts")
-
-
-def _resolve(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
-    resolved = {}
-    for key, value in arguments.items():
-        if isinstance(value, dict):
-            resolved[key] = _resolve(value, folder)
-        else:
-            resolved[key] = resolve_path(value, folder, key) if key in PATH_KEYS and isinstance(value, str) else value
-    return resolved
-
-
-def resolve_path(value: str, folder: Path, key: str) -> str:
-    """An asset or hub id as it is; a path relative to the YAML's folder. A file that must exist and does not: InputError."""
-    if value.startswith("asset:"):
-        find(value.removeprefix("asset:").partition("/")[0])  # an unknown name is an error now, not after training
-        return value
-    path = folder / value
-    if path.exists():
-        return str(path)
-    if path.suffix in (*READERS, ".safetensors", ".yaml") or value.startswith(("/", ".")) or value.count("/") > 1:
-        raise InputError(f"{key}: {path}: no such file")
-    return value
 
 
 def _check_files(experiment: Experiment, folder: Path, where: Any) -> None:
@@ -430,16 +338,8 @@ def schema() -> dict[str, Any]:
     document.setdefault("$defs", {}).update(arguments.pop("$defs", {}))
     document["properties"]["train"] = arguments
     methods = [
-        {"type": "object", "properties": {name: _signature_schema(cls)}, "required": [name], "additionalProperties": False}
+        {"type": "object", "properties": {name: signature_schema(cls)}, "required": [name], "additionalProperties": False}
         for name, cls in sorted(MITIGATORS.items())
     ]
     document["properties"]["mitigators"]["items"] = {"anyOf": [*methods, {"enum": sorted(MITIGATORS)}]}
     return document
-
-
-def _signature_schema(cls: type) -> dict[str, Any]:
-    parameters = [p for key, p in inspect.signature(cls).parameters.items() if key != "self"]
-    names = {p.name: {"description": str(p)} for p in parameters}
-    required = [p.name for p in parameters if p.default is inspect.Parameter.empty]
-    title = (inspect.getdoc(cls) or "").split("\n")[0]
-    return {"type": "object", "description": title, "properties": names, "required": required, "additionalProperties": False}

@@ -14,12 +14,14 @@ from typing import Any
 from cltk import __version__, assets, models
 from cltk.data import Row, locate
 from cltk.errors import CltkError, InputError, RunError
-from cltk.measure.evaluate import Suite, TextTask
+from cltk.measure.divergence import divergence
+from cltk.measure.evaluate import Suite, TextTask, token_rows
 from cltk.measure.forgetting import Result, compare
 from cltk.measure.journal import Journal
 from cltk.measure.scores import Scores
 from cltk.run import records
-from cltk.run.config import Cell, Plan, Source, TextSpec, build_mitigators, load_config, resolve_path
+from cltk.run.config import Cell, Plan, Source, TextSpec, load_config
+from cltk.run.methods import PATH_KEYS, build_mitigators, resolve_path
 from cltk.run.train import Prepared, Trained, prepare_data, train_cell
 from cltk.run.yaml import read_yaml
 
@@ -190,10 +192,7 @@ class ExperimentRun:
         folder = self.folder(cell)
         pre = self.base_scores(cell, say)
         prepared = self.data(cell)
-        spec = cell.config.model
-        model, tokenizer = models.load_model(
-            self._path(spec.pretrained), dtype=spec.dtype, trust_remote_code=spec.trust_remote_code
-        )
+        model, tokenizer = self._start_model(cell)
         mitigators = build_mitigators(cell.config.mitigators, self.plan.folder)
 
         def training(step: int, steps: int, last: dict[str, float]) -> None:
@@ -201,12 +200,11 @@ class ExperimentRun:
             say(f"{cell.name}: train", step, steps, loss)
 
         checkpoints = folder / "checkpoints"
-        trained = train_cell(
-            cell, model, tokenizer, prepared, mitigators, checkpoints, cache=self.out / "cache", tell=training
-        )
+        trained = train_cell(cell, model, tokenizer, prepared, mitigators, checkpoints, cache=self.out / "cache", tell=training)
         del model
         post = self._evaluate(cell, trained.model, tokenizer, say, cell.name)
-        record = self._record(cell, order, pre, post, trained, begin)
+        moved = self._divergence(cell, trained.model, tokenizer, say)
+        record = self._record(cell, order, pre, post, trained, begin) | {"divergence": moved}
         _write_scores(folder / "scores.json", post)
         write_lm_eval(post, folder / "lm_eval", str(self.plan.experiment.model.pretrained))
         if cell.config.keep_model:
@@ -228,12 +226,9 @@ class ExperimentRun:
         file = folder / "scores.json"
         if file.exists():
             return Scores.from_json(records.read_json(file))
-        spec = cell.config.model
-        model, tokenizer = models.load_model(
-            self._path(spec.pretrained), dtype=spec.dtype, trust_remote_code=spec.trust_remote_code
-        )
+        model, tokenizer = self._start_model(cell)
         scores = self._evaluate(cell, model, tokenizer, say, "start model")
-        write_lm_eval(scores, folder / "lm_eval", spec.pretrained)
+        write_lm_eval(scores, folder / "lm_eval", cell.config.model.pretrained)
         _write_scores(file, scores)
         return scores
 
@@ -248,9 +243,20 @@ class ExperimentRun:
             progress=lambda what, done, total, tokens: say(f"{who}: {what}", done, total, f"{tokens} tokens" if tokens else ""),
         )  # fmt: skip
 
-    def _record(
-        self, cell: Cell, order: int, pre: Scores, post: Scores, trained: Trained, begin: float
-    ) -> dict[str, Any]:
+    def _divergence(self, cell: Cell, tuned: Any, tokenizer: Any, say: Tell) -> dict[str, Any]:
+        """Forward KL(start || tuned) on every text: the old ones, and new-task prompts."""
+        limit = cell.config.evals.kl_rows
+        if not limit:
+            return {}
+        start = self._start_model(cell)[0]
+        sets = {text.name: token_rows(text, tokenizer) for text in self.suite(cell).texts}
+        return divergence(start, tuned, sets, limit, lambda what, done, total, _: say(f"{cell.name}: {what}", done, total, ""))
+
+    def _start_model(self, cell: Cell) -> tuple[Any, Any]:
+        spec = cell.config.model
+        return models.load_model(self._path(spec.pretrained), dtype=spec.dtype, trust_remote_code=spec.trust_remote_code)
+
+    def _record(self, cell: Cell, order: int, pre: Scores, post: Scores, trained: Trained, begin: float) -> dict[str, Any]:
         learn = ["heldout", *(_text_name(e) if isinstance(e, TextSpec) else e for e in self.entries(cell.config.evals.learn))]
         retain = [name for name in pre.tasks if name not in learn]
         results = {
@@ -302,7 +308,7 @@ def _memories(entries: list[Any]) -> list[str]:
             for key, value in entry.items():
                 if isinstance(value, dict):
                     found += _memories([value])
-                elif key in ("memory", "importance", "validation", "prompts") and isinstance(value, str):
+                elif key in PATH_KEYS and isinstance(value, str):
                     found.append(value)
     return found
 
@@ -325,6 +331,6 @@ def write_lm_eval(scores: Scores, folder: Path, model: str) -> None:
     results = {key: value for key, value in scores.lm_eval.items() if key != "samples"}
     results["config"] = {"model": "hf", "model_args": f"pretrained={model}", "weights_sha256": scores.digest}
     samples = scores.lm_eval["samples"]
-    tracker.save_results_aggregated(results=results, samples=samples)  # type: ignore[arg-type]
+    tracker.save_results_aggregated(results=results, samples=samples)
     for name, rows in samples.items():
         tracker.save_results_samples(task_name=name, samples=rows)

@@ -11,7 +11,8 @@ from typing import Any
 
 from cltk.data import Collator, Row, fill, pad_id, read_rows, split_by, tokenize_pairs
 from cltk.errors import InputError, RunError
-from cltk.run.config import Cell, DataSpec, Source, resolve_path
+from cltk.run.config import Cell, DataSpec, Source
+from cltk.run.methods import resolve_path
 
 Tell = Callable[[int, int, dict[str, float]], None]  # step, steps, last log line
 
@@ -38,7 +39,7 @@ class Trained:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-class Diverged(RunError):
+class DivergedError(RunError):
     """The loss or a gradient is not finite."""
 
 
@@ -61,7 +62,8 @@ def prepare_data(spec: DataSpec, tokenizer: Any, folder: Path) -> Prepared:
             raise InputError(f"data.{key}: no rows are left for it; give it a file of its own or a larger fraction")
         source = getattr(spec, key) if isinstance(getattr(spec, key), Source) else spec.train
         done[key] = tokenize_pairs(
-            some, tokenizer, prompt=source.prompt or _prompt(spec.train), completion=source.completion or _completion(spec.train),
+            some, tokenizer, prompt=source.prompt or _prompt(spec.train),
+            completion=source.completion or _completion(spec.train),
             max_length=spec.max_length, chat_template=spec.chat_template, completion_only=spec.completion_only,
             where=f"data.{key} ({source.path})",
         )  # fmt: skip
@@ -123,10 +125,10 @@ def train_cell(
 ) -> Trained:  # fmt: skip
     """Fine-tune `model` in place. Continues from the last checkpoint in `output` when there is one.
 
-    Raises Diverged at the first step whose gradient is not finite, with the last good weights saved in
+    Raises DivergedError at the first step whose gradient is not finite, with the last good weights saved in
     `output`/last_good.
     """
-    from transformers import Trainer, set_seed
+    from transformers import PrinterCallback, Trainer, set_seed
     from transformers.trainer_utils import get_last_checkpoint
 
     from cltk.trainer import attach
@@ -137,6 +139,7 @@ def train_cell(
         model=model, args=args, train_dataset=prepared.train, eval_dataset=prepared.validation,
         data_collator=Collator(pad_id(tokenizer)), processing_class=tokenizer,
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # it prints every log line; the history goes into the record
     attach(trainer, mitigators, cache=cache)
     callbacks = make_callbacks(trainer, output, tell)
     for callback in callbacks:
@@ -175,7 +178,7 @@ def make_callbacks(trainer: Any, output: Path, tell: Tell | None) -> list[Any]:
             if not torch.isfinite(torch.stack([n.to(norms[0].device) for n in norms])).all():
                 step = state.global_step + 1
                 trainer.save_model(str(output / "last_good"))
-                raise Diverged(
+                raise DivergedError(
                     f"the loss or a gradient is not finite at step {step}; the weights of step {step - 1} are kept in"
                     f" {output / 'last_good'}; lower learning_rate, lengthen warmup_steps, or set max_grad_norm"
                 )

@@ -202,7 +202,7 @@ def test_ragged_documents_equal_a_naive_loop(documents, budget, limit):
     header = [7, 8, 9] * 30
     model = CACHE.setdefault("gemma3", make_model("gemma3").double())
     lm = PrefixLM(model, CACHE.setdefault("tokenizer", make_tokenizer()), max_tokens=budget)
-    lm._max_scored = lm._trees.max_scored = limit
+    lm._trees.rows = limit
     requests = [(None, header * long + context, cont) for context, conts, long in documents for cont in conts]
     for (_, context, cont), (logprob, greedy) in zip(requests, lm._loglikelihood_tokens(requests), strict=True):
         expected, flag = naive(model, context, cont)
@@ -222,7 +222,7 @@ def test_plan_is_a_partition_into_tries(documents, join, header, budget):
     requests = Requests(pairs)
     assert [(requests.tokens[k].tolist(), requests.scored[k]) for k in requests.place] == pairs
     assert len(requests) == len({(tuple(tokens), scored) for tokens, scored in pairs})
-    plan = list(batches(requests, spans(requests, join, header), budget, budget))
+    plan = list(batches(spans(requests, join, header), budget))
     members = sorted(k for batch in plan for span in batch for k in range(span.low, span.high))
     assert members == list(range(len(requests)))
     for batch in plan:
@@ -367,7 +367,7 @@ def test_rows_of_logits_are_bounded(llama, tokenizer):
     requests = instances(mixed_pairs(5))
     free, _ = both(llama, tokenizer)
     tight, _ = both(llama, tokenizer)
-    tight._trees.max_scored = 3
+    tight._trees.rows = 3
     heights = []
     handle = llama.lm_head.register_forward_hook(lambda module, args, output: heights.append(output.shape[-2]))
     tight._agreed = {(True, False), (False, False), (True, True), (False, True)}

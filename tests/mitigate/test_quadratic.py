@@ -117,6 +117,9 @@ def test_tensors_that_cannot_be_flattened_in_place():
     torch.testing.assert_close(grad, base.T)
     proximal_([param], [anchor], 1.0)
     torch.testing.assert_close(base, grad.T / 2)
+    strided, long = torch.zeros(9), torch.arange(18.0)
+    pull_([strided], [long[::2]], [torch.ones(9)], 1.0, block=4)
+    torch.testing.assert_close(strided, long[::2] - 1)
 
 
 def test_bfloat16_parameters_are_compared_in_float32():

@@ -37,7 +37,7 @@ EDITS: list[tuple[str, Callable[[str], str], list[str]]] = [
     ("wrong type", lambda t: t.replace("limit: 8", "limit: many"), ["experiment.yaml:11", "evals.limit", "'many'"]),
     ("limit of zero", lambda t: t.replace("limit: 8", "limit: 0"), ["experiment.yaml:11", "evals.limit"]),
     ("missing key", lambda t: t.replace("model: {pretrained: tiny-llama}\n", ""), ["model", "required"]),
-    ("unknown training argument", lambda t: t.replace("max_steps", "max_step"), ["experiment.yaml:7", "max_step", "'max_steps'"]),
+    ("unknown training argument", lambda t: t.replace("max_steps", "max_step"), ["experiment.yaml:7", "'max_steps'"]),
     ("training argument's type", lambda t: t.replace("3.0e-3", "fast"), ["experiment.yaml:7", "learning_rate", "'fast'"]),
     ("training argument's value", lambda t: t.replace("logging_steps: 2", "lr_scheduler_type: wavy"), ["train", "wavy"]),
     ("unknown mitigator", lambda t: t.replace("[ewc:", "[ecw:"), ["experiment.yaml:18", "'ecw'", "'ewc'"]),
@@ -109,9 +109,7 @@ def test_data_file(rows: str, expected: list[str], experiment: Path, study: Path
         (["fly"], ["fly"]),
     ],
 )
-def test_arguments(
-    arguments: list[str], expected: list[str], experiment: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_arguments(arguments: list[str], expected: list[str], experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(arguments, capsys)
     assert all(part in message for part in expected), message
 

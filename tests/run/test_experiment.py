@@ -69,12 +69,12 @@ def test_dry_run_loads_no_weights(experiment: Path, study: Path, capsys: pytest.
 
 def test_a_failed_cell_is_recorded_and_the_others_run(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = experiment.read_text()
-    head, grid = text.split("grid:")
-    experiment.write_text(head + 'grid: {train.learning_rate: [1.0e+30, 1.0e-3]}\nkeep_model: false\n')
+    head = text.split("grid:")[0]
+    experiment.write_text(head + "grid: {train.learning_rate: [1.0e+30, 1.0e-3]}\nkeep_model: false\n")
     assert main(["run", str(experiment), "--out", "out"]) == 1
     assert "not finite at step" in capsys.readouterr().err
     failed = read_json(next(Path("out").glob("*/failed.json")))
-    assert failed["kind"] == "Diverged"
+    assert failed["kind"] == "DivergedError"
     assert len(list(Path("out").glob("*/record.json"))) == 1
     assert list(Path("out").glob("*/checkpoints/last_good/model.safetensors"))
 

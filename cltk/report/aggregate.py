@@ -1,0 +1,160 @@
+"""Records -> one summary a method: seeds together, methods against plain training, p-values adjusted over what is claimed.
+
+Seeds and documents are different noise: a method's forgetting comes from a two-way bootstrap (`cltk.report.seeds`), never
+from a pooled n. Confirmatory: the primary endpoint, alone and against plain, Holm (1979) over methods. Exploratory: methods
+x other tasks, Benjamini and Hochberg (1995).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from cltk.measure import stats
+from cltk.report import seeds
+from cltk.report.effects import Effect, Item, combined, finite, judged, kind
+from cltk.report.groups import Group, group_entries, reference_of
+from cltk.report.sources import Entry, Losses, ScoreFiles, headline_rows, stack
+
+Documents = dict[str, list[Losses | None]]  # task -> a run a seed; empty when none was read
+
+
+@dataclass
+class Summary:
+    """One method (with one setting of everything that is no seed)."""
+
+    label: str
+    plain: bool
+    entries: list[Entry]  # one a seed, ascending
+    retain: list[Effect]
+    learn: list[Effect]
+    macro: Effect | None
+    primary: Effect | None  # old-text NLL where there is one, else the macro accuracy
+    primary_tasks: list[str]
+    per_document: bool  # whether seeds x documents could be drawn
+    difference: Effect | None = None  # primary: forgetting - forgetting of plain
+    learning: Effect | None = None  # new-task loss - that of plain: positive is learned less
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seeds(self) -> list[int]:
+        return [entry.record.get("seed", 0) for entry in self.entries]
+
+    def is_primary(self, effect: Effect) -> bool:
+        """Whether the primary endpoint is this one task."""
+        return self.primary_tasks == [effect.task]
+
+
+def summarize(entries: Sequence[Entry]) -> list[Summary]:
+    """A summary for every method and setting, in the order of their first records; linear in the number of records."""
+    groups = group_entries(entries)
+    plains = [group for group in groups if group.plain]
+    references = {group: reference_of(group, plains) for group in groups if not group.plain}
+    files = ScoreFiles()
+    kept = {plain: _documents(plain, files) for plain in set(references.values()) if plain is not None}
+    done = []
+    for group in groups:
+        reference = references.get(group)
+        read = len(group.entries) > 1 or reference is not None
+        documents = kept[group] if group in kept else _documents(group, files) if read else {}
+        summary = _summary(group, documents)
+        if reference is not None:
+            _compare(summary, group, documents, reference, kept[reference])
+        done.append(summary)
+    return _adjust(done)
+
+
+def _documents(group: Group, files: ScoreFiles) -> Documents:
+    found = [files.losses(entry) for entry in group.entries]
+    tasks = dict.fromkeys(task for losses in found if losses for task in losses)
+    return {task: [losses.get(task) if losses else None for losses in found] for task in tasks}
+
+
+def _summary(group: Group, documents: Documents) -> Summary:
+    retain, learn = (_items(group, role, documents) for role in ("retain", "learn"))
+    texts = [item for item in retain if item.kind == "nll"]
+    accuracies = [item for item in retain if item.kind == "accuracy"]
+    macro = _mean(group, accuracies, "macro") if accuracies else None
+    chosen = texts or accuracies or retain[:1]
+    return Summary(
+        group.label, group.plain, group.entries,
+        retain=[combined([item], item.rows[0]["task"]) for item in retain],
+        learn=[combined([item], item.rows[0]["task"]) for item in learn],
+        macro=macro,
+        primary=_mean(group, texts, "old text") if texts else macro or (combined(chosen, "macro") if chosen else None),
+        primary_tasks=[item.rows[0]["task"] for item in chosen],
+        per_document=all(item.evidence.d is not None for item in [*retain, *learn]),
+        notes=list(group.notes),
+    )  # fmt: skip
+
+
+def _items(group: Group, role: str, documents: Documents) -> list[Item]:
+    """The tasks that every seed has, in the order of the first."""
+    by_seed = [{row["task"]: row for row in headline_rows(entry.record, role)} for entry in group.entries]
+    items = []
+    for task in by_seed[0]:
+        if all(task in rows for rows in by_seed):
+            rows = [found[task] for found in by_seed]
+            runs = documents.get(task, [])
+            whole = stack(runs)
+            if whole is None:
+                errors = [finite(row["se"], math.nan) for row in rows]
+                evidence = seeds.from_records([row["forgetting"] for row in rows], errors, rows[0]["clusters"], rows[0]["n"])
+            else:
+                evidence = seeds.from_documents(whole.d, whole.cluster)
+            right = whole.right if whole is not None and len(rows) > 1 else None
+            items.append(Item(rows, evidence, None if right is None else seeds.churn(right)))
+    return items
+
+
+def _mean(group: Group, items: list[Item], name: str) -> Effect:
+    """The mean over tasks; of one seed, what its record says."""
+    if len(items) == 1:
+        return combined(items, items[0].rows[0]["task"])
+    row = group.entries[0].record["retain"]["macro"]
+    if len(group.entries) == 1 and kind(row["metric"]) == items[0].kind:
+        return Effect.of(row, name)
+    return combined(items, name)
+
+
+def _compare(summary: Summary, group: Group, documents: Documents, plain: Group, plain_documents: Documents) -> None:
+    """Fill in the differences to plain training: the same seeds on the same documents."""
+    ours, theirs = ([entry.record.get("seed", 0) for entry in one.entries] for one in (group, plain))
+    common = [seed for seed in ours if seed in theirs]
+    if not common:
+        summary.notes.append("not compared with plain training: no seed in common")
+        return
+
+    def difference(tasks: Sequence[str], role: str) -> Effect | None:
+        evidence = []
+        for task in tasks:
+            a = stack([documents[task][ours.index(seed)] for seed in common]) if task in documents else None
+            b = stack([plain_documents[task][theirs.index(seed)] for seed in common]) if task in plain_documents else None
+            if a is None or b is None or a.documents != b.documents:
+                return None
+            evidence.append(seeds.from_documents(a.d - b.d, a.cluster))
+        rows = [row for entry in group.entries for row in headline_rows(entry.record, role) if row["task"] in tasks]
+        name = tasks[0] if len(tasks) == 1 else "mean"
+        return replace(judged(name, rows, evidence), more=True) if evidence else None
+
+    summary.difference = difference(summary.primary_tasks, "retain")
+    if summary.difference is None:
+        summary.notes.append("not compared with plain training: per-document scores are missing or of other documents")
+    summary.learning = difference([effect.task for effect in summary.learn[:1]], "learn")
+
+
+def _adjust(summaries: list[Summary]) -> list[Summary]:
+    """Holm over methods for the primary endpoint, and for its difference to plain; BH over methods x the other tasks."""
+    for name in ("primary", "difference"):
+        found = [(summary, effect) for summary in summaries if (effect := getattr(summary, name)) is not None]
+        for (summary, effect), p in zip(found, stats.holm([effect.estimate.p for _, effect in found]), strict=True):
+            setattr(summary, name, replace(effect, adjusted=p))
+    others = [(summary, i) for summary in summaries for i, one in enumerate(summary.retain) if not summary.is_primary(one)]
+    adjusted = stats.benjamini_hochberg([summary.retain[i].estimate.p for summary, i in others])
+    for (summary, i), p in zip(others, adjusted, strict=True):
+        summary.retain[i] = replace(summary.retain[i], adjusted=p)
+    for summary in summaries:
+        if summary.primary is not None and len(summary.primary_tasks) == 1:
+            summary.retain = [summary.primary if summary.is_primary(one) else one for one in summary.retain]
+    return summaries

@@ -1,0 +1,130 @@
+"""One number of a report: the forgetting on a task, or on a mean of tasks, over all seeds of a method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cltk.measure import stats
+from cltk.measure.forgetting import ACCURACIES, UNITS
+from cltk.measure.stats import Estimate
+from cltk.report import seeds
+from cltk.report.sources import Record
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Forgetting on one task or a mean of tasks, over all seeds; estimate, points and margin in the metric's unit."""
+
+    task: str
+    metric: str
+    n: int  # documents
+    pre: float
+    post: float  # mean over seeds
+    estimate: Estimate
+    points: tuple[float, ...]  # a seed
+    margin: float
+    p_margin: float  # of "forgets the margin or more"
+    lost: float | None  # documents 1 -> 0, mean over seeds; None for continuous metrics
+    gained: float | None
+    churn: float | None = None  # documents that flip one way between two seeds of this method
+    adjusted: float | None = None  # p over the family that the effect is claimed in
+    more: bool = False  # the difference of two methods
+
+    @property
+    def binary(self) -> bool:
+        return is_accuracy(self.metric)
+
+    @property
+    def verdict(self) -> str:
+        """By the adjusted p where there is one."""
+        p = self.estimate.p if self.adjusted is None else self.adjusted
+        if self.more and self.estimate.high < 0 and p < 0.05:
+            return "forgets less"
+        return stats.verdict(self.estimate.ci, p, self.p_margin, self.margin_text, more=self.more)
+
+    @property
+    def margin_text(self) -> str:
+        return f"{100 * self.margin:g} pp" if self.binary else f"{self.margin:g} {unit(self.metric)}".strip()
+
+    @classmethod
+    def of(cls, row: Record, name: str, churn: float | None = None) -> Effect:
+        """One run's own row, as its record holds it."""
+        low, high = row["ci"]
+        estimate = Estimate(
+            row["forgetting"], finite(row["se"], math.nan), finite(low, -math.inf), finite(high, math.inf), row["p"],
+            row["n"], row["clusters"],
+        )  # fmt: skip
+        return cls(
+            name, row["metric"], row["n"], row["pre"], row["post"], estimate, (row["forgetting"],), row["margin"],
+            row["noninferiority_p"], row["lost"], row["gained"], churn,
+        )  # fmt: skip
+
+
+def is_accuracy(metric: str) -> bool:
+    """Whether it is a share of documents, shown in percent."""
+    return metric.split(",")[0] in (*ACCURACIES, "accuracy")
+
+
+def unit(metric: str) -> str:
+    """The unit of a difference; empty when it has none."""
+    return "pp" if is_accuracy(metric) else UNITS.get(metric, "")
+
+
+def kind(metric: str) -> str:
+    """Metrics of one kind are averaged over tasks."""
+    return "accuracy" if is_accuracy(metric) else metric
+
+
+def finite(value: float | None, missing: float) -> float:
+    """Records write null for what is not finite."""
+    return missing if value is None else value
+
+
+@dataclass(frozen=True)
+class Item:
+    """One task of one method: its rows, one a seed, and what they weigh."""
+
+    rows: list[Record]
+    evidence: seeds.Evidence
+    churn: float | None
+
+    @property
+    def kind(self) -> str:
+        return kind(self.rows[0]["metric"])
+
+
+def combined(items: list[Item], name: str) -> Effect:
+    """The mean over the items' tasks, of all seeds."""
+    first = items[0]
+    if len(items) == len(first.rows) == 1:
+        return Effect.of(first.rows[0], name, first.churn)
+    rows = [row for item in items for row in item.rows]
+    flips = [[row[key] for row in rows] for key in ("lost", "gained")]
+    counts = [None if None in found else sum(found) / len(first.rows) for found in flips]
+    effect = judged(name, rows, [item.evidence for item in items])
+    return replace(effect, lost=counts[0], gained=counts[1], churn=first.churn if len(items) == 1 else None)
+
+
+def judged(name: str, rows: list[Record], evidence: Sequence[seeds.Evidence]) -> Effect:
+    """The estimate from this evidence, held against the smallest margin of its rows."""
+    estimate = seeds.combine(evidence)
+    margin, metrics = min(row["margin"] for row in rows), {row["metric"] for row in rows}
+    binary = all(row["lost"] is not None for row in rows)
+    points = np.mean([one.points for one in evidence], axis=0)
+    return Effect(
+        task=name,
+        metric=metrics.pop() if len(metrics) == 1 else "accuracy",
+        n=sum(one.n for one in evidence),
+        pre=float(np.mean([row["pre"] for row in rows])),
+        post=float(np.mean([row["post"] for row in rows])),
+        estimate=estimate,
+        points=tuple(float(point) for point in points),
+        margin=margin,
+        p_margin=stats.noninferiority(estimate, margin, binary),
+        lost=None,
+        gained=None,
+    )

@@ -1,0 +1,86 @@
+"""Which records belong together: those of a method that differ in nothing but the seed."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cltk.report.sources import Entry, Record
+from cltk.run.records import digest_of
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Records of one method with one setting of everything else, one a seed, ascending."""
+
+    label: str
+    plain: bool
+    context: str  # digest of all but method and seed
+    start: str  # the start model
+    entries: list[Entry]
+    notes: list[str]
+
+
+def group_entries(entries: Iterable[Entry]) -> list[Group]:
+    """Records that differ in nothing but the seed, in the order of their first; of a repeated seed the last counts."""
+    together: defaultdict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        together[digest_of([_context(entry.record), _mitigators(entry.record)])].append(entry)
+    groups = []
+    for label, found in zip(_labels([found[0].record for found in together.values()]), together.values(), strict=True):
+        first, by_seed = found[0].record, {entry.record.get("seed", 0): entry for entry in found}
+        repeated = len(found) - len(by_seed)
+        notes = [f"a seed has several records, of which the last counts ({repeated} left out)"] if repeated else []
+        ordered = [by_seed[seed] for seed in sorted(by_seed)]
+        groups.append(Group(label, _is_plain(first), _context(first), _start(first), ordered, notes))
+    return groups
+
+
+def _labels(records: Sequence[Record]) -> list[str]:
+    """A name for each: the method, then what differs between them, then a number where that is not enough."""
+    features = [_features(record) for record in records]
+    keys = dict.fromkeys(key for one in features for key in one)
+    varying = [key for key in keys if len({one.get(key) for one in features}) > 1]
+    used: Counter[str] = Counter()
+    labels = []
+    for record, one in zip(records, features, strict=True):
+        parts = [f"{key.split('.')[-1]}={one[key]}" for key in varying if key in one]
+        label = " ".join([str(record["method"]), *parts])
+        used[label] += 1
+        labels.append(label if used[label] == 1 else f"{label} #{used[label]}")
+    return labels
+
+
+def _context(record: Record) -> str:
+    """Everything that was set, but for the method and the seed."""
+    config = {key: value for key, value in record.get("config", {}).items() if key not in ("seed", "keep_model", "mitigators")}
+    config["train"] = {key: value for key, value in config.get("train", {}).items() if key != "output_dir"}
+    return digest_of([config, _features(record), _start(record)])
+
+
+def _mitigators(record: Record) -> tuple[str, object]:
+    return record["method"], record.get("config", {}).get("mitigators")
+
+
+def _start(record: Record) -> str:
+    return str(record.get("digests", {}).get("start_model"))
+
+
+def _features(record: Record) -> dict[str, str]:
+    own = {key: value for key, value in record.get("labels", {}).items() if key not in ("mitigators", "seed")}
+    model = record.get("config", {}).get("model", {}).get("pretrained")
+    named = {"experiment": record.get("experiment"), "model": model, "cltk": record.get("environment", {}).get("cltk")}
+    return {key: str(value) for key, value in {**named, **own}.items() if value is not None}
+
+
+def _is_plain(record: Record) -> bool:
+    config = record.get("config", {})
+    return not config["mitigators"] if "mitigators" in config else record["method"] == "plain"
+
+
+def reference_of(group: Group, plains: Sequence[Group]) -> Group | None:
+    """Plain training with all else equal; where there is none, the only plain training of the same start model."""
+    same = [plain for plain in plains if plain.context == group.context]
+    near = [plain for plain in plains if plain.start == group.start]
+    return same[0] if same else near[0] if len(near) == 1 else None

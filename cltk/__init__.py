@@ -21,7 +21,7 @@ _NAMES = {
         "cltk.mitigate",
     ),
 }
-_PACKAGES = ("measure", "report")  # packages that can be called: cltk.measure(base, tuned, tasks), cltk.report(runs)
+_PACKAGES = ("assets", "measure", "report")  # the last two can be called: cltk.measure(base, tuned, tasks), cltk.report(runs)
 
 __all__ = ["__version__", *sorted([*_NAMES, *_PACKAGES])]
 

@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def dry_run(experiment: Any) -> int:
-    from cltk.measure.power import plan
+    from cltk.measure.power import known, plan
     from cltk.run.train import cost_in_tokens
 
     experiment.check()
@@ -169,9 +169,9 @@ def measure(options: argparse.Namespace) -> int:
 def power(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from cltk.measure.compare import _score, common_dtype
+    from cltk.measure.compare import common_dtype, score_model
     from cltk.measure.evaluate import Suite
-    from cltk.measure.power import plan
+    from cltk.measure.power import known, plan
     from cltk.models import locate_model
     from cltk.progress import Bar
     from cltk.report.tables import planned
@@ -184,27 +184,13 @@ def power(options: argparse.Namespace) -> int:
     if options.base:
         dtype = common_dtype(options.base, options.base, "auto")
         with Bar() as bar:
-            scores = _score(suite, options.base, dtype, "auto", "prefix", True, bar, "base")
-        rows = plan(suite.sizes(), *_known(scores), discordance=options.discordance, effect=options.effect)
+            scores = score_model(suite, options.base, dtype, "auto", "prefix", True, bar, "base")
+        rows = plan(suite.sizes(), *known(scores), discordance=options.discordance, effect=options.effect)
     Console().print(planned(rows, options.effect).rich())
     for row in rows:
         for warning in row.warnings:
             print(f"warning: {row.task}: {warning}")
     return 0
-
-
-def _known(scores: Any) -> tuple[dict[str, float], dict[str, int]]:
-    """Accuracy of each task that has one, and its usual number of choices (that of the mean chance) if multiple choice."""
-    from cltk.measure.forgetting import ACCURACIES
-
-    accuracy, choices = {}, {}
-    for name, task in scores.tasks.items():
-        own = [values for wanted in ACCURACIES for metric, values in task.values.items() if metric.split(",")[0] == wanted]
-        if own:
-            accuracy[name] = sum(own[0]) / len(task)
-            if task.choices:
-                choices[name] = round(len(task) / sum(1 / k for k in task.choices))
-    return accuracy, choices
 
 
 def report(options: argparse.Namespace) -> int:

@@ -68,15 +68,16 @@ def measure(
     dtype = common_dtype(base, tuned, dtype)
     suite.load()
     scores = [
-        _score(suite, model, dtype, batch_size, scorer, journal, progress, side)
+        score_model(suite, model, dtype, batch_size, scorer, journal, progress, side)
         for model, side in ((base, "base"), (tuned, "tuned"))
     ]
     return compare(scores[0], scores[1], margins=margins)
 
 
-def _score(
+def score_model(
     suite: Suite, spec: Model, dtype: str, batch_size: Any, scorer: str, journal: bool, progress: Progress | None, side: str
 ) -> Scores:
+    """Load (or take) a model, score it on `suite`, let it go. What is scored on disk is journaled in the cache folder."""
     from cltk.measure.journal import Journal
 
     live = isinstance(spec, tuple)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import BinaryIO, TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from cltk.errors import InputError
 
@@ -19,16 +23,16 @@ class Answer(TypedDict):
     greedy: bool
 
 
-def request_key(weights: str, tokens: Iterable[int], scored: int) -> str:
+def request_key(weights: str, tokens: ArrayLike, scored: int) -> str:
     """sha256 (hex) of a request under one set of weights: their digest, the token ids, and how many of the last are scored."""
-    return hashlib.sha256(f"{weights}|{scored}|{','.join(map(str, tokens))}".encode()).hexdigest()
+    return hashlib.sha256(f"{weights}|{scored}|".encode() + np.asarray(tokens, dtype="<i8").tobytes()).hexdigest()
 
 
 class Journal:
     """Answers by key, one JSON line each: {"key", "logprob", "greedy", "check"}.
 
     Floats are written as `repr` does, which reads back exactly; `check` is the start of the line's own sha256. A last line that
-    a kill cut short is dropped, and written over.
+    a kill cut short is dropped, and written over. Several processes may append to one file (it is locked for each write).
 
     Args:
         path: The file; created with its folder at the first write.
@@ -40,7 +44,8 @@ class Journal:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._answers: dict[str, Answer] = {}
-        self._size = self._read() if self.path.exists() else 0
+        if self.path.exists():
+            self._read()
 
     def get(self, key: str) -> Answer | None:
         """The answer of this key, or None."""
@@ -57,20 +62,18 @@ class Journal:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(_line(key, answer) for key, answer in fresh.items()).encode()
-        with self.path.open("r+b" if self.path.exists() else "wb") as file:
-            file.truncate(self._size)
-            file.seek(self._size)
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.truncate(_whole(file))
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        self._size += len(text)
         self._answers.update(fresh)
 
     def __len__(self) -> int:
         return len(self._answers)
 
-    def _read(self) -> int:
-        """Load the file; the number of bytes that are whole lines."""
+    def _read(self) -> None:
         whole, _, _ = self.path.read_bytes().rpartition(b"\n")
         for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
             try:
@@ -81,8 +84,14 @@ class Journal:
                 intact = False
             if not intact:
                 raise InputError(f"{self.path}, line {number}: the line is damaged; delete the file to score again")
-            self._answers[key] = answer
-        return len(whole) + 1 if whole else 0
+            self._answers.setdefault(key, answer)
+
+
+def _whole(file: BinaryIO) -> int:
+    """The length of a file up to its last newline; lines are far shorter than a block."""
+    size = file.seek(0, os.SEEK_END)
+    start = file.seek(max(0, size - 4096))
+    return start + file.read().rfind(b"\n") + 1
 
 
 def _line(key: str, answer: Answer) -> str:

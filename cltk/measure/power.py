@@ -10,6 +10,8 @@ from typing import Any
 from scipy import stats as distributions
 
 from cltk.errors import InputError
+from cltk.measure.forgetting import ACCURACIES
+from cltk.measure.scores import Scores
 from cltk.measure.stats import guess_odds, mde
 
 
@@ -129,3 +131,15 @@ def _check(
             raise InputError(
                 f"task {task}: {choices[task]} choices; multiple choice needs at least 2, leave it out when free form"
             )
+
+
+def known(scores: Scores) -> tuple[dict[str, float], dict[str, int]]:
+    """Accuracy of each task that has one, and its usual number of choices (that of the mean chance) if multiple choice."""
+    accuracy, choices = {}, {}
+    for name, task in scores.tasks.items():
+        own = [values for wanted in ACCURACIES for metric, values in task.values.items() if metric.split(",")[0] == wanted]
+        if own:
+            accuracy[name] = sum(own[0]) / len(task)
+            if task.choices:
+                choices[name] = round(len(task) / sum(1 / k for k in task.choices))
+    return accuracy, choices

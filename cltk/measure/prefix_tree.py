@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 
 JOIN = 256  # a tree of at most so many nodes costs no more attention than it saves
 HEADER = 64  # a shared prefix of at least so many tokens is worth a forward of its own
-KEYS = 8  # keys that a forward may copy, in multiples of its tokens
+KEYS = 4  # keys that a forward may copy, in multiples of its tokens
 
 
 class Requests:

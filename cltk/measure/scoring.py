@@ -6,6 +6,7 @@ of `loglikelihood` and `loglikelihood_rolling` differ. `prefix_tree.py` plans th
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from cltk.errors import InputError, RunError
 from cltk.measure.journal import Journal, request_key
 from cltk.measure.prefix_tree import Packed, Requests, Span, batches, pack, spans
 from cltk.measure.tree_forward import TreeForward, UnsupportedModelError
+
+log = logging.getLogger(__name__)
 
 Answer = tuple[float, bool]  # (log-probability in nats, whether greedy decoding gives the continuation)
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (text or None, context ids, continuation ids)
@@ -94,9 +97,14 @@ class PrefixLM(HFLM):
     ) -> list[Answer]:
         """(logprob, greedy) of every request. Batches are composed from all requests, so a resumed run repeats them."""
         distinct = Requests([self._truncated(request, n) for n, request in enumerate(requests)])
+        cut = sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests)
+        if cut:
+            log.warning(f"{cut} of {len(requests)} requests are longer than {self.max_length} tokens: cut from the left")
         copies = np.bincount(distinct.place, minlength=len(distinct))
         answers = self._recalled(distinct)
         done = tokens = 0
+        if self._trees is not None:
+            self._trees.forget()
         self.model.eval()
         with torch.inference_mode():
             for batch in batches(spans(distinct), self.max_tokens):
@@ -132,31 +140,40 @@ class PrefixLM(HFLM):
             return self._stock(requests, [k for span in batch for k in range(span.low, span.high)])
         packed = pack(requests, batch)
         kind = (packed.branching, len(packed.prefix) > 0)
-        if kind in self._agreed:
-            return _answers(packed, *self._trees.log_probs(packed))
-        reason = self._disagreement(requests, packed)
-        if reason:
-            message = f"{type(self.model).__name__}: contexts are not shared, lm-eval's own scoring is used: {reason}"
-            warnings.warn(message, stacklevel=2)
-            self._trees = None
-        self._agreed.add(kind)
+        try:
+            answers = self._tree_answers(requests, batch, packed)
+            if kind not in self._agreed:
+                self._compare(requests, packed, answers)
+            self._agreed.add(kind)
+            return answers
+        except (UnsupportedModelError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            if kind in self._agreed or isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = str(error).split("\n")[0]
+        message = f"{type(self.model).__name__}: contexts are not shared, lm-eval's own scoring is used: {reason}"
+        warnings.warn(message, stacklevel=2)
+        self._trees = None
         return self._batch(requests, batch)
 
-    def _disagreement(self, requests: Requests, packed: Packed) -> str:
-        """Why the trees cannot be used for this model, judged on a few requests of a batch; empty when they can."""
+    def _tree_answers(self, requests: Requests, batch: list[Span], packed: Packed) -> dict[int, Answer]:
+        """By one forward; by several of half the size where the device has not the memory."""
         assert self._trees is not None
         try:
-            ours = _answers(packed, *self._trees.log_probs(packed))
+            return _answers(packed, *self._trees.log_probs(packed))
         except torch.OutOfMemoryError:
-            raise
-        except (UnsupportedModelError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-            return str(error).split("\n")[0]
+            if len(batch) == 1:
+                raise
+        halves = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+        first, second = (self._tree_answers(requests, half, pack(requests, half)) for half in halves)
+        return first | second
+
+    def _compare(self, requests: Requests, packed: Packed, ours: dict[int, Answer]) -> None:
+        """Raise UnsupportedModelError where a few requests, those that a wrong mask hits most, disagree with stock."""
         few = packed.requests[np.argsort(-packed.gaps(), kind="stable")[:CHECKED]].tolist()
         for k, (stock, _) in self._stock(requests, few).items():
             mine = ours[k][0]
             if not (abs(mine - stock) <= _tolerance(self.model.dtype, stock) or (np.isnan(mine) and np.isnan(stock))):
-                return f"log-probability {mine:.6f} against {stock:.6f}"
-        return ""
+                raise UnsupportedModelError(f"log-probability {mine:.6f} against {stock:.6f}")
 
     def _stock(self, requests: Requests, members: Sequence[int]) -> dict[int, Answer]:
         """The same answers by lm-eval's own code."""
@@ -177,7 +194,7 @@ class PrefixLM(HFLM):
             )
 
     def _key(self, requests: Requests, k: int) -> str:
-        return request_key(self.digest, requests.tokens[k].tolist(), int(requests.scored[k]))
+        return request_key(self.digest, requests.tokens[k], int(requests.scored[k]))
 
     def _refuse_nan(self, answers: dict[int, Answer], distinct: Requests, requests: Sequence[Request]) -> None:
         for k, (logprob, _) in answers.items():

@@ -92,6 +92,10 @@ class TreeForward:
         self._prefix: tuple[Ints, DynamicCache] | None = None
         self._plain: bool | None = None  # whether the logits are the output layer's result as it is
 
+    def forget(self) -> None:
+        """Drop the cached prefix: the weights may have changed since."""
+        self._prefix = None
+
     def log_probs(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """The log-probability of every target, and whether it is the most likely token.
 

@@ -178,7 +178,7 @@ def details(summaries: Sequence[Summary]) -> Table:
                 number(effect.post, effect.metric), quantity(effect), p_value(effect.estimate.p), p_value(effect.adjusted),
                 flips, *([count(effect.churn)] if churned else []), words,
             ])  # fmt: skip
-    heads = ["method", "task", "n", "pre", "post", "forgetting", "p", "adj. p", "lost/ gained"]
+    heads = ["method", "task", "n", "pre", "post", "forgetting", "p", "adj. p", "lost / gained"]
     note = (
         "adj. p, which verdicts go by: Holm over methods on the primary endpoint (old-text NLL, else mean accuracy); elsewhere"
         " Benjamini-Hochberg over methods x tasks."
@@ -226,7 +226,7 @@ def measured(result: dict[str, Any]) -> Table:
             effect.task, named(effect.metric), str(effect.n), number(effect.pre, effect.metric),
             number(effect.post, effect.metric), quantity(effect), p_value(effect.estimate.p), flips, row["verdict"],
         ])  # fmt: skip
-    heads = ["task", "metric", "n", "pre", "post", "forgetting", "p", "lost/ gained", "verdict"]
+    heads = ["task", "metric", "n", "pre", "post", "forgetting", "p", "lost / gained", "verdict"]
     return Table("Forgetting: Perf_pre - Perf_ft, paired", heads, rows, "positive is bad; ± half of the 95 % interval")
 
 
@@ -246,7 +246,7 @@ def planned(plans: Sequence[Plan], effect: float) -> Table:
         f"n for {100 * effect:g} pp",
         *(["base, %", "can be lost, pp"] if based else []),
     ]
-    return Table(
-        "What these documents can show", heads, rows,
-        "accuracy lost, two-sided at 0.05 with 80 % power; can be lost: what the base knows beyond guessing",
-    )  # fmt: skip
+    note = "Accuracy lost, paired, two-sided at 0.05 with 80 % power."
+    if based:
+        note += " Can be lost: what the base knows beyond guessing."
+    return Table("What these documents can show", heads, rows, note)

@@ -82,6 +82,21 @@ class EvalSpec(_Section):
     scorer: Literal["prefix", "stock"] = Field("prefix", description="contexts computed once, or lm-eval's own HFLM")
 
 
+Switch = Literal["auto", True, False]
+
+
+class SpeedSpec(_Section):
+    """What makes training faster with the same result: auto (where exact), true (or an error), false."""
+
+    packing: Switch = Field("auto", description="sequences end to end instead of padding")
+    grouping: Switch = Field("auto", description="batches of like lengths; auto: where packing is not exact")
+    label_head: Switch = Field("auto", description="the output head only where a label is")
+    autocast: Switch = Field("auto", description="bfloat16 autocast; auto: where its products are faster")
+    fused: Switch = Field("auto", description="AdamW in one kernel")
+    onednn: Switch = Field("auto", description="float32 products through oneDNN; auto: where float32 and faster")
+    allocator: Switch = Field("auto", description="freed memory is kept; `cltk run` on glibc only")
+
+
 class Experiment(_Section):
     """One experiment: a cell for every combination of the grid."""
 
@@ -92,6 +107,7 @@ class Experiment(_Section):
     train: dict[str, Any] = Field(default_factory=dict, description="transformers.TrainingArguments, by their names")
     mitigators: list[Any] = Field(default_factory=list, description="applied in this order: name -> arguments")
     evals: EvalSpec = Field(default_factory=lambda: EvalSpec())
+    speed: SpeedSpec = Field(default_factory=lambda: SpeedSpec())
     grid: dict[str, list[Any] | dict[str, Any]] = Field(default_factory=dict, description="key -> values, or name -> value")
     keep_model: bool = Field(True, description="whether the fine-tuned weights are kept")
 

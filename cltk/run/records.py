@@ -64,7 +64,8 @@ def find_records(where: str | Path) -> list[Path]:
     path = Path(where)
     if path.is_file():
         return [path]
-    found = sorted(path.glob(RECORD)) or sorted(path.glob(f"*/{RECORD}")) or sorted(path.glob("*.json"))
+    flat = [file for file in sorted(path.glob("*.json")) if not file.name.endswith("scores.json")]
+    found = sorted(path.glob(RECORD)) or sorted(path.glob(f"*/{RECORD}")) or flat
     if not found:
         raise InputError(f"{where}: no records here; `cltk run` writes one for every cell")
     return found

@@ -131,9 +131,12 @@ def train_cell(
     from transformers import PrinterCallback, Trainer, set_seed
     from transformers.trainer_utils import get_last_checkpoint
 
+    from cltk.run.speed import choose, say
     from cltk.trainer import attach
 
-    args = training_arguments(cell.config.train, cell.config.seed, output)
+    speed = choose(model, tokenizer, cell.config)
+    say(speed)
+    args = training_arguments({**speed.arguments, **cell.config.train}, cell.config.seed, output)
     set_seed(args.seed)
     trainer = Trainer(
         model=model, args=args, train_dataset=prepared.train, eval_dataset=prepared.validation,
@@ -141,16 +144,18 @@ def train_cell(
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it prints every log line; the history goes into the record
     attach(trainer, mitigators, cache=cache)
+    speed.prepare(trainer)
     callbacks = make_callbacks(trainer, output, tell)
     for callback in callbacks:
         trainer.add_callback(callback)
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
     start = time.monotonic()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with speed.running(trainer.model):
+        trainer.train(resume_from_checkpoint=checkpoint)
     plan = getattr(trainer, "cltk_plan", None)
     return Trained(
         trainer.accelerator.unwrap_model(trainer.model), tokenizer, trainer.state.global_step, time.monotonic() - start,
-        callbacks[0].tokens, trainer.state.log_history, plan.notes if plan else {},
+        callbacks[0].tokens, trainer.state.log_history, {**(plan.notes if plan else {}), "speed": speed.notes()},
     )  # fmt: skip
 
 
@@ -163,15 +168,12 @@ def make_callbacks(trainer: Any, output: Path, tell: Tell | None) -> list[Any]:
         tokens = 0
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            collate = trainer.data_collator
-
             def counting(rows: Sequence[Row]) -> Any:
                 self.tokens += sum(len(row["input_ids"]) for row in rows)
                 return collate(rows)
 
-            state_loader = trainer.callback_handler.train_dataloader
-            if state_loader is not None and hasattr(state_loader, "collate_fn"):
-                state_loader.collate_fn = counting
+            loader = trainer.callback_handler.train_dataloader
+            collate, loader.collate_fn = loader.collate_fn, counting
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             norms = torch._foreach_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])

@@ -288,6 +288,16 @@ def test_shared_tokens_are_computed_once(llama, tokenizer):
     assert answers[0] == answers[3]
 
 
+def test_nothing_is_kept_when_the_weights_change(tokenizer):
+    model, requests = make_model("llama"), instances(mixed_pairs())
+    ours, stock = both(model, tokenizer, max_tokens=512)
+    ours.loglikelihood(requests, disable_tqdm=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.3)
+    assert_same(ours.loglikelihood(requests, disable_tqdm=True), stock.loglikelihood(requests, disable_tqdm=True))
+
+
 def test_long_header_is_computed_once(llama, tokenizer):
     rng = random.Random(0)
     lm = PrefixLM(llama, tokenizer, max_tokens=200)
@@ -363,18 +373,39 @@ def test_masks_are_restored(llama, tokenizer):
     assert ALL_MASK_ATTENTION_FUNCTIONS["eager"] is eager_mask
 
 
-def test_rows_of_logits_are_bounded(llama, tokenizer):
-    requests = instances(mixed_pairs(5))
-    free, _ = both(llama, tokenizer)
-    tight, _ = both(llama, tokenizer)
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "granite"])  # as it is; soft-capped; scaled
+def test_rows_of_logits_are_bounded(kind, tokenizer):
+    model, requests = make_model(kind), instances(mixed_pairs(5))
+    free, _ = both(model, tokenizer)
+    tight, _ = both(model, tokenizer)
+    expected = free.loglikelihood(requests, disable_tqdm=True)
+    assert free._trees._plain == (kind == "llama")
     tight._trees.rows = 3
+    tight._agreed = set(free._agreed)
     heights = []
-    handle = llama.lm_head.register_forward_hook(lambda module, args, output: heights.append(output.shape[-2]))
-    tight._agreed = {(True, False), (False, False), (True, True), (False, True)}
+    handle = model.lm_head.register_forward_hook(lambda module, args, output: heights.append(output.shape[-2]))
     scores = tight.loglikelihood(requests, disable_tqdm=True)
     handle.remove()
     assert max(heights) == 3
-    assert_same(scores, free.loglikelihood(requests, disable_tqdm=True))
+    assert_same(scores, expected)
+
+
+def test_batches_that_do_not_fit_are_halved(llama, tokenizer):
+    requests = instances(mixed_pairs(5))
+    free, _ = both(llama, tokenizer)
+    lm, _ = both(llama, tokenizer)
+    whole = lm._trees.log_probs
+    sizes = []
+
+    def small(packed):
+        sizes.append(len(packed.tokens))
+        if len(packed.tokens) > 2:
+            raise torch.OutOfMemoryError
+        return whole(packed)
+
+    lm._trees.log_probs = small
+    assert_same(lm.loglikelihood(requests, disable_tqdm=True), free.loglikelihood(requests, disable_tqdm=True))
+    assert max(sizes) > 4
 
 
 def test_nan_names_the_request(tokenizer):
@@ -453,6 +484,20 @@ def test_journal_refuses_damage(tmp_path):
         path.write_text("\n".join([*lines[:2], damage, *lines[3:]]) + "\n")
         with pytest.raises(InputError, match=r"j\.jsonl, line 3: the line is damaged"):
             Journal(path)
+
+
+def test_two_processes_may_write_one_journal(tmp_path):
+    first, second = Journal(tmp_path / "j"), Journal(tmp_path / "j")
+    for k in range(3):
+        first.put(f"a{k}", {"logprob": -1.0 / (k + 1), "greedy": True})
+        second.put(f"b{k}", {"logprob": -k / 3, "greedy": False})
+        second.put("a0", {"logprob": -5.0, "greedy": False})
+    with (tmp_path / "j").open("ab") as file:
+        file.write(b'{"key": "cut')
+    second.put("last", {"logprob": 0.0, "greedy": True})
+    again = Journal(tmp_path / "j")
+    assert len(again) == 7
+    assert again.get("a0") == {"logprob": -1.0, "greedy": True}
 
 
 def test_fast_dtype(monkeypatch):

@@ -1,0 +1,242 @@
+"""What makes training fast without changing what is trained; each choice is proven on the machine and the model at start-up.
+
+    packing     rows end to end instead of padding, where the losses are equal     (cltk.packing.PackedCollator)
+    grouping    batches of like lengths, where packing is not exact                (TrainingArguments' own)
+    label_head  the output head only where a label is, where the loss is equal     (cltk.packing.label_head)
+    autocast    bfloat16 where the processor has units for it                      (TrainingArguments' bf16)
+    fused       AdamW in one kernel                                                (TrainingArguments' optim)
+    onednn      float32 products through oneDNN, where they are float32 and faster
+    allocator   glibc keeps freed memory; in `cltk run` only
+
+`speed:` in the YAML sets each to auto (on where exact and faster), true (on, or an error where it is not exact) or false.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from cltk.data import Row, pad_id
+from cltk.errors import InputError
+from cltk.packing import PackedCollator, head_error, label_head, pack_training, packing_error
+from cltk.run import machine
+
+TOLERANCE = 1e-5  # relative, float32
+NARROW_TOLERANCE = 5e-2  # relative, in weights of 16 bits: rounding alone is that large; a wrong mask is larger
+WIDEST = {"cpu": 512, "cuda": 4096}  # tokens of a packed row
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing that is on or off, and why."""
+
+    what: str
+    on: bool
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {'on' if self.on else 'off'} ({self.why})"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """All choices of one training; `arguments` go under the user's own TrainingArguments."""
+
+    choices: tuple[Choice, ...]
+    arguments: dict[str, Any]
+
+    def on(self, what: str) -> bool:
+        return any(choice.on for choice in self.choices if choice.what == what)
+
+    def notes(self) -> list[dict[str, Any]]:
+        """For the record."""
+        return [asdict(choice) for choice in self.choices]
+
+    def prepare(self, trainer: Any) -> None:
+        """Before `trainer.train()`: the batches."""
+        data, model = trainer.train_dataset, trainer.model
+        if self.on("packing"):
+            device = next(model.parameters()).device.type
+            width = getattr(model.config.get_text_config(), "hidden_size", None) or 512
+            collator = PackedCollator(pad_id(trainer.processing_class), WIDEST.get(device, WIDEST["cuda"]), width)
+            pack_training(trainer, collator)
+        if self.on("grouping"):  # the sampler iterates over all rows to read their lengths
+            trainer.train_dataset = [data[i] for i in range(len(data))]
+
+    @contextmanager
+    def running(self, model: Any) -> Iterator[None]:
+        """Around training: the head's hooks and the process-wide settings, both taken back at the end."""
+        with machine.products(self.on("onednn")), label_head(model) if self.on("label_head") else nullcontext():
+            yield
+
+
+def choose(model: Any, tokenizer: Any, config: Any) -> Speed:
+    """Decide everything for this model, machine and experiment (`config`: cltk.run.config.Experiment).
+
+    The model's weights, mode and all random states are left as they are.
+
+    Raises:
+        InputError: something is set to true that is not exact here; the message says why.
+    """
+    wanted, train = config.speed, config.train
+    rows = sample_rows(tokenizer, model.config.get_text_config().vocab_size)
+    device = next(model.parameters()).device.type
+    packing = _packing(wanted.packing, model, rows)
+    choices = [
+        packing,
+        _grouping(wanted.grouping, packing, wanted.packing, train),
+        _label_head(wanted.label_head, model, rows, train),
+        _autocast(wanted.autocast, next(model.parameters()).dtype, device, train),
+        _fused(wanted.fused, device, train),
+        _onednn(wanted.onednn, device),
+        _allocator,
+    ]
+    speed = Speed(tuple(choices), {})
+    if speed.on("grouping"):
+        speed.arguments["train_sampling_strategy"] = "group_by_length"
+    if speed.on("autocast"):
+        speed.arguments["bf16"] = True
+    if "optim" not in train:
+        speed.arguments["optim"] = "adamw_torch_fused" if speed.on("fused") else "adamw_torch"
+    return speed
+
+
+_allocator = Choice("allocator", False, "only in `cltk run`: it is the process's, not the library's")
+_said: set[str] = set()
+
+
+def say(speed: Speed) -> None:
+    """Print every choice once a process, on the standard error."""
+    for line in map(str, speed.choices):
+        if line not in _said:
+            _said.add(line)
+            print(f"speed: {line}", file=sys.stderr)
+
+
+def sample_rows(tokenizer: Any, vocabulary: int) -> list[Row]:
+    """Three short rows of different lengths, of the tokeniser's own ids, with and without prompt masks."""
+    text = "The heart pumps blood through the arteries; the veins carry it back to the heart. It never rests."
+    ids = [i for i in tokenizer(text, add_special_tokens=False)["input_ids"] if i < vocabulary]
+    ids = (ids or [1 % vocabulary]) * (-(-23 // max(len(ids), 1)))
+    rows = [list(ids[:n]) for n in (23, 11, 6)]
+    return [{"input_ids": row, "labels": [-100] * masked + row[masked:]} for row, masked in zip(rows, (0, 5, 3), strict=True)]
+
+
+def _proven(what: str, wanted: Any, error: Callable[[], float], dtype: torch.dtype) -> Choice:
+    """On where `error()` is small; InputError where it is not and the user insists."""
+    if wanted is False:
+        return Choice(what, False, f"speed.{what}: false")
+    limit = TOLERANCE if dtype in (torch.float32, torch.float64) else NARROW_TOLERANCE
+    try:
+        found = error()
+    except Exception as failure:  # whatever an unknown architecture raises: it is then trained the stock way
+        reason = " ".join(str(failure).split())[:200] or type(failure).__name__
+    else:
+        if found <= limit:
+            return Choice(what, True, f"losses equal to {found:.0e}")
+        reason = f"losses differ by {found:.0e}"
+    if wanted is True:
+        raise InputError(f"speed.{what}: true, but for this model {reason}; use auto or false")
+    return Choice(what, False, f"not exact for this model: {reason}")
+
+
+def _packing(wanted: Any, model: Any, rows: Sequence[Row]) -> Choice:
+    def error() -> float:
+        from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+        if LOSS_MAPPING.get(str(getattr(model, "loss_type", ""))) is not ForCausalLMLoss:
+            raise InputError("its loss is not that of a causal language model")  # and Trainer counts tokens another way
+        return packing_error(model, rows)
+
+    return _proven("packing", wanted, error, next(model.parameters()).dtype)
+
+
+def _grouping(wanted: Any, packing: Choice, packing_wanted: Any, train: dict[str, Any]) -> Choice:
+    if wanted is False:
+        return Choice("grouping", False, "speed.grouping: false")
+    if "train_sampling_strategy" in train:
+        return Choice("grouping", False, "train.train_sampling_strategy says how rows are drawn")
+    if wanted is True:
+        return Choice("grouping", True, "speed.grouping: true")
+    if packing.on:
+        return Choice("grouping", False, "packing leaves nothing to pad")
+    if packing_wanted is False:
+        return Choice("grouping", False, "the plain order, as packing was switched off")
+    return Choice("grouping", True, "instead of packing; another random order of the same rows")
+
+
+def _label_head(wanted: Any, model: Any, rows: Sequence[Row], train: dict[str, Any]) -> Choice:
+    def error() -> float:
+        for key in ("label_smoothing_factor", "torch_compile", "use_liger_kernel"):
+            if train.get(key):
+                raise InputError(f"train.{key} takes all logits")
+        return head_error(model, rows)
+
+    return _proven("label_head", wanted, error, next(model.parameters()).dtype)
+
+
+def _autocast(wanted: Any, dtype: torch.dtype, device: str, train: dict[str, Any]) -> Choice:
+    given = next((key for key in ("bf16", "fp16") if key in train), None)
+    if given:
+        return Choice("autocast", False, f"train.{given}: {str(train[given]).lower()} decides")
+    if wanted is not True and wanted != "auto":
+        return Choice("autocast", False, "speed.autocast: false")
+    if wanted is True:
+        return Choice("autocast", True, "speed.autocast: true")
+    if dtype != torch.float32:
+        return Choice("autocast", False, f"the weights are {str(dtype).removeprefix('torch.')}")
+    if machine.faster_in_bfloat16(device):
+        return Choice("autocast", True, "bfloat16 products are faster on this machine")
+    return Choice("autocast", False, "bfloat16 products are not faster on this machine")
+
+
+def _fused(wanted: Any, device: str, train: dict[str, Any]) -> Choice:
+    if "optim" in train:
+        return Choice("fused", "fused" in str(train["optim"]), f"train.optim: {train['optim']}")
+    if wanted is False:
+        return Choice("fused", False, "speed.fused: false")
+    if not machine.runs_fused(device):
+        if wanted is True:
+            raise InputError(f"speed.fused: true, but torch has no such kernel on {device}; use auto or false")
+        return Choice("fused", False, f"torch has no such kernel on {device}")
+    return Choice("fused", True, "one kernel for the whole AdamW step")
+
+
+def _onednn(wanted: Any, device: str) -> Choice:
+    if wanted is False:
+        return Choice("onednn", False, "speed.onednn: false")
+    if device != "cpu" or not hasattr(torch.backends.mkldnn, "matmul") or not torch.backends.mkldnn.is_available():
+        reason = f"training is on {device}" if device != "cpu" else "this build of torch has no such setting"
+    elif (error := machine.onednn_error()) > TOLERANCE:
+        reason = f"a product differs from float64 by {error:.0e}"
+    else:
+        ratio = machine.onednn_gain()
+        if wanted is True or ratio >= 1.15:
+            return Choice("onednn", True, f"a product equals float64's to {error:.0e}, and takes 1/{ratio:.2f} of the time")
+        return Choice("onednn", False, f"a product takes 1/{ratio:.2f} of the time: not faster")
+    if wanted is True:
+        raise InputError(f"speed.onednn: true, but {reason}; use auto or false")
+    return Choice("onednn", False, reason)
+
+
+def tune_allocator(wanted: Any = "auto") -> Choice:
+    """Called by the command line, once, before models are loaded; a library leaves its host's allocator alone.
+
+    Raises:
+        InputError: it is set to true where the process does not run on glibc.
+    """
+    global _allocator
+    if wanted is False:
+        _allocator = Choice("allocator", False, "speed.allocator: false")
+    elif machine.keep_memory():
+        _allocator = Choice("allocator", True, "glibc keeps freed memory")
+    elif wanted is True:
+        raise InputError("speed.allocator: true, but this process does not run on glibc; use auto or false")
+    else:
+        _allocator = Choice("allocator", False, "this process does not run on glibc")
+    return _allocator

@@ -4,7 +4,7 @@
     python benchmarks/scoring.py --quick                                # a random model of 20 M parameters, a minute
 
 Each side of each shape is a process of its own (peak memory includes the model), and the two take turns: stock, ours, stock,
-ours ... Requests are random token ids, so no tokeniser is in the times. Writes a Markdown table and results/scoring.json.
+ours ... Requests are random token ids: no tokeniser is in the times. Prints a Markdown table, writes results/scoring.json.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the random model, a quarter of the documents, two rounds")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: results/scoring.json, and nothing with --quick")
     parser.add_argument("--only", default="", help="shapes whose name holds this")
     parser.add_argument("--worker", choices=["stock", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--shape", help=argparse.SUPPRESS)
@@ -180,8 +180,10 @@ def main() -> None:
 
     versions = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
     record = {"model": arguments.model, "dtype": arguments.dtype, "quick": arguments.quick, **versions, "rows": rows}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    out = arguments.out or (None if arguments.quick else RESULTS)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=1) + "\n")
     print(table(rows))
     return None
 

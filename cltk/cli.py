@@ -113,6 +113,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"{len(experiment.cells)} of {len(experiment.cells)} cells have a record in {experiment.out}: nothing to do")
         experiment.run()
     else:
+        from cltk.run.speed import tune_allocator
+
+        tune_allocator(experiment.plan.experiment.speed.allocator)
         with Bar() as bar:
             experiment.run(bar)
     show([experiment.folder(cell) / "record.json" for cell in experiment.cells])
@@ -120,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def dry_run(experiment: Any) -> int:
-    from cltk.measure.power import known, plan
+    from cltk.measure.power import plan
     from cltk.run.train import cost_in_tokens
 
     experiment.check()

@@ -11,7 +11,7 @@ Shapes: B sequences, R packed rows, L tokens of a row, N positions that predict 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,18 +102,18 @@ def pack(rows: Sequence[Row], layout: Sequence[Sequence[int]], pad_id: int) -> d
     return {"input_ids": ids, "position_ids": positions, "labels": labels, "use_cache": False}
 
 
-def pack_training(trainer: Any, collator: PackedCollator) -> None:
-    """The training batches of this trainer are packed; evaluation keeps the trainer's own collator."""
+def collate_training(trainer: Any, collator: Callable[[Sequence[Row]], dict[str, Any]]) -> None:
+    """`collator` makes the training batches of this trainer; evaluation keeps the trainer's own."""
     make = trainer.get_train_dataloader
 
-    def packed() -> Any:
+    def loader() -> Any:
         own, trainer.data_collator = trainer.data_collator, collator
         try:
             return make()
         finally:
             trainer.data_collator = own
 
-    trainer.get_train_dataloader = packed
+    trainer.get_train_dataloader = loader
 
 
 def predicting(labels: Tensor) -> Tensor:

@@ -208,14 +208,13 @@ def test_early_stopping_on_budget(train: Any) -> None:
 
 @pytest.mark.parametrize("extra", [True, False])
 def test_replay_mixes_the_stated_share(extra: bool, train: Any) -> None:
-    trainer = train([cltk.Replay(OLD, 0.2, extra_steps=extra)], go=False, max_steps=10)
+    trainer = train([cltk.Replay(OLD, 0.2, extra_steps=extra, length=24)], go=False, max_steps=10)
     data = trainer.train_dataset
     assert len(data) == 40  # 32 new + 8 old
     assert trainer.args.max_steps == (13 if extra else 10)  # 10 / (1 - 0.2)
     old = [data[i] for i in range(32, 40)]
     assert all(row["labels"] == row["input_ids"] for row in old)
-    mean = sum(len(data[i]["input_ids"]) for i in range(32)) / 32
-    assert all(len(row["input_ids"]) == round(mean) for row in old)
+    assert all(len(row["input_ids"]) == 24 for row in old)
     note = trainer.cltk_plan.notes["replay"]
     assert (note["extra_steps"], note["steps"], note["steps_without"]) == (extra, 13 if extra else 10, 10)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -160,10 +161,7 @@ class Importance(Mapping[str, Tensor]):
         Raises:
             InputError: `normalize` is unknown, `floor` negative, or F is zero everywhere and is to be normalised.
         """
-        if normalize not in (None, "mean"):
-            raise InputError(f"importance: normalize={normalize!r}; give None or 'mean'")
-        if not floor >= 0:
-            raise InputError(f"importance: floor={floor!r}; give a number >= 0")
+        check_scaling(normalize, floor)
         mean = self.mean
         if normalize and mean == 0:
             raise InputError("importance: it is zero everywhere and cannot be normalised; are the rows the right ones?")
@@ -192,6 +190,14 @@ class Importance(Mapping[str, Tensor]):
         return Importance({name: function(name, value) for name, value in self.items()}, info)
 
 
+def check_scaling(normalize: str | None, floor: float) -> None:
+    """Raises InputError if these are not arguments of Importance.finished."""
+    if normalize not in (None, "mean"):
+        raise InputError(f"importance: normalize={normalize!r}; give None or 'mean'")
+    if not 0 <= floor < math.inf:
+        raise InputError(f"importance: floor={floor!r}; give a number >= 0")
+
+
 def update(old: Importance, new: Importance, decay: float) -> Importance:
     """Online EWC: F <- decay F_old + F_new, anchored at the new weights (Schwarz et al. 2018, arXiv 1805.06370).
 
@@ -208,8 +214,8 @@ def update(old: Importance, new: Importance, decay: float) -> Importance:
 
 def trace(values: Mapping[str, Tensor]) -> float:
     """The sum of every element: pairwise in float32 within a tensor (1e-7; 20 times faster), float64 over tensors."""
-    parts = [value.sum().double() for value in values.values()]
-    return float(torch.stack([part.to(parts[0].device) for part in parts]).sum()) if parts else 0.0
+    parts = [value.sum() for value in values.values()]
+    return float(torch.stack([part.to(parts[0].device) for part in parts]).cpu().double().sum()) if parts else 0.0
 
 
 def relative_se(moments: list[float]) -> float | None:

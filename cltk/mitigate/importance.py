@@ -19,7 +19,7 @@ from torch import nn
 
 from cltk import tensors
 from cltk.errors import InputError, RunError
-from cltk.mitigate.diagonal import Importance, Info, relative_se, trace, update
+from cltk.mitigate.diagonal import Importance, Info, check_scaling, relative_se, trace, update
 from cltk.mitigate.estimators import Exact, PerSequence, Sampled, untouched
 from cltk.mitigate.sequences import Batch, Rows, vocabulary
 
@@ -54,13 +54,12 @@ def fisher(
         empirical  F_i = mean over sequences of (d sum_t log p(x_t+1|x_<=t) / d theta_i)²  sequence level, data's labels
         mas        F_i = mean over sequences of |d sum_t ||logits_t||² / d theta_i|        sequence level, no labels
 
-    mc squares one batch gradient of the summed loss: with labels drawn independently at every position every score has
-    mean 0, the cross terms vanish, and it is unbiased; a batch of N_b tokens contributes N_b (N_b g²), g the gradient of
-    the mean loss. A row's labels come from (seed, its index) whatever the batch; which tokens share a batch does change
-    the noise, so batch sizes agree in expectation only. exact costs N V backward passes: for small models.
-    empirical is not an estimate of the others: off the optimum or over-confident it is several times off.
-
-    Under torch.distributed rank r takes rows r, r + world, ...; the sums are reduced and every rank returns the whole.
+    mc squares one batch gradient of the summed loss: labels drawn independently at every position give scores of mean 0,
+    the cross terms vanish, and it is unbiased; a batch of N_b tokens adds N_b (N_b g²), g the mean loss's gradient. A
+    row's labels come from (seed, its index) alone, but which tokens share a batch changes the noise: batch sizes agree in
+    expectation only. exact costs N V backward passes: for small models. empirical does not estimate the others: off the
+    optimum or over-confident it is several times off. Under torch.distributed rank r takes rows r, r + world, ...; the
+    sums are reduced and every rank returns the whole.
 
     Args:
         data: rows {"input_ids": 1-D ids, optional "labels": -100 where not counted}, a list or any iterator.
@@ -74,48 +73,56 @@ def fisher(
         first: the index of the first row, to continue another call's rows (Importance.merge).
 
     Returns:
-        Importance, float32, on the model's device; its `info` says all of the above.
-        The model's mode, requires_grad, gradients and every random state are as before.
+        float32, on the model's device, with all of the above in `info`. The model and all random states are as before.
 
     Raises:
-        InputError: wrong arguments or rows, nothing to train, no counted token.
+        InputError: wrong arguments or rows, nothing to train, no counted token, a model sharded already.
         RunError: the result is not finite.
     """
-    _check(kind, samples, batch_size, rtol)
-    parameters = dict(tensors.trainable(model))
-    if not parameters:
-        raise InputError("fisher: the model has no trainable parameter; set requires_grad on those to protect")
-    started = time.perf_counter()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
-    if rtol is not None and world > 1:
-        raise InputError("fisher: rtol works in one process only; give samples instead")
-    info = {"kind": kind, **KINDS[kind], "seed": seed, **_provenance(model, parameters)}
-    sums = {name: torch.zeros_like(tensors.local(p), dtype=torch.float32) for name, p in parameters.items()}
-    rows = Rows(data, samples, first, rank, world, vocabulary(model))
+    model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    parameters, started = dict(tensors.trainable(model)), time.perf_counter()
+    _check(parameters, kind, samples, batch_size, seed, rtol)
+    check_scaling(normalize, floor)
+    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    rows = Rows(data, samples, first, *_place(), vocabulary(model))
     with untouched(model), torch.enable_grad():
         add = _estimator(kind, model, parameters, sums, seed)
         counts = _accumulate(add, rows.batches(batch_size, _device(model)), sums, KINDS[kind]["level"], rtol, progress)
     counts = _reduce(sums, counts, _device(model))
-    info |= _counts(counts) | {"data_digest": rows.digest, "method": add.method, "seconds": time.perf_counter() - started}
-    if not info["tokens"]:
-        raise InputError("fisher: no row has a counted token; a row needs two tokens, and a label that is not -100")
-    if not math.isfinite(info["moments"][2]):
-        raise RunError(f"fisher: the trace is {info['moments'][2]}; are the weights finite, and the dtype wide enough?")
-    count = info["tokens"] if info["level"] == "token" else info["sequences"]
-    for value in sums.values():
-        value.div_(count)
+    info = {"kind": kind, **KINDS[kind], "method": add.method, "seed": seed, "data_digest": rows.digest, **_counts(counts)}
+    _divide(sums, info)
+    info |= _provenance(model, parameters) | {"seconds": time.perf_counter() - started}
     return Importance(sums, info).finished(normalize, floor)
 
 
-def _check(kind: str, samples: int | None, batch_size: int, rtol: float | None) -> None:
+def _check(parameters: Parameters, kind: str, samples: int | None, batch_size: int, seed: int, rtol: float | None) -> None:
+    if not parameters:
+        raise InputError("fisher: the model has no trainable parameter; set requires_grad on those to protect")
+    if any(tensors.local(parameter) is not parameter for parameter in parameters.values()):
+        raise InputError("fisher: the model is sharded, and gradients are means over ranks; compute it before FSDP wraps it")
     if kind not in KINDS:
         raise InputError(f"fisher: kind={kind!r}; give one of {', '.join(KINDS)}")
     if samples is not None and samples < 1:
         raise InputError(f"fisher: samples={samples}; give a number of rows, or None for all")
     if batch_size < 1:
         raise InputError(f"fisher: batch_size={batch_size}; give at least 1")
+    if not 0 <= seed < 2**64:
+        raise InputError(f"fisher: seed={seed}; give a number from 0 to 2^64 - 1")
     if rtol is not None and not rtol > 0:
         raise InputError(f"fisher: rtol={rtol}; give a positive relative error such as 0.05")
+    if rtol is not None and _place()[1] > 1:
+        raise InputError("fisher: rtol works in one process only; give samples instead")
+
+
+def _divide(sums: Named, info: Info) -> None:
+    """Sums -> means, over tokens or sequences."""
+    if not info["tokens"]:
+        raise InputError("fisher: no row has a counted token; a row needs two tokens, and a label that is not -100")
+    if not math.isfinite(info["moments"][2]):
+        raise RunError(f"fisher: the trace is {info['moments'][2]}; are the weights finite, and the dtype wide enough?")
+    count = info["tokens"] if info["level"] == "token" else info["sequences"]
+    for value in sums.values():
+        value.div_(count).clamp_(min=0)  # a tied tensor's (A + B)² - B² may round below
 
 
 def _provenance(model: nn.Module, parameters: Parameters) -> Info:
@@ -156,7 +163,7 @@ def _accumulate(
 
 
 def _reduce(sums: Named, counts: list[float], device: torch.device) -> list[float]:
-    if not _distributed():
+    if _place()[1] == 1:
         return counts
     for value in sums.values():
         dist.all_reduce(value)
@@ -171,8 +178,9 @@ def _counts(counts: list[float]) -> Info:
     return {**info, "moments": moments, "relative_se": relative_se(moments)}
 
 
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def _place() -> tuple[int, int]:
+    """(rank, world)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -74,7 +74,7 @@ class PerSample:
             raise UnsupportedError(f"a {type(module).__name__} is called twice, or not with one tensor")
         if kind == "embedding" and x.shape[0] == 1:  # positions: one row for all sequences
             x, y = x.expand(n, *x.shape[1:]), y.expand(n, *y.shape[1:])
-        if x.shape[0] != n or y.shape[0] != n or x.dim() < 2:
+        if x.shape[0] != n or y.shape[0] != n or y.dim() < 3:  # a layer of an expert sees tokens, n of them by chance
             raise UnsupportedError(f"a {type(module).__name__} does not see sequences along its first dimension")
         self.inputs[module] = x.detach()
         if not y.requires_grad:  # the lowest trained layer: the graph begins here

@@ -91,7 +91,8 @@ class _Anchored(Mitigator):
             run.log(f"{self.name}_penalty", _over_shards(here.to(tensors.local(params[0]).device), params)[0])
 
     def _due(self, run: Run) -> bool:
-        return bool(self.log_every) and run.step % self.log_every == 0 and bool(self.columns[0])
+        """At steps 1, 1 + log_every, ...: at step 0 nothing has moved."""
+        return bool(self.log_every) and run.step % self.log_every == 1 % self.log_every and bool(self.columns[0])
 
 
 def _over_shards(sums: Tensor, params: list[Tensor]) -> list[float]:
@@ -124,7 +125,8 @@ class EWC(_Anchored):
             0 changes no bit and computes nothing.
         importance: an Importance, a path to a saved one, or arguments for one: {"memory": path, texts or rows,
             "block": 256, and those of fisher(): "kind", "samples", "batch_size", "normalize" (here "mean" unless set),
-            "seed", "floor", "rtol"}. Arguments are computed at setup, at the start model; with a cache folder, once.
+            "seed", "floor", "rtol", and "control": "shuffled" or "uniform", what a paper compares the Fisher with}. Arguments
+            are computed at setup, at the start model; with a cache folder, once.
         form: "gradient" adds the penalty's gradient before clipping and the step (Adam rescales it by 1/sqrt(v));
             "proximal" takes the penalty's own step after it, theta <- (theta + lr lambda F theta*) / (1 + lr lambda F):
             stable at every strength, not clipped, not rescaled.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from cltk.data import memory_rows
+from cltk.data import IGNORED, memory_rows
 from cltk.errors import InputError
 from cltk.mitigate.interface import Mitigator, Plan
 
@@ -53,13 +53,14 @@ class Replay(Mitigator):
     All new rows stay; round(N p / (1 - p)) old rows join them and the trainer shuffles both together, so that the new
     task is seen exactly as often as without replay and the steps grow by 1 / (1 - p). With `extra_steps=False` the
     number of steps stays what it was, and the new task gets the share 1 - p of it. Every token of an old row counts
-    in the loss; old text is cut to the mean length of the new rows, so that the token share follows the sequence share.
+    in the loss, so that with short completions the share of counted tokens that are old is far above p: the record has both.
 
     Args:
         memory: old-domain text or token rows (see `cltk.data.memory_rows`).
         fraction: p, 0 to below 1; 0 changes nothing. 0.01 to 0.05 for a weak shift, 0.25 for a strong one.
         extra_steps: whether steps grow so that the new task keeps its tokens.
-        length: tokens of an old row; the new rows' mean when not given.
+        length: tokens of an old row, when the memory is text. Short pieces protect little: what is measured is text in
+            its context.
 
     Raises:
         InputError: fraction outside [0, 1), empty memory, or training data without length or input_ids.
@@ -67,7 +68,7 @@ class Replay(Mitigator):
     Source: Scialom et al. 2022 (arXiv 2205.12393); Ibrahim et al. 2024 (arXiv 2403.08763).
     """
 
-    def __init__(self, memory: Any, fraction: float, *, extra_steps: bool = True, length: int | None = None) -> None:
+    def __init__(self, memory: Any, fraction: float, *, extra_steps: bool = True, length: int = 256) -> None:
         if not 0 <= fraction < 1:
             raise InputError(f"replay.fraction: must be at least 0 and below 1, got {fraction}")
         self.memory, self.fraction, self.extra_steps, self.length = memory, fraction, extra_steps, length
@@ -79,8 +80,7 @@ class Replay(Mitigator):
         if not hasattr(new, "__len__") or len(new) == 0 or "input_ids" not in new[0]:
             raise InputError("replay: the trainer's data must have a length and hold tokenised rows with input_ids")
         lengths = [len(new[i]["input_ids"]) for i in range(len(new))]
-        length = self.length or max(2, round(sum(lengths) / len(lengths)))
-        old = memory_rows(self.memory, plan.tokenizer, length)
+        old = memory_rows(self.memory, plan.tokenizer, self.length)
         count = replay_count(len(new), self.fraction)
         if count == 0:
             raise InputError(f"replay.fraction: {self.fraction} of {len(new)} rows is less than one old row; raise it")
@@ -90,7 +90,7 @@ class Replay(Mitigator):
         plan.notes["replay"] = {
             "fraction": self.fraction, "extra_steps": self.extra_steps, "steps": after, "steps_without": before,
             "new_rows": len(new), "old_rows": count, "old_rows_distinct": min(count, len(old)),
-            "new_tokens": sum(lengths), "old_tokens": old_tokens,
+            "new_tokens": sum(lengths), "old_tokens": old_tokens, "new_tokens_counted": _counted(new),
         }  # fmt: skip
 
     def _steps(self, args: Any, rows: int, mixed: int) -> tuple[int, int]:
@@ -106,3 +106,8 @@ class Replay(Mitigator):
         elif args.max_steps > 0:
             args.max_steps = math.ceil(args.max_steps / (1 - self.fraction))
         return before, args.max_steps if args.max_steps > 0 else steps(mixed)
+
+
+def _counted(rows: Any) -> int:
+    """Tokens of the new rows that count in the loss."""
+    return sum(sum(label != IGNORED for label in rows[i].get("labels", rows[i]["input_ids"])) for i in range(len(rows)))

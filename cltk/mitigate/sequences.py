@@ -42,9 +42,26 @@ class Batch:
         part = (rows, slice(max(self.lengths[rows], default=0)))
         return Batch(self.indices[rows], self.lengths[rows], self.ids[part], self.mask[part], self.targets[part])
 
+    def trial(self, counted: int) -> Batch:
+        """The first sequence, up to `counted` positions after its first counted one."""
+        stop = int((self.targets[0] != IGNORED).nonzero()[0]) + counted
+        row = self.take(0, 1)
+        return Batch(row.indices, [min(stop, row.lengths[0])], row.ids[:, :stop], row.mask[:, :stop], row.targets[:, :stop])
+
     def rows(self) -> Iterator[Batch]:
         """Every sequence alone."""
         return (self.take(i, i + 1) for i in range(len(self.indices)))
+
+    def pieces(self, tokens: int) -> Iterator[Batch]:
+        """The sequences by length, in pieces of at most `tokens` positions with padding (one sequence at least)."""
+        order = sorted(range(len(self.indices)), key=lambda i: self.lengths[i])
+        lengths = [self.lengths[i] for i in order]
+        by_length = Batch([self.indices[i] for i in order], lengths, self.ids[order], self.mask[order], self.targets[order])
+        start = 0
+        for stop in range(1, len(order) + 1):
+            if stop == len(order) or (stop + 1 - start) * lengths[stop] > tokens:
+                yield by_length.take(start, stop)
+                start = stop
 
 
 class Rows:

@@ -20,7 +20,8 @@ from cltk.mitigate.interface import Plan
 from cltk.mitigate.sequences import data_digest
 
 DEFAULTS = {"kind": "mc", "samples": 500, "batch_size": 8, "normalize": "mean", "seed": 0, "floor": 0.0, "rtol": None}
-ARGUMENTS = ("memory", "block", *DEFAULTS)
+CONTROLS = ("shuffled", "uniform")  # what a paper compares a Fisher with
+ARGUMENTS = ("memory", "block", "control", *DEFAULTS)
 Source = Importance | Mapping[str, Any] | str | Path | None
 
 
@@ -43,6 +44,8 @@ def check_source(source: Any, needed: bool = True) -> None:
             raise InputError(f"ewc: importance has no argument {key!r}; there are {', '.join(ARGUMENTS)}")
     if "memory" not in source:
         raise InputError("ewc: importance has no memory; give {'memory': a path, texts or rows of the old data}")
+    if source.get("control") not in (None, *CONTROLS):
+        raise InputError(f"ewc: importance.control is {source['control']!r}; give one of {', '.join(CONTROLS)}")
 
 
 def importance_of(source: Any, plan: Plan) -> Importance:
@@ -60,9 +63,9 @@ def importance_of(source: Any, plan: Plan) -> Importance:
         return source
     arguments = {**DEFAULTS, **source}
     rows = memory_rows(arguments.pop("memory"), plan.tokenizer, arguments.pop("block", 256))
-    if plan.cache is None:
-        return fisher(plan.model, rows, **arguments)
-    return _cached(Path(plan.cache), plan, rows, arguments)
+    control = arguments.pop("control", None)
+    found = fisher(plan.model, rows, **arguments) if plan.cache is None else _cached(Path(plan.cache), plan, rows, arguments)
+    return {"shuffled": found.shuffled, "uniform": found.uniform}[control]() if control else found
 
 
 def summary(importance: Importance) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def report(
         from rich.console import Console
 
         console = Console()
+        if not console.is_terminal:
+            console = Console(width=140)  # a file or a pipe has no width of its own
         for line in words:
             console.print(line, markup=False, highlight=False)
         for part in parts:

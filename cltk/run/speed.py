@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from cltk.data import Row, pad_id
+from cltk.data import Collator, Row, pad_id
 from cltk.errors import InputError
-from cltk.packing import PackedCollator, head_error, label_head, pack_training, packing_error
+from cltk.packing import PackedCollator, head_error, label_head, packing_error
 from cltk.run import machine
 
 TOLERANCE = 1e-5  # relative, float32
@@ -57,16 +57,13 @@ class Speed:
         """For the record."""
         return [asdict(choice) for choice in self.choices]
 
-    def prepare(self, trainer: Any) -> None:
-        """Before `trainer.train()`: the batches."""
-        data, model = trainer.train_dataset, trainer.model
-        if self.on("packing"):
-            device = next(model.parameters()).device.type
-            width = getattr(model.config.get_text_config(), "hidden_size", None) or 512
-            collator = PackedCollator(pad_id(trainer.processing_class), WIDEST.get(device, WIDEST["cuda"]), width)
-            pack_training(trainer, collator)
-        if self.on("grouping"):  # the sampler iterates over all rows to read their lengths
-            trainer.train_dataset = [data[i] for i in range(len(data))]
+    def collator(self, model: Any, tokenizer: Any) -> PackedCollator | Collator:
+        """What makes the training batches."""
+        if not self.on("packing"):
+            return Collator(pad_id(tokenizer))
+        device = next(model.parameters()).device.type
+        width = getattr(model.config.get_text_config(), "hidden_size", None) or 512
+        return PackedCollator(pad_id(tokenizer), WIDEST.get(device, WIDEST["cuda"]), width)
 
     @contextmanager
     def running(self, model: Any) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,6 +132,7 @@ def train_cell(
     from transformers import PrinterCallback, Trainer, set_seed
     from transformers.trainer_utils import get_last_checkpoint
 
+    from cltk.packing import collate_training
     from cltk.run.speed import choose, say
     from cltk.trainer import attach
 
@@ -144,8 +146,12 @@ def train_cell(
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it prints every log line; the history goes into the record
     attach(trainer, mitigators, cache=cache)
-    speed.prepare(trainer)
-    callbacks = make_callbacks(trainer, output, tell)
+    if speed.on("grouping"):  # the sampler iterates over the rows to read their lengths
+        rows: Any = trainer.train_dataset
+        trainer.train_dataset = [rows[i] for i in range(len(rows))]
+    counter = Counter(speed.collator(trainer.model, tokenizer))
+    collate_training(trainer, counter)
+    callbacks = make_callbacks(trainer, output, tell, counter)
     for callback in callbacks:
         trainer.add_callback(callback)
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
@@ -155,26 +161,33 @@ def train_cell(
     plan = getattr(trainer, "cltk_plan", None)
     return Trained(
         trainer.accelerator.unwrap_model(trainer.model), tokenizer, trainer.state.global_step, time.monotonic() - start,
-        callbacks[0].tokens, trainer.state.log_history, {**(plan.notes if plan else {}), "speed": speed.notes()},
+        counter.trained, trainer.state.log_history, {**(plan.notes if plan else {}), "speed": speed.notes()},
     )  # fmt: skip
 
 
-def make_callbacks(trainer: Any, output: Path, tell: Tell | None) -> list[Any]:
+class Counter:
+    """A collator that counts the tokens of its batches, padding left out; those of batches drawn ahead wait."""
+
+    def __init__(self, collate: Callable[[Sequence[Row]], Any]) -> None:
+        self.collate, self.trained = collate, 0
+        self.waiting: deque[int] = deque()
+
+    def __call__(self, rows: Sequence[Row]) -> Any:
+        self.waiting.append(sum(len(row["input_ids"]) for row in rows))
+        return self.collate(rows)
+
+    def take(self, batches: int) -> None:
+        """So many batches were trained on."""
+        for _ in range(min(batches, len(self.waiting))):
+            self.trained += self.waiting.popleft()
+
+
+def make_callbacks(trainer: Any, output: Path, tell: Tell | None, counter: Counter) -> list[Any]:
     """Counts tokens, watches for non-finite gradients, reports progress."""
     import torch
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
-        tokens = 0
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            def counting(rows: Sequence[Row]) -> Any:
-                self.tokens += sum(len(row["input_ids"]) for row in rows)
-                return collate(rows)
-
-            loader = trainer.callback_handler.train_dataloader
-            collate, loader.collate_fn = loader.collate_fn, counting
-
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             norms = torch._foreach_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])
             if not torch.isfinite(torch.stack([n.to(norms[0].device) for n in norms])).all():
@@ -186,6 +199,7 @@ def make_callbacks(trainer: Any, output: Path, tell: Tell | None) -> list[Any]:
                 )
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            counter.take(trainer.current_gradient_accumulation_steps)
             if tell:
                 last = state.log_history[-1] if state.log_history else {}
                 tell(state.global_step, state.max_steps, last)

@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 
 from cltk.errors import InputError, RunError
 from cltk.measure import scoring
-from cltk.measure.journal import Journal
+from cltk.measure.journal import Journal, request_key
 from cltk.measure.prefix_tree import Requests, batches, common, pack, spans
 from cltk.measure.scoring import PrefixLM, fast_dtype
 from cltk.measure.tree_forward import ancestors
@@ -465,6 +465,18 @@ def test_resume_is_byte_identical(llama, tokenizer, tmp_path):
     assert none[-1][2] == 0
     _, some = scored_with(Journal(tmp_path / "cut"), llama, tokenizer, pairs[:5], digest="other weights")
     assert some[-1][2] > 0
+
+
+def test_an_answer_in_the_journal_is_kept(llama, tokenizer, tmp_path):
+    pair = ("the dog is", " blue")
+    lm = PrefixLM(llama, tokenizer)
+    context, continuation = lm._encode_pair(*pair)
+    book = Journal(tmp_path / "j")
+    book.put(request_key("abc", context + continuation, len(continuation)), {"logprob": -123.0, "greedy": True})
+    answers, _ = scored_with(book, llama, tokenizer, [pair, ("the dog is", " red")])
+    assert answers[0] == (-123.0, True)
+    assert answers[1] == lm.loglikelihood(instances([pair, ("the dog is", " red")]), disable_tqdm=True)[1]
+    assert len(book) == 2
 
 
 def test_journal_refuses_damage(tmp_path):

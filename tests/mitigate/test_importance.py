@@ -252,6 +252,68 @@ def test_a_layer_that_the_hooks_do_not_know_takes_the_loop_and_says_so_once(make
     assert_close(found, loop(model, rows, absolute=kind == "mas"))
 
 
+class Shifted(Toy):
+    """A shift that the softmax cancels: its gradient is rounding alone, and no reason to distrust the hooks."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Linear(6, 1)
+
+    def forward(self, input_ids, attention_mask=None, use_cache=None):
+        x = self.embedding(input_ids)
+        return SimpleNamespace(logits=self.head(torch.tanh(self.middle(x))) + self.shift(x.detach()))
+
+
+def test_a_gradient_of_rounding_alone_is_no_disagreement():
+    model, rows = Shifted(), rows_of(5, 8, 8, 3)
+    found = fisher(model, rows, "empirical", batch_size=2)
+    assert found.info["method"] == "hooks"
+    expected = loop(model, rows)
+    for name in ("shift.weight", "shift.bias"):
+        assert found[name].max() < 1e-10 * found["head.weight"].max()
+        del expected[name]
+    assert_close({name: found[name] for name in expected}, expected)
+
+
+class Routed(Toy):
+    """An expert that sees the tokens it is sent, one after the other: as many as sequences by chance."""
+
+    def forward(self, input_ids, attention_mask=None, use_cache=None):
+        x = self.embedding(input_ids)
+        sent = input_ids == 3
+        y = torch.zeros(*input_ids.shape, 8).masked_scatter(sent[..., None], torch.tanh(self.middle(x[sent])))
+        return SimpleNamespace(logits=self.head(y))
+
+
+def test_an_expert_s_tokens_are_not_taken_for_sequences():
+    rows = [{"input_ids": [1, 3, 4, 5]}, {"input_ids": [3, 2, 2, 6]}, {"input_ids": [3, 2, 3, 6]}, {"input_ids": [2, 2, 9, 6]}]
+    found = fisher(Routed(), rows, "empirical", batch_size=2)
+    assert found.info["method"] == "loop"
+    assert_close(found, loop(Routed(), rows))
+
+
+class SurpriseToy(Toy):
+    """Calls a layer twice, but only on long sequences: the hooks learn it in the middle."""
+
+    def __init__(self):
+        super().__init__()
+        self.middle, self.head = nn.Linear(6, 6), nn.Linear(6, VOCAB)
+
+    def forward(self, input_ids, attention_mask=None, use_cache=None):
+        x = torch.tanh(self.middle(self.embedding(input_ids)))
+        return SimpleNamespace(logits=self.head(self.middle(x) if input_ids.shape[1] > 9 else x))
+
+
+def test_a_late_surprise_takes_the_loop_from_there(caplog):
+    rows = rows_of(5, 5, 4, 12, 12, 6)
+    with caplog.at_level(logging.WARNING):
+        found = fisher(SurpriseToy(), rows, "empirical", batch_size=2)
+    assert found.info["method"] == "loop"
+    assert len(caplog.records) == 1
+    alone = [loop(SurpriseToy(), [row]) for row in rows]
+    assert_close(found, {name: sum(part[name] for part in alone) / len(rows) for name in found})
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("kind", ["empirical", "mc"])
 def test_checkpointed_layers(reentrant, kind):
@@ -529,6 +591,7 @@ def test_normalize_and_floor():
         ([{"input_ids": [1, 2]}], {"batch_size": 0}, "batch_size"),
         ([{"input_ids": [1, 2]}], {"samples": 0}, "samples"),
         ([{"input_ids": [1, 2]}], {"rtol": -1.0}, "rtol"),
+        ([{"input_ids": [1, 2]}], {"seed": -1}, "seed"),
         ([{"input_ids": [1, 2]}], {"normalize": "max"}, "normalize"),
         ([{"input_ids": [1, 2]}], {"floor": -0.1}, "floor"),
     ],

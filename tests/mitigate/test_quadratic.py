@@ -306,12 +306,12 @@ def test_it_logs_the_penalty_and_its_share_of_the_gradient():
     task = math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
     pulls = {n: 20 * importance[n] * (p.detach() - start[n]) for n, p in tensors.trainable(model)}
     energy = sum((pulls[n] * (p.detach() - start[n])).sum().item() for n, p in tensors.trainable(model))
-    run.step = 1
+    run.step = 2
     method.grad(run)
     assert run.metrics == {}
     for n, p in tensors.trainable(model):
         p.grad -= pulls[n]
-    run.step = 2
+    run.step = 3
     method.grad(run)
     assert run.metrics["ewc_penalty"] == pytest.approx(energy / 2, rel=1e-4)
     pulled = math.sqrt(sum(v.square().sum().item() for v in pulls.values()))

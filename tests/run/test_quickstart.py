@@ -1,0 +1,27 @@
+"""The main job on the real model and data: what the README promises of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import cltk
+
+ROOT = Path(cltk.__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_quickstart_learns_and_forgets_measurably(tmp_path: Path) -> None:
+    records = {record["method"]: record for record in cltk.load(ROOT / "experiments/quickstart/quickstart.yaml", tmp_path).run()}
+    assert list(records) == ["plain", "low_lr", "early_stopping", "replay", "ewc"]
+    plain = records["plain"]
+    (learned,) = [row for row in plain["learn"]["rows"] if row["task"] == "heldout"]
+    (old,) = [row for row in plain["retain"]["rows"] if row["task"] == "old_text"]
+    assert learned["ci"][1] < 0, "plain fine-tuning must learn: held-out NLL falls, the interval excludes 0"
+    assert old["ci"][0] > 0, "plain fine-tuning must forget: old-text NLL rises, the interval excludes 0"
+    assert {row["task"] for row in plain["retain"]["rows"]} == {
+        "local_arc_easy", "local_piqa", "local_sciq", "local_hellaswag", "old_text",
+    }  # fmt: skip
+    rises = {m: next(r for r in record["retain"]["rows"] if r["task"] == "old_text")["forgetting"] for m, record in records.items()}
+    assert all(rises[method] < rises["plain"] for method in rises if method != "plain")

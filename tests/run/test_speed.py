@@ -1,0 +1,253 @@
+"""The choices: what is on, why, what it becomes in a Trainer, that each can be switched off, and that all is taken back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cltk import tensors
+from cltk.errors import InputError
+from cltk.run import machine, speed
+from cltk.run.config import Cell, SpeedSpec, load_config
+from cltk.run.methods import build_mitigators
+from cltk.run.speed import Choice, choose, say, tune_allocator
+from cltk.run.train import Prepared, Trained, prepare_data, train_cell
+
+NAMES = ["packing", "grouping", "label_head", "autocast", "fused", "onednn", "allocator"]
+OFF = dict.fromkeys(NAMES, False)
+
+
+class Config:
+    """What `choose` reads of an experiment."""
+
+    def __init__(self, train: dict[str, Any] | None = None, **switches: Any) -> None:
+        self.speed, self.train = SpeedSpec(**switches), train or {}
+
+
+def choice(found: speed.Speed, what: str) -> Choice:
+    return next(c for c in found.choices if c.what == what)
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without bfloat16 units, whatever this one is."""
+    monkeypatch.setattr(machine, "faster_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(machine, "onednn_gain", lambda: 1.0)
+
+
+@pytest.fixture
+def deaf(tiny: Any) -> Any:
+    """A model that does not listen to position_ids: packed sequences would see each other."""
+    model = tiny()
+
+    class Deaf(type(model)):  # type: ignore[misc]
+        def forward(self, *args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    model.__class__ = Deaf
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(5)
+    return model
+
+
+def test_exact_architectures_are_packed(tiny: Any, tokenizer: Any) -> None:
+    for kind in ("llama", "gpt2", "neox"):
+        model = tiny(kind).train()
+        before, state = tensors.digest(model), torch.get_rng_state()
+        found = choose(model, tokenizer, Config())
+        assert [c.what for c in found.choices] == NAMES
+        assert [c.what for c in found.choices if c.on] == ["packing", "label_head", "fused"]
+        assert found.arguments == {"optim": "adamw_torch_fused"}
+        assert torch.equal(torch.get_rng_state(), state)
+        assert tensors.digest(model) == before
+        assert model.training
+        assert not model._forward_pre_hooks
+
+
+def test_others_fall_back_to_like_lengths(deaf: Any, tokenizer: Any) -> None:
+    found = choose(deaf, tokenizer, Config())
+    assert not found.on("packing")
+    assert "losses differ" in choice(found, "packing").why
+    assert found.on("grouping")
+    assert found.on("label_head")
+    assert found.arguments["train_sampling_strategy"] == "group_by_length"
+    assert not choose(deaf, tokenizer, Config(grouping=False)).on("grouping")
+    with pytest.raises(InputError, match=r"speed\.packing: true, but for this model losses differ"):
+        choose(deaf, tokenizer, Config(packing=True))
+
+
+def test_a_model_that_cannot_run_packed_falls_back(tiny: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    forward = model.forward
+
+    def strict(input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None, use_cache: bool = False) -> Any:
+        return forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=use_cache)
+
+    monkeypatch.setattr(model, "forward", strict)
+    found = choose(model, tokenizer, Config())
+    assert "unexpected keyword argument" in choice(found, "packing").why
+    assert "unexpected keyword argument" in choice(found, "label_head").why
+
+
+def test_everything_can_be_switched_off(tiny: Any, tokenizer: Any) -> None:
+    found = choose(tiny(), tokenizer, Config(**OFF))
+    assert not any(c.on for c in found.choices)
+    assert found.arguments == {"optim": "adamw_torch"}
+    for name in ("packing", "label_head", "fused"):
+        one = choose(tiny(), tokenizer, Config(**{name: False}))
+        assert not one.on(name)
+        assert choice(one, name).why == f"speed.{name}: false"
+        assert sum(c.on for c in one.choices) == 2
+
+
+def test_the_users_arguments_win(tiny: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "faster_in_bfloat16", lambda device: True)
+    train = {"optim": "sgd", "fp16": False, "train_sampling_strategy": "sequential", "label_smoothing_factor": 0.1}
+    found = choose(tiny(), tokenizer, Config(train, packing=False, grouping=True))
+    assert found.arguments == {}
+    assert "train.label_smoothing_factor takes all logits" in choice(found, "label_head").why
+    assert choice(found, "autocast").why == "train.fp16: false decides"
+    assert not choice(found, "fused").on
+
+
+def test_autocast_where_it_is_faster(tiny: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "bf16" not in choose(tiny(), tokenizer, Config()).arguments
+    assert choose(tiny(), tokenizer, Config(autocast=True)).arguments["bf16"] is True
+    monkeypatch.setattr(machine, "faster_in_bfloat16", lambda device: True)
+    assert choose(tiny(), tokenizer, Config()).arguments["bf16"] is True
+    assert "bf16" not in choose(tiny(), tokenizer, Config(autocast=False)).arguments
+    assert not choose(tiny().bfloat16(), tokenizer, Config()).on("autocast")  # nothing is left to cast
+
+
+def test_bfloat16_is_asked_of_the_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    machine.faster_in_bfloat16.cache_clear()
+    monkeypatch.setattr("cltk.measure.scoring.fast_dtype", lambda device: torch.bfloat16)
+    assert machine.faster_in_bfloat16("cpu")
+    machine.faster_in_bfloat16.cache_clear()
+
+
+def test_onednn_only_where_exact_and_faster(tiny: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(error: float, gain: float, wanted: Any = "auto") -> bool:
+        monkeypatch.setattr(machine, "onednn_error", lambda: error)
+        monkeypatch.setattr(machine, "onednn_gain", lambda: gain)
+        return choose(tiny(), tokenizer, Config(onednn=wanted)).on("onednn")
+
+    assert found(1e-6, 1.8)
+    assert not found(1e-6, 1.0)
+    assert found(1e-6, 1.0, True)
+    assert not found(1e-6, 1.8, False)
+    assert not found(4e-3, 3.0)  # tiles: it computes in bfloat16
+    with pytest.raises(InputError, match="differs from float64 by 4e-03"):
+        found(4e-3, 3.0, True)
+
+
+def test_onednn_is_taken_back() -> None:
+    settings: Any = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    with machine.products(True):
+        assert settings.fp32_precision == "bf16"
+    assert settings.fp32_precision == before
+    with pytest.raises(ZeroDivisionError), machine.products(True):
+        _ = 1 / 0
+    assert settings.fp32_precision == before
+    with machine.products(False):
+        assert settings.fp32_precision == before
+    assert machine.onednn_error() > 0  # float32 at best, or bfloat16: never float64
+
+
+def test_allocator_is_the_command_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_allocator", speed._allocator)
+    assert not speed._allocator.on
+    assert "only in `cltk run`" in speed._allocator.why
+    for works, wanted, on in ((True, "auto", True), (True, False, False), (False, "auto", False)):
+        monkeypatch.setattr(machine, "keep_memory", lambda works=works: works)
+        assert tune_allocator(wanted).on == on == speed._allocator.on
+    with pytest.raises(InputError, match="glibc"):
+        tune_allocator(True)
+
+
+def test_choices_are_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_said", set())
+    found = speed.Speed((Choice("packing", True, "losses equal"), Choice("onednn", False, "not faster")), {})
+    say(found)
+    say(found)
+    assert capsys.readouterr().err == "speed: packing: on (losses equal)\nspeed: onednn: off (not faster)\n"
+    assert found.notes()[0] == {"what": "packing", "on": True, "why": "losses equal"}
+
+
+def test_yaml(experiment: Path) -> None:
+    text = experiment.read_text()
+    for line, expected in (("speed: {packing: no}", False), ("speed: {packing: auto}", "auto"), ("speed: {}", "auto")):
+        experiment.write_text(f"{text}{line}\n")
+        assert load_config(experiment).cells[0].config.speed.packing is expected or expected == "auto"
+    for line, message in (("speed: {packing: maybe}", "speed.packing"), ("speed: {paking: no}", "did you mean 'packing'")):
+        experiment.write_text(f"{text}{line}\n")
+        with pytest.raises(InputError, match=message):
+            load_config(experiment)
+
+
+@pytest.fixture
+def run(experiment: Path, tiny: Any, tokenizer: Any, tmp_path: Path) -> Any:
+    """run(method, model=None, **switches) -> what train_cell gave for this method of the tiny experiment."""
+    plan = load_config(experiment)
+    prepared = prepare_data(plan.experiment.data, tokenizer, plan.folder)
+
+    def one(method: str, model: nn.Module | None = None, train: dict[str, Any] | None = None, **switches: Any) -> Trained:
+        cell = next(cell for cell in plan.cells if cell.method == method)
+        config = cell.config.model_copy(
+            update={"speed": SpeedSpec(**switches), "train": {**cell.config.train, "optim": "sgd", **(train or {})}}
+        )
+        rows = Prepared(prepared.train, prepared.validation, prepared.heldout)
+        mitigators = build_mitigators(config.mitigators, plan.folder)
+        output = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
+        return train_cell(Cell(method, {}, config), model or tiny(), tokenizer, rows, mitigators, output)
+
+    return one
+
+
+def distance(a: Any, b: Any) -> float:
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    with torch.no_grad():
+        return max(float((x - y).abs().max()) for x, y in pairs)
+
+
+@pytest.mark.parametrize("method", ["plain", "replay", "ewc", "early_stopping"])
+def test_fast_and_plain_train_the_same_weights(method: str, run: Any, tiny: Any) -> None:
+    fast, plain = run(method), run(method, **OFF)
+    assert {c["what"] for c in fast.notes["speed"] if c["on"]} == {"packing", "label_head"}
+    assert not any(c["on"] for c in plain.notes["speed"])
+    assert distance(fast.model, plain.model) < 1e-6
+    assert distance(fast.model, tiny()) > 1e-4
+    assert fast.tokens == plain.tokens
+    per_step = fast.tokens / fast.steps
+    assert 4 * 10 < per_step < 4 * 64  # rows of 10 to 64 tokens, 4 a step; batches drawn ahead do not count
+    assert [x["loss"] for x in fast.history if "loss" in x] == pytest.approx([x["loss"] for x in plain.history if "loss" in x])
+
+
+def test_nothing_is_left_patched(run: Any) -> None:
+    setting = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    model = run("plain").model
+    assert not any(m._forward_pre_hooks or m._forward_hooks or "forward" in vars(m) for m in model.modules())
+    ids = torch.tensor([[5, 6, 7]])
+    assert model.train()(ids, labels=ids).logits.shape == (1, 3, 300)
+    assert torch.backends.mkldnn.matmul.fp32_precision == setting  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("method", ["plain", "replay"])
+def test_fall_back_trains(method: str, deaf: Any, run: Any) -> None:
+    trained = run(method, deaf)
+    on = {c["what"] for c in trained.notes["speed"] if c["on"]}
+    assert on == {"grouping", "label_head"}
+    assert trained.steps == {"plain": 6, "replay": 8}[method]
+
+
+def test_autocast_trains(run: Any) -> None:
+    wide, narrow = run("plain"), run("plain", autocast=True)
+    assert 0 < distance(wide.model, narrow.model) < 1e-2

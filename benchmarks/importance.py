@@ -28,18 +28,26 @@ RESULTS = Path(__file__).parent / "results"
 STUDIES = {"empirical": ("loop", "hooks", "vmap"), "mc": ("plain", "mc")}  # the first of each is the yardstick
 
 
+SHAPES = {  # layers, hidden, intermediate, heads, key-value heads, vocabulary
+    "random": (8, 384, 1024, 6, 2, 16384),  # 20 M parameters
+    "random-135m": (30, 576, 1536, 9, 3, 49152),  # SmolLM2-135M
+    "random-1b": (16, 2048, 8192, 32, 8, 128256),  # the shape of Llama 3.2 1B
+}
+
+
 def load(name: str, dtype: str) -> Any:
-    """The model; "random" has 20 M parameters and SmolLM2's shape."""
-    if name != "random":
+    """A stored model, or a randomly initialised Llama of one of `SHAPES`."""
+    if name not in SHAPES:
         from cltk.models import load_model
 
         return load_model(name, dtype=dtype)[0]
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
+    layers, hidden, intermediate, heads, shared, vocabulary = SHAPES[name]
     config = LlamaConfig(
-        vocab_size=16384, hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=shared, max_position_embeddings=2048, tie_word_embeddings=True,
     )  # fmt: skip
     return LlamaForCausalLM(config).to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype))
 
@@ -207,18 +215,23 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def write(name: str, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """results/NAME.json: what was run, on what, and what came out."""
+    """What was run, on what, and what came out: to --out, else to results/NAME.json, and nowhere with --quick."""
     kept = {
         key: value for key, value in vars(arguments).items() if key in ("model", "dtype", "rows", "rounds", "quick", "onednn")
     }
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**kept, **machine, "results": rows}, indent=1) + "\n")
+    file = arguments.out or (None if arguments.quick else RESULTS / f"{name}.json")
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**kept, **machine, "results": rows}, indent=1) + "\n")
 
 
 def arguments_of(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="asset:smollm2-135m-instruct", help="folder, hub id, asset:NAME or random")
+    parser.add_argument(
+        "--model", default="asset:smollm2-135m-instruct", help="folder, hub id, asset:NAME, random, random-135m or random-1b"
+    )
+    parser.add_argument("--out", type=Path, help="the JSON file to write")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the random model, few rows, two rounds")

@@ -33,17 +33,17 @@ class Shape:
     choices: int
     continuation: int
     header: int = 0
-    documents: int = 64
+    documents: int = 32
 
 
 SHAPES = [
     Shape("4 choices, middle context", 160, 4, 9),
-    Shape("long context, short choices", 500, 4, 3, documents=24),
-    Shape("short context, long choices", 15, 4, 60, documents=48),
+    Shape("long context, short choices", 500, 4, 3, documents=12),
+    Shape("short context, long choices", 15, 4, 60, documents=24),
     Shape("like hellaswag", 80, 4, 30),
     Shape("single-token choices", 160, 4, 1),
-    Shape("nothing shared", 120, 1, 20, documents=96),
-    Shape("5-shot, fixed header", 80, 4, 5, header=700, documents=24),
+    Shape("nothing shared", 120, 1, 20, documents=48),
+    Shape("5-shot, fixed header", 80, 4, 5, header=700, documents=12),
 ]
 
 

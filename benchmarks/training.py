@@ -1,12 +1,12 @@
 """Training speed: transformers' Trainer on padded batches against the same rows through cltk, one choice after the other.
 
     python benchmarks/training.py --model asset:smollm2-135m-instruct
-    python benchmarks/training.py --quick                               # a random model of 20 M parameters, a minute
+    python benchmarks/training.py --quick                               # a random model of 20 M parameters, 16 rows, 2 minutes
 
-Two data sets of 64 rows, batches of 8, one epoch: 12 to 256 random tokens of which all count, and MedMCQA (with `random`: its
+Two data sets, batches of 8, one epoch: 12 to 256 random tokens of which all count, and MedMCQA (with `random`: its
 lengths), of which the answers count. Each side is a process of its own, and they take turns: A B C A B C ... Seconds are those
-of `trainer.train()`; what is proven at start-up is not in them. Where bfloat16 is faster, both also run in it. Writes a
-Markdown table and results/training.json.
+of `trainer.train()`; what is proven at start-up is not in them. Where bfloat16 is faster, both also run in it. Prints a
+Markdown table; writes results/training.json (with --quick only to --out).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DATA = ("ragged", "medmcqa")
 
 def tokenizer_of(name: str) -> Any:
     """The model's tokeniser; one of three words for the random model."""
-    if name != "random":
+    if not name.startswith("random"):
         from cltk.models import load_tokenizer
 
         return load_tokenizer(name)
@@ -52,14 +52,14 @@ def tokenizer_of(name: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="?")
 
 
-def rows_of(data: str, model: str, tokenizer: Any, vocabulary: int) -> list[dict[str, Any]]:
-    """64 rows, the same in every process."""
+def rows_of(data: str, arguments: argparse.Namespace, tokenizer: Any, vocabulary: int) -> list[dict[str, Any]]:
+    """The rows, the same in every process."""
     rng = random.Random(0)
-    if data == "medmcqa" and model != "random":
-        rows = read_rows("asset:medmcqa/train.jsonl")[:64]
+    if data == "medmcqa" and not arguments.model.startswith("random"):
+        rows = read_rows("asset:medmcqa/train.jsonl")[: arguments.rows]
         return tokenize_pairs(rows, tokenizer, prompt="prompt", completion="completion", max_length=256)
     done = []
-    for _ in range(64):
+    for _ in range(arguments.rows):
         prompt, answer = (0, rng.randint(12, 256)) if data == "ragged" else (rng.randint(10, 120), rng.randint(3, 16))
         ids = [rng.randrange(3, vocabulary) for _ in range(prompt + answer)]
         done.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
@@ -76,7 +76,7 @@ def work(arguments: argparse.Namespace) -> None:
     if switches is not None:
         tune_allocator(switches.get("allocator", "auto"))
     model, tokenizer = load(arguments.model, arguments.dtype), tokenizer_of(arguments.model)
-    rows = rows_of(data, arguments.model, tokenizer, model.config.vocab_size)
+    rows = rows_of(data, arguments, tokenizer, model.config.vocab_size)
     train: dict[str, Any] = {"per_device_train_batch_size": 8, "num_train_epochs": 1, "save_strategy": "no", "logging_steps": 1}
     train |= {"learning_rate": 1e-5, "bf16": True} if side == "Trainer, padded, bf16" else {"learning_rate": 1e-5}
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def work(arguments: argparse.Namespace) -> None:
                 return stock(model, tokenizer, some, train, Path(folder))
             return ours(model, tokenizer, some, train, switches, Path(folder))
 
-        serve(lambda: epoch(rows), lambda: epoch(rows[:16]))
+        serve(lambda: epoch(rows), lambda: epoch(rows[:8]))
 
 
 def stock(model: Any, tokenizer: Any, rows: list[dict[str, Any]], train: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -119,11 +119,11 @@ def first_loss(history: list[dict[str, float]]) -> float:
 def compare(data: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every side on one data set."""
     model, tokenizer = load(arguments.model, arguments.dtype), tokenizer_of(arguments.model)
-    tokens = sum(len(row["input_ids"]) for row in rows_of(data, arguments.model, tokenizer, model.config.vocab_size))
+    tokens = sum(len(row["input_ids"]) for row in rows_of(data, arguments, tokenizer, model.config.vocab_size))
     device = next(model.parameters()).device.type
     del model
     sides = list(SIDES) + (list(NARROW) if machine.faster_in_bfloat16(device) else [])
-    settings = ["--model", arguments.model, "--dtype", arguments.dtype]
+    settings = ["--model", arguments.model, "--dtype", arguments.dtype, "--rows", str(arguments.rows)]
     commands = {side: [sys.executable, __file__, *settings, "--worker", f"{side}:{data}"] for side in sides}
     answers = {side: [a | a["answer"] for a in found] for side, found in alternate(commands, arguments.rounds).items()}
     first = answers[sides[0]]
@@ -152,11 +152,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    arguments = arguments_of(__doc__).parse_args()
+    parser = arguments_of(__doc__)
+    parser.add_argument("--rows", type=int, default=64)
+    arguments = parser.parse_args()
     if arguments.worker:
         return work(arguments)
     if arguments.quick:
-        arguments.model, arguments.rounds = "random", 2
+        arguments.model, arguments.rounds, arguments.rows = "random", 2, 16
     rows = [row for data in DATA for row in compare(data, arguments)]
     write("training", arguments, rows)
     print(table(rows))

@@ -90,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--block", type=int, default=256, help="tokens of a sequence")
     sub.add_argument("--batch-size", type=int, default=8)
     sub.add_argument("--normalize", choices=["mean"], default=None)
+    sub.add_argument("--floor", type=float, default=0.0, help="add so many times the mean to every element")
+    sub.add_argument("--rtol", type=float, help="stop at this relative standard error of the trace, such as 0.05")
     sub.add_argument("--seed", type=int, default=0)
 
     sub = command("assets", assets, "list, fetch or locate the pinned models and data sets")
@@ -214,12 +216,14 @@ def fisher(options: argparse.Namespace) -> int:
     model, tokenizer = load_model(options.model)
     rows = memory_rows(options.memory, tokenizer, options.block)
     total = min(len(rows), options.samples or len(rows))
+    partial = options.out.with_suffix(".partial.safetensors")
     with Bar() as bar:
         result = compute(
-            model, rows, options.kind, options.samples, options.batch_size, options.normalize, seed=options.seed,
-            progress=lambda done, *_: bar("fisher", done, total),
+            model, rows, options.kind, options.samples, options.batch_size, options.normalize, options.seed, options.floor,
+            options.rtol, progress=lambda done, *_: bar("fisher", done, total), partial=partial,
         )  # fmt: skip
     result.save(options.out)
+    partial.unlink(missing_ok=True)
     shown = {key: result.info[key] for key in ("kind", "level", "sequences", "tokens", "relative_se") if key in result.info}
     print(f"{options.out}: {json.dumps(shown)}")
     return 0

@@ -57,7 +57,8 @@ class PackedCollator:
 
     Positions restart at every sequence, from which transformers (without cache and mask) makes block-diagonal causal
     attention. The first label of a sequence is -100: nothing of its own predicts it. The rest of a row is one more
-    sequence, without labels. Counted tokens, and so `num_items_in_batch` and the loss, are those of the padded batch.
+    sequence, without labels. Counted tokens, and so `num_items_in_batch` and the loss, are those of the padded batch (of
+    GPT-2, whose first tokens Trainer counts though nothing predicts them, only where padded rows have -100 there too).
 
     Args:
         pad_id: fills the rest of a row.

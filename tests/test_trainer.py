@@ -244,7 +244,8 @@ def test_sft_trainer(name: str, tiny: Any, tokenizer: Any, tmp_path: Path) -> No
         data = Dataset.from_list([{"prompt": f"{s} why", "completion": f" {s.split()[0]}"} for s in sentences(24, seed=5)])
         args = SFTConfig(
             str(tmp_path / "sft"), max_steps=3, per_device_train_batch_size=4, learning_rate=3e-3, report_to="none",
-            use_cpu=True, save_strategy="no", disable_tqdm=True, max_length=64, bf16=False, dataloader_pin_memory=False, logging_steps=1,
+            use_cpu=True, save_strategy="no", disable_tqdm=True, max_length=64, bf16=False,
+            dataloader_pin_memory=False, logging_steps=1,
         )  # fmt: skip
         set_seed(3)
         trainer = SFTTrainer(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cltk import tensors
 from cltk.assets import cache_dir
 from cltk.errors import InputError
-from cltk.measure.evaluate import Progress, Suite, TextTask
+from cltk.measure.divergence import divergence
+from cltk.measure.evaluate import Progress, Suite, TextTask, token_rows
 from cltk.measure.forgetting import Result, compare
 from cltk.measure.scores import Scores
 from cltk.models import load_model, locate_model
@@ -33,6 +35,7 @@ def measure(
     margins: dict[str, float] | None = None,
     scorer: str = "prefix",
     journal: bool = True,
+    kl_rows: int = 16,
     progress: Progress | None = None,
 ) -> Result:
     """What did `tuned` forget that `base` knew? Forgetting = Perf_pre - Perf_ft, paired document by document.
@@ -52,9 +55,11 @@ def measure(
         texts: held-out texts whose token NLL is compared too.
         margins: {metric: margin} below which a loss does not matter; 0.01 when not given.
         scorer: "prefix", or "stock" for lm-eval's own HFLM.
+        journal: whether finished requests are kept.
+        kl_rows: rows of each text on which forward KL(base || tuned) is measured; 0 for none.
 
     Returns:
-        `Result` with `.rows`, `.macro`, `.samples`.
+        `Result` with `.rows`, `.macro`, `.samples`, and `.divergence` when there are texts.
 
     Raises:
         InputError: an unknown task or model, or scores that cannot be compared.
@@ -71,7 +76,16 @@ def measure(
         score_model(suite, model, dtype, batch_size, scorer, journal, progress, side)
         for model, side in ((base, "base"), (tuned, "tuned"))
     ]
-    return compare(scores[0], scores[1], margins=margins)
+    result = compare(scores[0], scores[1], margins=margins)
+    if not texts or not kl_rows:
+        return result
+    (start, tokenizer), (moved, _) = (_live(model, dtype) for model in (base, tuned))
+    sets = {text.name: token_rows(text, tokenizer) for text in texts}
+    return replace(result, divergence=divergence(start, moved, sets, kl_rows, progress))
+
+
+def _live(model: Model, dtype: str) -> tuple[Any, Any]:
+    return model if isinstance(model, tuple) else load_model(model, dtype=dtype)
 
 
 def score_model(
@@ -81,7 +95,7 @@ def score_model(
     from cltk.measure.journal import Journal
 
     live = isinstance(spec, tuple)
-    model, tokenizer = spec if isinstance(spec, tuple) else load_model(spec, dtype=dtype)
+    model, tokenizer = _live(spec, dtype)
     digest = tensors.digest(model)
     tell = (lambda what, done, total, tokens: progress(f"{side}: {what}", done, total, tokens)) if progress else None
     book = Journal(cache_dir() / "journals" / f"{digest[:16]}-{dtype}-{scorer}.jsonl") if journal and not live else None

@@ -19,6 +19,7 @@ from cltk import tensors
 from cltk.data import Row, read_rows, text_of
 from cltk.errors import InputError
 from cltk.measure.scores import Scores, TaskScores
+from cltk.measure.stderr import fill_stderr
 from cltk.probe import row_nll
 
 Progress = Callable[[str, int, int, int], None]  # what, done, total, tokens
@@ -164,12 +165,14 @@ class Suite:
             return {}, {}
         from lm_eval.evaluator import evaluate
 
-        lm = make_lm(model, tokenizer, digest, batch_size, journal, progress, scorer)
+        documents = sum(min(len(task.eval_docs), self.limit or len(task.eval_docs)) for task in loaded["tasks"].values())
+        lm = make_lm(model, tokenizer, digest, batch_size, journal, progress and _by_document(progress, documents), scorer)
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(1234)
         raw: Any = evaluate(lm, loaded, limit=self.limit, bootstrap_iters=0, apply_chat_template=self.chat_template)
         if raw is None:  # not the first rank
             return {}, {}
+        fill_stderr(raw)
         return {name: self._task_scores(name, samples, raw) for name, samples in raw["samples"].items()}, raw
 
     def _task_scores(self, name: str, samples: list[dict[str, Any]], raw: dict[str, Any]) -> TaskScores:
@@ -263,11 +266,12 @@ def make_lm(model: Any, tokenizer: Any, digest: str, batch_size: Any, journal: A
         return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8 if batch_size == "auto" else int(batch_size))
     from cltk.measure.scoring import PrefixLM
 
-    def report(done: int, total: int, tokens: int) -> None:
-        if progress:
-            progress("tasks", done, total, tokens)
+    return PrefixLM(model, tokenizer, batch_size=batch_size, journal=journal, digest=digest, progress=progress)
 
-    return PrefixLM(model, tokenizer, batch_size=batch_size, journal=journal, digest=digest, progress=report)
+
+def _by_document(progress: Progress, documents: int) -> Callable[[int, int, int], None]:
+    """Progress of requests, told in documents (each has its share of the requests)."""
+    return lambda done, total, tokens: progress("documents", done * documents // max(total, 1), documents, tokens)
 
 
 def _scalars(metric: str, value: Any) -> dict[str, float]:
@@ -320,8 +324,13 @@ def _score_text(text: TextTask, model: Any, tokenizer: Any, digest: str, journal
         nll, _ = row_nll(model, rows, progress=(lambda done, total: progress(text.name, done, total, 0)) if progress else None)
         if journal is not None:
             journal.put_all({key: {"logprob": value, "greedy": False} for key, value in zip(keys, nll, strict=True)})
+    values = {"nll": nll}
+    if rows and all("input_ids" not in row for row in text.rows):
+        sizes = [len(text_of(row, text.name).encode()) for row in text.rows]
+        tokens = [len(row["input_ids"]) - 1 for row in rows]
+        values["bits_per_byte"] = [x * n / size / float(np.log(2)) for x, n, size in zip(nll, tokens, sizes, strict=True)]
     return TaskScores(
-        text.name, {"nll": nll}, {"nll": False}, hashes, prompts,
+        text.name, values, dict.fromkeys(values, False), hashes, prompts,
         cluster=[str(row[text.cluster]) for row in text.rows] if text.cluster else [],
     )  # fmt: skip
 

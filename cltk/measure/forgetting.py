@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class Result:
     headline: dict[str, str]  # task -> the metric that stands for it
     pre_digest: str
     post_digest: str
+    divergence: dict[str, dict[str, Any]] = field(default_factory=dict)  # text -> forward KL(start || tuned), nats a token
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -74,6 +75,7 @@ class Result:
             "headline": self.headline,
             "pre_digest": self.pre_digest,
             "post_digest": self.post_digest,
+            "divergence": self.divergence,
         }
 
 

@@ -81,9 +81,7 @@ class KL(Mitigator):
         given = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
         with torch.no_grad():
             start_BTV = self.reference(**given, use_cache=False).logits
-        value = kl_divergence(
-            logits_BTV[where], start_BTV[where], direction=self.direction, temperature=self.temperature
-        )
+        value = kl_divergence(logits_BTV[where], start_BTV[where], direction=self.direction, temperature=self.temperature)
         self.last = value.detach()
         return self.strength * value
 

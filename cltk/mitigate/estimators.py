@@ -85,6 +85,10 @@ class PerSequence:
                 self.method = self._fall_back(str(error))
                 self._looped(piece)
 
+    def proceed(self, first: Batch, method: str) -> None:
+        """Go on as an interrupted run did, which tried the hooks on `first`. The sums are zeroed."""
+        self.method = self._try(first.trial(TRIAL)) if method == "hooks" else method
+
     def _try(self, row: Batch) -> str:
         try:
             self.hooks = PerSample(self.model, self.parameters, self.sums, self.absolute)

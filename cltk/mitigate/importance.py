@@ -7,10 +7,13 @@ Sources: Kirkpatrick et al. 2017 (EWC, arXiv 1612.00796); van de Ven 2025 (the v
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +24,12 @@ from cltk import tensors
 from cltk.errors import InputError, RunError
 from cltk.mitigate.diagonal import Importance, Info, check_scaling, relative_se, trace, update
 from cltk.mitigate.estimators import Exact, PerSequence, Sampled, untouched
-from cltk.mitigate.sequences import Batch, Rows, vocabulary
+from cltk.mitigate.sequences import Batch, Rows, data_digest, vocabulary
 
 __all__ = ["Importance", "fisher", "update"]
 Named = tensors.Named
 Parameters = dict[str, nn.Parameter]
+PARTIAL_SECONDS = 30.0  # between two writes of a partial file; 20 times a write's duration where that is longer
 MIN_BATCHES = 5  # below that a standard error is too uncertain to stop at
 KINDS: dict[str, Info] = {
     "mc": {"level": "token", "labels": "sampled from the model at every position", "reduction": "mean over tokens"},
@@ -47,6 +51,7 @@ def fisher(
     rtol: float | None = None,
     progress: Callable[[int], None] | None = None,
     first: int = 0,
+    partial: Path | None = None,
 ) -> Importance:
     """The importance of every trainable parameter of a causal language model on `data`.
 
@@ -71,12 +76,15 @@ def fisher(
         rtol: stop once the relative standard error of the trace is below it (5 batches at least).
         progress: called with the number of sequences done, after every batch.
         first: the index of the first row, to continue another call's rows (Importance.merge).
+        partial: a file that keeps the sums so far, every 30 seconds. A call with the same model, data and arguments goes
+            on from it, to the same bits (on a CPU); any other starts afresh. Delete it when the result is saved.
 
     Returns:
         float32, on the model's device, with all of the above in `info`. The model and all random states are as before.
 
     Raises:
-        InputError: wrong arguments or rows, nothing to train, no counted token, a model sharded already.
+        InputError: wrong arguments or rows, nothing to train, no counted token, a model sharded already; `partial` with
+            an iterator or with several processes.
         RunError: the result is not finite.
     """
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
@@ -85,13 +93,16 @@ def fisher(
     check_scaling(normalize, floor)
     sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     rows = Rows(data, samples, first, *_place(), vocabulary(model))
+    provenance = _provenance(model, parameters)
+    kept = Partial(partial, data, samples, [provenance, kind, batch_size, seed, rtol, first]) if partial else None
     with untouched(model), torch.enable_grad():
         add = _estimator(kind, model, parameters, sums, seed)
-        counts = _accumulate(add, rows.batches(batch_size, _device(model)), sums, KINDS[kind]["level"], rtol, progress)
+        batches = rows.batches(batch_size, _device(model))
+        counts = _accumulate(add, batches, sums, KINDS[kind]["level"], rtol, progress, kept)
     counts = _reduce(sums, counts, _device(model))
     info = {"kind": kind, **KINDS[kind], "method": add.method, "seed": seed, "data_digest": rows.digest, **_counts(counts)}
     _divide(sums, info)
-    info |= _provenance(model, parameters) | {"seconds": time.perf_counter() - started}
+    info |= provenance | {"seconds": time.perf_counter() - started + (kept.earlier if kept else 0.0)}
     return Importance(sums, info).finished(normalize, floor)
 
 
@@ -139,27 +150,83 @@ def _provenance(model: nn.Module, parameters: Parameters) -> Info:
 
 def _accumulate(
     add: Any,
-    batches: Iterable[Batch],
+    batches: Iterator[Batch],
     sums: Named,
     level: str,
     rtol: float | None,
     progress: Callable[[int], None] | None,
+    partial: Partial | None,
 ) -> list[float]:
     """Adds every batch to `sums`. Returns [tokens, sequences, *moments] (see relative_se)."""
-    counts, before = [0.0] * 8, 0.0
-    for batch in batches:
+    counts = partial.resume(add, batches, sums) if partial else [0.0] * 8
+    before = trace(sums)
+    while not _enough(counts, rtol) and (batch := next(batches, None)) is not None:
         add(batch)
         after = trace(sums)
         n, t = batch.tokens if level == "token" else len(batch.indices), after - before
         for i, value in enumerate((batch.tokens, len(batch.indices), 1, n, t, t * t, t * n, n * n)):
             counts[i] += value
         before = after
+        if partial:
+            partial.keep(add, sums, counts, batch.indices[-1] + 1)
         if progress:
             progress(int(counts[1]))
-        error = relative_se(counts[2:])
-        if rtol is not None and counts[2] >= MIN_BATCHES and error is not None and error <= rtol:
-            break
     return counts
+
+
+def _enough(counts: list[float], rtol: float | None) -> bool:
+    error = relative_se(counts[2:])
+    return rtol is not None and counts[2] >= MIN_BATCHES and error is not None and error <= rtol
+
+
+class Partial:
+    """The sums of an unfinished fisher() in a file: written whole or not at all, taken back for the same inputs alone."""
+
+    def __init__(self, path: Path, data: Any, samples: int | None, inputs: list[Any]) -> None:
+        if not hasattr(data, "__len__") or _place()[1] > 1:
+            raise InputError("fisher: partial needs rows that can be read twice, and one process; give a list, or leave it out")
+        key = json.dumps([data_digest(data, samples), samples, torch.__version__, *inputs], sort_keys=True)
+        self.path, self.key = path, hashlib.sha256(key.encode()).hexdigest()
+        self.earlier, self.started = 0.0, time.perf_counter()
+        self.written, self.cost = self.started, 0.0
+
+    def resume(self, add: Any, batches: Iterator[Batch], sums: Named) -> list[float]:
+        """Pass over the batches done and fill `sums`; the counts of those."""
+        state = self._read()
+        if state is None:
+            return [0.0] * 8
+        for i in range(int(state["counts"][2])):
+            batch = next(batches)
+            if i == 0 and isinstance(add, PerSequence):
+                add.proceed(batch, state["method"])
+        for name, value in sums.items():
+            value.copy_(state["sums"][name])
+        self.earlier = state["seconds"]
+        logging.getLogger(__name__).info("fisher: goes on at row %d, from %s", state["next"], self.path)
+        return state["counts"]
+
+    def keep(self, add: Any, sums: Named, counts: list[float], following: int) -> None:
+        """Write, if it is time to."""
+        now = time.perf_counter()
+        if now - self.written < max(PARTIAL_SECONDS, 20 * self.cost):
+            return
+        state = {"key": self.key, "counts": counts, "next": following, "method": add.method, "sums": sums}
+        tensors.save_tree(self.path, {**state, "seconds": self.earlier + now - self.started})
+        self.written = time.perf_counter()
+        self.cost = self.written - now
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        try:
+            state = tensors.load_tree(self.path)
+        except InputError as error:
+            state = {"reason": str(error)}
+        if state.get("key") == self.key:
+            return state
+        reason = state.get("reason", f"{self.path} is of another model, other data or other arguments")
+        logging.getLogger(__name__).warning("fisher: starts afresh, because %s", reason)
+        return None
 
 
 def _reduce(sums: Named, counts: list[float], device: torch.device) -> list[float]:

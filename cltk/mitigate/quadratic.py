@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch import Tensor
 from cltk import tensors
 from cltk.errors import InputError, RunError
 from cltk.mitigate.blockwise import decay_, proximal_, pull_, value
+from cltk.mitigate.calibrate import calibrate, check_auto, held_out
 from cltk.mitigate.importance import Importance
 from cltk.mitigate.interface import Mitigator, Plan, Run
 from cltk.mitigate.source import check_source, importance_of, summary
@@ -47,7 +48,7 @@ class _Anchored(Mitigator):
 
         Under FSDP the whole anchors then wait on the CPU, for another training with the same object.
         """
-        named = dict(tensors.trainable(run.model)) if self.strength else {}
+        named = dict(tensors.trainable(run.model)) if self.strength or self.anchors else {}
         for name in named:
             if name not in self.anchors:
                 raise RunError(f"{self.name}: {name} is trained but was frozen or absent at setup; unfreeze before attach")
@@ -122,7 +123,9 @@ class EWC(_Anchored):
     Args:
         strength: lambda. With importance normalised to mean 1 it compares with L2-SP's; try a log grid 1e-4..1e2, and
             look for both plateaus (plain fine-tuning; frozen). With raw F the useful values are 1e3 and more.
-            0 changes no bit and computes nothing.
+            0 changes no bit and computes nothing. "auto" finds one: short trial trainings at setup, without the other
+            mitigators, see `calibrate`. A longer training moves further than the trials: what it forgets may exceed
+            the budget, and only its own measurement says. Not with a saved importance.
         importance: an Importance, a path to a saved one, or arguments for one: {"memory": path, texts or rows,
             "block": 256, and those of fisher(): "kind", "samples", "batch_size", "normalize" (here "mean" unless set),
             "seed", "floor", "rtol", and "control": "shuffled" or "uniform", what a paper compares the Fisher with}. Arguments
@@ -132,9 +135,13 @@ class EWC(_Anchored):
             stable at every strength, not clipped, not rescaled.
         offload: keep theta* and F in CPU memory; they come block by block (two parameter-sized tensors less on a GPU).
         log_every: steps between log lines of the penalty and of its gradient's norm over the task's; 0 for none.
+        budget: with "auto": the rise of the old text's NLL to aim at after the trial's steps, nats a token; 0.02. It is
+            measured on rows of the memory that the importance does not use.
+        trial_steps, trials: optimiser steps of a trial, and how many trials at most.
 
     Raises:
-        InputError: no importance and no memory, an unknown argument or form, or an importance of another model.
+        InputError: no importance and no memory, an unknown argument or form, or an importance of another model; a budget
+            without "auto"; "auto" without a memory, or with another optimiser than AdamW.
 
     Source: Kirkpatrick et al. 2017 (arXiv 1612.00796).
     """
@@ -143,23 +150,46 @@ class EWC(_Anchored):
 
     def __init__(
         self,
-        strength: float,
+        strength: float | Literal["auto"],
         importance: Importance | Mapping[str, Any] | str | Path | None = None,
         form: str = "gradient",
         offload: bool = False,
         log_every: int = 10,
+        budget: float | None = None,
+        trial_steps: int = 20,
+        trials: int = 6,
     ) -> None:
-        super().__init__(strength, offload, log_every)
-        _check(self.name, strength, form, ("gradient", "proximal"))
-        check_source(importance, needed=strength != 0)
+        self.auto = strength == "auto"
+        number = 1.0 if strength == "auto" else strength
+        super().__init__(number, offload, log_every)
+        _check(self.name, number, form, ("gradient", "proximal"))
+        check_source(importance, needed=number != 0)
         self.source, self.form = importance, form
+        self.budget, self.trial_steps, self.trials = 0.02 if budget is None else budget, trial_steps, trials
+        if self.auto:
+            check_auto(self.budget, trial_steps, trials, importance)
+        elif budget is not None:
+            raise InputError(f"ewc: budget {budget} goes with strength 'auto', strength is {strength}; drop one of them")
 
     def setup(self, plan: Plan) -> None:
+        self.strength = 1.0 if self.auto else self.strength
         super().setup(plan)
-        if self.strength:
-            found = importance_of(self.source, plan)
-            plan.notes[self.name] = {"strength": self.strength, "form": self.form, **summary(found)}
-            self.importance = {name: self._parked(value) for name, value in found.items()}
+        if not self.strength:
+            return
+        source, rows = held_out(self.source, plan) if self.auto else (self.source, [])
+        found = importance_of(source, plan)
+        self.importance = {name: self._parked(value) for name, value in found.items()}
+        note = {}
+        if self.auto:
+            note["calibration"] = calibrate(self, plan, rows, self.trial_steps, self.trials, 1 / (found.mean or 1.0))
+        plan.notes[self.name] = {"strength": self.strength, "form": self.form, **summary(found), **note}
+
+    def state_dict(self) -> dict[str, Any]:
+        """A strength that was found stays what it was: trials of a resumed run may differ in their last bits."""
+        return {"strength": self.strength} if self.auto else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.strength = float(state["strength"])
 
     def grad(self, run: Run) -> None:
         if self.strength and self.form == "gradient":

@@ -30,6 +30,8 @@ class Mixed:
         if index < len(self.new):
             row = self.new[index]
             return {name: row[name] for name in self.columns}
+        if index >= len(self):
+            raise IndexError(index)  # what ends an iteration
         ids = list(self.old[(index - len(self.new)) % len(self.old)]["input_ids"])
         return {name: _COLUMNS[name](ids) for name in self.columns if name in _COLUMNS}
 

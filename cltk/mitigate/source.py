@@ -69,10 +69,10 @@ def importance_of(source: Any, plan: Plan) -> Importance:
 
 
 def summary(importance: Importance) -> dict[str, Any]:
-    """What a record keeps of an importance."""
+    """What a record keeps of an importance; `digest` is that of its values, which a control changes and nothing else does."""
     keys = ("kind", "level", "tokens", "sequences", "relative_se", "normalize", "floor", "seed", "seconds", "control")
     kept = {key: importance.info[key] for key in (*keys, "data_digest", "anchor_digest") if key in importance.info}
-    return {**kept, "mean": importance.mean}
+    return {**kept, "mean": importance.mean, "digest": tensors.digest(importance)}
 
 
 def _cached(folder: Path, plan: Plan, rows: list[Any], arguments: dict[str, Any]) -> Importance:

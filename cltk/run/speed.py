@@ -103,7 +103,8 @@ def choose(model: Any, tokenizer: Any, config: Any) -> Speed:
     return speed
 
 
-_allocator = Choice("allocator", False, "only in `cltk run`: it is the process's, not the library's")
+GUEST = Choice("allocator", False, "only in `cltk run`: it is the process's, not the library's")
+_allocator = GUEST
 _said: set[str] = set()
 
 
@@ -144,10 +145,10 @@ def _proven(what: str, wanted: Any, error: Callable[[], float], dtype: torch.dty
 
 def _packing(wanted: Any, model: Any, rows: Sequence[Row]) -> Choice:
     def error() -> float:
-        from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+        from transformers.loss.loss_utils import ForCausalLMLoss
 
-        if LOSS_MAPPING.get(str(getattr(model, "loss_type", ""))) is not ForCausalLMLoss:
-            raise InputError("its loss is not that of a causal language model")  # and Trainer counts tokens another way
+        if getattr(model, "loss_function", None) is not ForCausalLMLoss:
+            raise InputError("its loss is not that of a causal language model")
         return packing_error(model, rows)
 
     return _proven("packing", wanted, error, next(model.parameters()).dtype)

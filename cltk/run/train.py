@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cltk.data import Collator, Row, fill, pad_id, read_rows, split_by, tokenize_pairs
+from cltk.data import IGNORED, Collator, Row, fill, pad_id, read_rows, split_by, tokenize_pairs
 from cltk.errors import InputError, RunError
 from cltk.run.config import Cell, DataSpec, Source
 from cltk.run.methods import resolve_path
@@ -166,7 +166,7 @@ def train_cell(
 
 
 class Counter:
-    """A collator that counts the tokens of its batches, padding left out; those of batches drawn ahead wait."""
+    """A collator that counts the tokens of its batches, without padding; those of batches drawn ahead wait."""
 
     def __init__(self, collate: Callable[[Sequence[Row]], Any]) -> None:
         self.collate, self.trained = collate, 0
@@ -174,7 +174,9 @@ class Counter:
 
     def __call__(self, rows: Sequence[Row]) -> Any:
         self.waiting.append(sum(len(row["input_ids"]) for row in rows))
-        return self.collate(rows)
+        batch = self.collate(rows)
+        batch["labels"][:, 0] = IGNORED  # nothing predicts a first token, yet Trainer counts it for some models (GPT-2)
+        return batch
 
     def take(self, batches: int) -> None:
         """So many batches were trained on."""

@@ -347,6 +347,47 @@ def test_a_saved_importance(tmp_path):
         EWC(1.0, path).setup(Plan(llama(seed=1), None, None))
 
 
+def with_control(control, model, **plan):
+    method, plan = EWC(2.0, {"memory": ROWS, "kind": "empirical", "control": control}), Plan(model, None, None, **plan)
+    method.setup(plan)
+    return method.importance, plan.notes["ewc"]
+
+
+def test_the_shuffled_control_keeps_every_tensor_s_numbers():
+    plain, note = with_control(None, llama())
+    found, other = with_control("shuffled", llama())
+    for name, numbers in plain.items():
+        assert found[name].shape == numbers.shape
+        assert torch.equal(found[name].flatten().sort().values, numbers.flatten().sort().values)
+    assert not torch.equal(found["model.embed_tokens.weight"], plain["model.embed_tokens.weight"])
+    assert "control" not in note
+    assert "shuffled" in other["control"]
+    assert other["digest"] == tensors.digest(found) != note["digest"] == tensors.digest(plain)
+    assert all(note[key] == other[key] for key in ("data_digest", "anchor_digest"))
+    assert with_control("shuffled", llama())[1]["digest"] == other["digest"]
+
+
+def test_the_uniform_control_is_the_mean_everywhere():
+    plain, note = with_control(None, llama())
+    found, other = with_control("uniform", llama())
+    mean = torch.cat([numbers.flatten().double() for numbers in plain.values()]).mean().item()
+    for numbers in found.values():
+        assert (numbers == numbers.flatten()[0]).all()
+        assert numbers.flatten()[0].item() == pytest.approx(mean, rel=1e-6)
+    assert other["mean"] == pytest.approx(note["mean"], rel=1e-6)
+    assert "uniform" in other["control"]
+    assert other["digest"] != note["digest"]
+
+
+def test_a_control_is_made_from_the_cached_importance(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(source, "fisher", lambda *a, **k: calls.append(k) or fisher(*a, **k))
+    digests = [with_control(control, llama(), cache=tmp_path)[1]["digest"] for control in (None, "shuffled", "uniform", None)]
+    assert len(calls) == 1
+    assert len(set(digests)) == 3
+    assert digests[0] == digests[3]
+
+
 def test_the_cache_is_used_for_the_same_inputs_alone(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(source, "fisher", lambda *a, **k: calls.append(k) or fisher(*a, **k))
@@ -376,6 +417,10 @@ def test_the_cache_is_used_for_the_same_inputs_alone(tmp_path, monkeypatch):
         (lambda: EWC(1.0), "no importance"),
         (lambda: EWC(1.0, {"samples": 5}), "no memory"),
         (lambda: EWC(1.0, {"memory": ROWS, "sample": 5}), "no argument 'sample'"),
+        (
+            lambda: EWC(1.0, {"memory": ROWS, "control": "shuffle"}),
+            "importance.control is 'shuffle'; give one of shuffled, uniform",
+        ),
         (lambda: EWC(1.0, 5), "is a int"),
         (lambda: EWC(-1.0, {"memory": ROWS}), "strength is -1.0"),
         (lambda: EWC(math.nan, {"memory": ROWS}), "strength is nan"),

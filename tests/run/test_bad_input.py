@@ -52,8 +52,7 @@ EDITS: list[tuple[str, Callable[[str], str], list[str]]] = [
     ("missing model", lambda t: t.replace("tiny-llama", "./nowhere"), ["nowhere", "no such folder"]),
     ("no model on a hub", lambda t: t.replace("tiny-llama", "nobody/nothing"), ["nobody/nothing"]),
     ("nothing left of the completion", lambda t: t.replace("max_length: 64", "max_length: 2"), ["max_length=2", "completion"]),
-    ("grid over an unknown key", lambda t: t + "  speed: [1, 2]\n" if t.endswith("false\n") is None else t.replace(
-        "grid:\n", "grid:\n  speed: [1, 2]\n"), ["grid.speed", "unknown key"]),
+    ("grid over an unknown key", lambda t: t.replace("grid:\n", "grid:\n  pace: [1, 2]\n"), ["grid.pace", "unknown key"]),
     ("empty grid axis", lambda t: t.replace("grid:\n", "grid:\n  seed: []\n"), ["grid.seed", "at least one"]),
     ("key twice", lambda t: t + "keep_model: true\n", ["keep_model", "twice"]),
     ("not YAML", lambda t: t + "a: [1, 2\n", ["experiment.yaml:"]),

@@ -1,0 +1,48 @@
+"""An evaluation killed by SIGKILL continues, and ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import WORDS, sentences, write_jsonl
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle(study: Path) -> None:
+    rows = [
+        {"q": f"{s} {i}", "choices": [WORDS[i % 20], "zebra", "violet"], "label": 0} for i, s in enumerate(sentences(1500, 4))
+    ]
+    write_jsonl(study / "tasks" / "docs.jsonl", rows)
+
+    def command(cache: str, out: str) -> subprocess.Popen[bytes]:
+        arguments = ["measure", "tiny-llama", "tiny-llama", "--tasks", "toy", "--include-path", "tasks", "--json", out]
+        return subprocess.Popen(
+            [sys.executable, "-m", "cltk", *arguments], cwd=study, env={**os.environ, "CLTK_CACHE": str(study / cache)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    assert command("whole", "whole.json").wait() == 0
+    victim = command("killed", "killed.json")
+    journals = study / "killed" / "journals"
+    while not any(file.stat().st_size for file in journals.glob("*.jsonl")):  # the first batch has been written
+        assert victim.poll() is None, "it ended before it could be killed"
+        time.sleep(0.001)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    (journal,) = journals.glob("*.jsonl")
+    before = journal.read_bytes().rpartition(b"\n")[0]
+    (reference,) = (study / "whole" / "journals").glob("*.jsonl")
+    assert 0 < len(before) < len(reference.read_bytes())
+    assert not (study / "killed.json").exists()
+    assert command("killed", "killed.json").wait() == 0
+    assert journal.read_bytes().startswith(before)  # nothing that was finished was scored again
+    assert journal.read_bytes() == reference.read_bytes()
+    assert json.loads((study / "killed.json").read_text()) == json.loads((study / "whole.json").read_text())

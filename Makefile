@@ -23,7 +23,7 @@ quickstart: $(STAMP)
 # the whole suite: the fast tests, then the slow ones (real model, several processes)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -p no:cacheprovider
-	$(BIN)/python -m pytest -m slow -p no:cacheprovider
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal -p no:cacheprovider
 
 check: $(STAMP)
 	$(BIN)/ruff check .

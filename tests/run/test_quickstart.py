@@ -28,5 +28,4 @@ def test_quickstart_learns_and_forgets_measurably(tmp_path: Path) -> None:
     rises = {
         m: next(r for r in record["retain"]["rows"] if r["task"] == "old_text")["forgetting"] for m, record in records.items()
     }
-    # early stopping may find the last weights best, and is plain training then
-    assert all(rises[method] <= rises["plain"] for method in rises)
+    assert all(rises[method] < rises["plain"] for method in ("low_lr", "replay", "ewc"))

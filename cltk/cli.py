@@ -39,6 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
+    """The commands and their options; each command is a function below."""
     top = Parser(prog="cltk", description="Measure what a language model forgets when it is fine-tuned, and prevent it.")
     top.add_argument("--version", action="version", version=f"cltk {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
@@ -103,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
+    """`cltk run`: all cells that have no record, then the report."""
     from cltk.progress import Bar
     from cltk.report.api import report as show
     from cltk.run.experiment import load
@@ -125,6 +127,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def dry_run(experiment: Any) -> int:
+    """`cltk run --dry-run`: the cells, their cost in tokens, and what the planned documents can show."""
     from cltk.measure.power import plan
     from cltk.run.train import cost_in_tokens
 
@@ -146,6 +149,7 @@ def dry_run(experiment: Any) -> int:
 
 
 def measure(options: argparse.Namespace) -> int:
+    """`cltk measure`: the forgetting table of two checkpoints."""
     from cltk.measure.compare import measure as compare
     from cltk.measure.evaluate import TextTask
     from cltk.progress import Bar
@@ -172,6 +176,7 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def power(options: argparse.Namespace) -> int:
+    """`cltk power`: what so many documents can show."""
     from rich.console import Console
 
     from cltk.measure.compare import common_dtype, score_model
@@ -199,6 +204,7 @@ def power(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
+    """`cltk report`: the tables of an output folder."""
     from cltk.report.api import report as show
 
     show(options.runs, markdown=options.markdown)
@@ -206,6 +212,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def fisher(options: argparse.Namespace) -> int:
+    """`cltk fisher`: compute and save an importance; continues an interrupted one."""
     from cltk.data import memory_rows
     from cltk.mitigate import fisher as compute
     from cltk.models import load_model
@@ -230,6 +237,7 @@ def fisher(options: argparse.Namespace) -> int:
 
 
 def assets(options: argparse.Namespace) -> int:
+    """`cltk assets`: list, fetch or locate what is pinned."""
     from cltk import assets as store
 
     if options.action == "list":
@@ -249,6 +257,7 @@ def assets(options: argparse.Namespace) -> int:
 
 
 def schema(options: argparse.Namespace) -> int:
+    """`cltk schema`: the JSON schema on standard output."""
     from cltk.run.config import schema as document
 
     print(json.dumps(document(), indent=1, default=str))

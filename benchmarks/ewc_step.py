@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 import torch
-from importance import alternate, arguments_of, load, peak, serve, write
+from driver import alternate, arguments_of, load, peak, serve, write
 
 STRENGTH = 1e-3
 FORMS = ("none", "autograd", "foreach", "cltk")

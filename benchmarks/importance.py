@@ -13,43 +13,16 @@ results/importance.json.
 from __future__ import annotations
 
 import argparse
-import json
-import resource
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from driver import alternate, arguments_of, load, serve, write
 
 RESULTS = Path(__file__).parent / "results"
 STUDIES = {"empirical": ("loop", "hooks", "vmap"), "mc": ("plain", "mc")}  # the first of each is the yardstick
-
-
-SHAPES = {  # layers, hidden, intermediate, heads, key-value heads, vocabulary
-    "random": (8, 384, 1024, 6, 2, 16384),  # 20 M parameters
-    "random-135m": (30, 576, 1536, 9, 3, 49152),  # SmolLM2-135M
-    "random-1b": (16, 2048, 8192, 32, 8, 128256),  # the shape of Llama 3.2 1B
-}
-
-
-def load(name: str, dtype: str) -> Any:
-    """A stored model, or a randomly initialised Llama of one of `SHAPES`."""
-    if name not in SHAPES:
-        from cltk.models import load_model
-
-        return load_model(name, dtype=dtype)[0]
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    layers, hidden, intermediate, heads, shared, vocabulary = SHAPES[name]
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=shared, max_position_embeddings=2048, tie_word_embeddings=True,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype))
 
 
 def faster_products() -> None:
@@ -136,55 +109,6 @@ def work(arguments: argparse.Namespace) -> None:
     serve(lambda: SIDES[arguments.worker](model, rows), lambda: SIDES[arguments.worker](model, rows[:8]))
 
 
-def serve(run: Any, warm_up: Any) -> None:
-    """The worker's end of `alternate`."""
-    warm_up()
-    before = peak()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        wait()
-        begin = time.perf_counter()
-        answer = run()
-        wait()
-        seconds = time.perf_counter() - begin
-        print(json.dumps({"seconds": seconds, "mib": peak(), "before": before, "answer": answer}), flush=True)
-
-
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def peak() -> float:
-    """MiB: of the process, or of the GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def alternate(commands: dict[str, list[str]], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """A process for each side, all loaded, one working at a time. A side that cannot run is left out, and said."""
-    workers = {}
-    for side, command in commands.items():
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert worker.stdout is not None
-        if worker.stdout.readline() == "ready\n":
-            workers[side] = worker
-        else:
-            print(f"{side} cannot run here; alone it says why: {' '.join(map(repr, command))}", file=sys.stderr)
-    answers: dict[str, list[dict[str, Any]]] = {side: [] for side in workers}
-    for _ in range(rounds):
-        for side, worker in workers.items():
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
-            answers[side].append(json.loads(worker.stdout.readline()))
-    for worker in workers.values():
-        worker.communicate()
-    return answers
-
-
 def compare(study: str, length: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every side of one study at one length."""
     settings = ["--model", arguments.model, "--dtype", arguments.dtype, "--length", str(length), "--rows", str(arguments.rows)]
@@ -212,31 +136,6 @@ def table(rows: list[dict[str, Any]]) -> str:
             f" {row['mib']:.0f} | {row['memory']:.2f} | {row['answer']:.6g} |"
         )
     return "\n".join(lines)
-
-
-def write(name: str, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """What was run, on what, and what came out: to --out, else to results/NAME.json, and nowhere with --quick."""
-    kept = {
-        key: value for key, value in vars(arguments).items() if key in ("model", "dtype", "rows", "rounds", "quick", "onednn")
-    }
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
-    file = arguments.out or (None if arguments.quick else RESULTS / f"{name}.json")
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({**kept, **machine, "results": rows}, indent=1) + "\n")
-
-
-def arguments_of(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", default="asset:smollm2-135m-instruct", help="folder, hub id, asset:NAME, random, random-135m or random-1b"
-    )
-    parser.add_argument("--out", type=Path, help="the JSON file to write")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="the random model, few rows, two rounds")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from importance import alternate, arguments_of, load, serve, write
+from driver import alternate, arguments_of, load, serve, write
 
 from cltk.data import Collator, pad_id, read_rows, tokenize_pairs
 from cltk.run import machine

@@ -13,13 +13,20 @@ _NAMES = {
     "attach": "cltk.trainer",
     "fisher": "cltk.mitigate",
     "load": "cltk.run.experiment",
+    "merge": "cltk.mitigate",
+    "session": "cltk.loop",
     "CltkError": "cltk.errors",
     "InputError": "cltk.errors",
     "RunError": "cltk.errors",
     **dict.fromkeys(
-        ["EWC", "KL", "L2SP", "MITIGATORS", "EarlyStopping", "Importance", "LowLR", "Mitigator", "Replay", "WiSEFT"],
+        [
+            "AGEM", "DARE", "DERPP", "EMA", "EWC", "GEM", "HFT", "KL", "L2SP", "MAS", "MITIGATORS", "OSFT", "SAM", "SI",
+            "TIES", "EarlyStopping", "Freeze", "Importance", "LMCocktail", "LoRA", "LowLR", "LwF", "Mitigator", "MoFO",
+            "OnlineEWC", "RWalk", "Replay", "ReplayLoss", "Reservoir", "Rewarm", "SelfReplay", "TaskArithmetic",
+            "TokenWeights", "ULMFiT", "WiSEFT",
+        ],
         "cltk.mitigate",
-    ),
+    ),  # fmt: skip
 }
 _PACKAGES = ("assets", "measure", "report")  # the last two can be called: cltk.measure(base, tuned, tasks), cltk.report(runs)
 

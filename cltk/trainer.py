@@ -12,7 +12,8 @@ Why each part is as it is:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,34 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from cltk import tensors
 from cltk.errors import InputError
-from cltk.mitigate.interface import Mitigator, Plan, Run
+from cltk.mitigate.interface import Mitigator, Plan, Run, counted
+from cltk.probe import head_logits
 
 STATE_FILE = "cltk.safetensors"
+
+
+def extra_loss(terms: Sequence[Mitigator], inputs: dict[str, Any], logits_NV: Tensor) -> Tensor | None:
+    """The sum of the methods' extra losses in float32; None when none has one for this micro-batch."""
+    found = [value.float() for m in terms if (value := m.loss(inputs, logits_NV)) is not None]
+    return torch.stack(found).sum() if found else None
+
+
+def check_order(mitigators: Sequence[Mitigator]) -> None:
+    """Raises InputError: something is not a mitigator, or a method that replaces the gradient stands behind one that edits it."""
+    edited = ""
+    for mitigator in mitigators:
+        if not isinstance(mitigator, Mitigator):
+            raise InputError(f"attach: {mitigator!r} is not a mitigator; pass instances such as cltk.LowLR(0.1)")
+        name = type(mitigator).__name__
+        if mitigator.repeats and edited:
+            raise InputError(f"{name} replaces the gradient, so what {edited} added to it would be lost; put {name} before it")
+        if overrides(mitigator, "grad"):
+            edited = edited or name
+
+
+def finishing(mitigators: Sequence[Mitigator]) -> list[Mitigator]:
+    """The order in which training ends: the list's, then those that wrapped the model, the last one first."""
+    return [m for m in mitigators if not m.wraps] + [m for m in reversed(mitigators) if m.wraps]
 
 
 class _Tie(torch.autograd.Function):
@@ -58,14 +84,18 @@ class MitigatorCallback(TrainerCallback):
         self.checkpoint: str | None = None
         self.busy = False
         self.handles: list[Any] = []
-        self.inputs: dict[str, Tensor] = {}
+        self.inputs: dict[str, Any] = {}
+        self.batches: list[tuple[Any, dict[str, Any], Any]] = []  # of this step, when a method repeats them
         self.current: Run | None = None
+        self.training_step = trainer.training_step
+        if any(m.repeats for m in mitigators):
+            trainer.training_step = self._remember_batch
 
     def run(self) -> Run:
         """The running state, refreshed: the same object all through one training."""
         trainer, state = self.trainer, self.trainer.state
         if self.current is None:
-            self.current = Run(trainer.model, trainer.model_wrapped, optimizer=trainer.optimizer)
+            self.current = Run(trainer.model, trainer.model_wrapped, optimizer=trainer.optimizer, repeat=self.repeat)
         self.current.model, self.current.forward = trainer.model, trainer.model_wrapped
         self.current.step, self.current.max_steps = state.global_step, state.max_steps
         return self.current
@@ -81,10 +111,14 @@ class MitigatorCallback(TrainerCallback):
         if terms:
             self._hook(self.trainer.accelerator.unwrap_model(run.model), terms)
 
+    def _remember_batch(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        self.batches.append((model, dict(inputs), num_items_in_batch))
+        return self.training_step(model, inputs, num_items_in_batch)
+
     def _hook(self, model: Any, terms: list[Mitigator]) -> None:
         def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not self.busy:
-                self.inputs = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
+                self.inputs = {name: value for name, value in kwargs.items() if isinstance(value, Tensor | int)}
 
         def tie(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if self.busy or not (decoder.training and torch.is_grad_enabled()):
@@ -92,11 +126,11 @@ class MitigatorCallback(TrainerCallback):
             self.busy = True
             try:
                 hidden = output.last_hidden_state
-                logits = model.get_output_embeddings()(hidden)
-                extra = [value for m in terms if (value := m.loss(self.inputs, logits)) is not None]
-                if extra:
-                    total = torch.stack([value.float() for value in extra]).sum()
-                    output["last_hidden_state"] = _Tie.apply(hidden, total, self._scale(total))
+                where = counted(self.inputs)
+                inputs = {**self.inputs, "divisor": self._divisor(where)}
+                extra = extra_loss(terms, inputs, head_logits(model, hidden[where]))
+                if extra is not None:
+                    output["last_hidden_state"] = _Tie.apply(hidden, extra, self._scale(extra))
             finally:
                 self.busy = False
             return output
@@ -108,10 +142,39 @@ class MitigatorCallback(TrainerCallback):
 
     def _scale(self, loss: Tensor) -> Tensor:
         """1 / accumulation, times the loss scale of fp16 training."""
+        return torch.full_like(loss, self._loss_scale() / self._accumulation())
+
+    def _accumulation(self) -> int:
         trainer = self.trainer
-        steps = getattr(trainer, "current_gradient_accumulation_steps", None) or trainer.args.gradient_accumulation_steps
-        scaler = getattr(trainer.accelerator, "scaler", None)
-        return torch.full_like(loss, (scaler.get_scale() if scaler is not None else 1.0) / steps)
+        return getattr(trainer, "current_gradient_accumulation_steps", None) or trainer.args.gradient_accumulation_steps
+
+    def _loss_scale(self) -> float:
+        scaler = getattr(self.trainer.accelerator, "scaler", None)
+        return scaler.get_scale() if scaler is not None else 1.0
+
+    def _divisor(self, where: Tensor) -> Any:
+        """D such that a token sum / D, scaled by `_scale`, weighs each token as the trainer's loss does.
+
+        That loss is sum / items * ranks where the trainer counted the items of all micro-batches on all ranks; else the
+        mean of the micro-batch / accumulation.
+        """
+        items = self.inputs.get("num_items_in_batch")
+        if items is None:
+            return where.sum().clamp(min=1)
+        ranks = self.trainer.accelerator.num_processes if self.trainer.args.average_tokens_across_devices else 1
+        return items / (self._accumulation() * ranks)
+
+    def repeat(self) -> None:
+        """The step's micro-batches again: their gradient, extra losses and all, added to p.grad (unscaled in fp16)."""
+        self.busy, batches = False, list(self.batches)
+        with torch.enable_grad():
+            for model, inputs, items in batches:
+                self.training_step(model, dict(inputs), items)
+        self.busy = True
+        if (scale := self._loss_scale()) != 1:
+            for parameter in self.trainer.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale)
 
     @torch.no_grad()
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -120,6 +183,7 @@ class MitigatorCallback(TrainerCallback):
         for mitigator in self.mitigators:
             mitigator.grad(run)
         self.busy = False
+        self.batches.clear()
         if self.clip > 0:
             torch.nn.utils.clip_grad_norm_(run.model.parameters(), self.clip)
 
@@ -157,8 +221,10 @@ class MitigatorCallback(TrainerCallback):
             handle.remove()
         self.handles = []
         run = self.run()
-        for mitigator in self.mitigators:
+        for mitigator in finishing(self.mitigators):
             mitigator.finish(run)
+        if run.model is not self.trainer.model:  # merged adapters: a plain model again
+            self.trainer.model = self.trainer.model_wrapped = run.model
 
 
 def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None = None) -> Any:
@@ -178,9 +244,8 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
     Raises:
         InputError: something in the list is not a mitigator, a method's input is wrong, or the engine cannot run it.
     """
+    check_order(mitigators)
     for mitigator in mitigators:
-        if not isinstance(mitigator, Mitigator):
-            raise InputError(f"attach: {mitigator!r} is not a mitigator; pass instances such as cltk.LowLR(0.1)")
         _check_engine(trainer, mitigator)
     if not mitigators:
         return trainer
@@ -194,6 +259,8 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
     trainer.train_dataset = plan.data
     if plan.lr_scales:
         _scale_rates(trainer, plan)
+    if plan.schedule:
+        _schedule(trainer, plan.schedule)
     callback = MitigatorCallback(trainer, mitigators, plan)
     trainer.add_callback(callback)
     _wrap(trainer, callback)
@@ -223,6 +290,18 @@ def _scale_rates(trainer: Any, plan: Plan) -> None:
         for (factor, decay), ps in groups.items()
     ]
     trainer.optimizer_cls_and_kwargs = (cls, {**kwargs, "params": params})
+
+
+def _schedule(trainer: Any, factor: Callable[[int, int], float]) -> None:
+    """The method's schedule in place of `lr_scheduler_type`."""
+
+    def create_scheduler(num_training_steps: int, optimizer: Any = None) -> Any:
+        chosen = trainer.optimizer if optimizer is None else optimizer
+        rule = partial(lambda steps, step: factor(step, steps), num_training_steps)
+        trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, rule)
+        return trainer.lr_scheduler
+
+    trainer.create_scheduler = create_scheduler
 
 
 def _wrap(trainer: Any, callback: MitigatorCallback) -> None:

@@ -16,6 +16,7 @@ LAYERS = [
     {"tensors", "packages", "brown", "corpora", "assets", "data", "packing", "probe", "models", "progress"},
     {"mitigate", "measure"},
     {"trainer"},
+    {"loop"},
     {"run"},
     {"report"},
     {"cli", "__main__"},

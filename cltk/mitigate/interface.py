@@ -5,16 +5,20 @@
     for m in mitigators: m.start(run)
     for every optimiser step:
         for every micro-batch:
-            loss = trainer's loss + sum(m.loss(inputs, logits) for m in mitigators)
+            loss = trainer's loss + sum(m.loss(inputs, logits_NV) for m in mitigators)
             backward
         for m in mitigators: m.grad(run)                     # no_grad; p.grad is the mean over micro-batches
         clip the gradient to max_grad_norm
         optimiser step
         for m in mitigators: m.step(run)                     # no_grad
-    for m in mitigators: m.finish(run)                       # no_grad
+    for m in mitigators: m.finish(run)                       # no_grad; last those that wrapped the model, from the end
 
 List order is application order; nothing reorders. An empty list leaves the trainer untouched, and a mitigator of
 strength 0 trains the same weights bit for bit. A mitigator owns its own state and nothing else.
+
+Shapes: B rows, T tokens, N counted positions (those that predict a label that is not -100, in row-major order), V
+vocabulary. Losses get logits at the N positions alone: with short completions the head over every position costs as much
+as a layer stack, and no method reads the rest.
 """
 
 from __future__ import annotations
@@ -24,7 +28,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cltk.data import IGNORED
+from cltk.tensors import trainable
+
+
+def counted(inputs: dict[str, Tensor]) -> Tensor:
+    """Which positions [B, T] predict a token that counts: the next label is not -100 (next token not padding)."""
+    return F.pad(_labels(inputs)[:, 1:] != IGNORED, (0, 1))
+
+
+def targets(inputs: dict[str, Tensor]) -> Tensor:
+    """The labels [N] of the counted positions."""
+    return F.pad(_labels(inputs)[:, 1:], (0, 1), value=IGNORED)[counted(inputs)]
+
+
+def _labels(inputs: dict[str, Tensor]) -> Tensor:
+    labels, mask = inputs.get("labels"), inputs.get("attention_mask")
+    if labels is not None:
+        return labels
+    return inputs["input_ids"] if mask is None else inputs["input_ids"].masked_fill(mask == 0, IGNORED)
 
 
 @dataclass
@@ -39,6 +65,7 @@ class Plan:
     notes: dict[str, Any] = field(default_factory=dict)  # what a method decided, kept in the record
     lr_scales: list[Callable[[str], float]] = field(default_factory=list)
     cache: Path | None = None  # a folder for what other runs with the same inputs can reuse
+    schedule: Callable[[int, int], float] | None = None  # (step, max_steps) -> factor on every rate, for the trainer's own
 
     def scale_lr(self, factor: Callable[[str], float]) -> None:
         """Multiply the learning rate of every parameter by `factor(name)`; several multiply together."""
@@ -56,6 +83,7 @@ class Run:
     metrics: dict[str, float] = field(default_factory=dict)  # merged into the trainer's next log line
     optimizer: Any = None
     stopped: str = ""  # why training was asked to stop; empty while it goes on
+    repeat: Callable[[], None] | None = None  # adds the gradient of this step's micro-batches, losses and all, to p.grad
 
     def log(self, name: str, value: float) -> None:
         self.metrics[name] = float(value)
@@ -64,9 +92,30 @@ class Run:
         """End training after this step."""
         self.stopped = reason
 
+    def gradients(self, backward: Callable[[], None]) -> list[Tensor | None]:
+        """What `backward()` leaves in p.grad of every trainable parameter, in their order; p.grad itself is put back.
+
+        Ranks that share the model must all call it. Run the model as `self.forward`: through `self.model`, replicas of
+        DDP would drift apart.
+        """
+        parameters = [parameter for _, parameter in trainable(self.model)]
+        kept = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        try:
+            with torch.enable_grad():
+                backward()
+            return [parameter.grad for parameter in parameters]
+        finally:
+            for parameter, grad in zip(parameters, kept, strict=True):
+                parameter.grad = grad
+
 
 class Mitigator:
     """Every hook is optional and does nothing by default."""
+
+    repeats = False  # `grad` calls run.repeat() and replaces p.grad: it must stand before every other method that edits it
+    wraps = False  # `setup` puts another model in place of plan.model, and `finish`, called after all others, puts it back
 
     def setup(self, plan: Plan) -> None:
         """Before training: edit `plan.model`, `plan.data`, `plan.args`; call `plan.scale_lr`."""
@@ -74,8 +123,12 @@ class Mitigator:
     def start(self, run: Run) -> None:
         """The model is placed and sharded: place anchors, open state."""
 
-    def loss(self, inputs: dict[str, Tensor], logits_BTV: Tensor) -> Tensor | None:
-        """An extra loss for this micro-batch: a mean over its counted tokens, with a gradient to the logits."""
+    def loss(self, inputs: dict[str, Tensor], logits_NV: Tensor) -> Tensor | None:
+        """An extra loss for this micro-batch: a mean over its N counted tokens, with a gradient to the logits.
+
+        `targets(inputs)` are their labels. A sum over tokens divided by inputs["divisor"] weighs every token exactly as
+        the trainer's own loss does (which divides by the tokens of all micro-batches of a step).
+        """
         return None
 
     def grad(self, run: Run) -> None:

@@ -89,6 +89,9 @@ def training_arguments(train: dict[str, Any], seed: int, output: Path, where: An
     import torch
     from transformers import TrainingArguments
 
+    if train.get("fp16") and not torch.cuda.is_available():  # accelerate casts to float16 on GPUs only, and says nothing
+        place = where(("fp16",)) + ": " if where else ""
+        raise InputError(f"{place}train.fp16: there is no GPU, so it would have no effect; remove it, or use bf16")
     defaults = {
         "report_to": "none", "logging_steps": 10, "disable_tqdm": True, "seed": seed, "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available(),

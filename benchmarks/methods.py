@@ -1,0 +1,152 @@
+"""What each method costs on a real model: time of a step and peak memory relative to plain training, and its preparation.
+
+    python benchmarks/methods.py                                  # every method, some 20 minutes
+    python benchmarks/methods.py --only ewc,kl --quick            # a random model of 20 M parameters
+
+MedMCQA through a transformers Trainer, 8 rows a step, padded, AdamW (fused), float32. Plain training and the method are two
+processes that take turns, each with a model of its own; a turn is --steps optimiser steps. "Preparation" is `attach`: a
+Fisher, a frozen copy, singular vectors, generated text. Writes results/methods.json and the table of methods.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from driver import alternate, arguments_of, load, write
+
+OLD = "asset:brown/memory.jsonl"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "a_gem": {"memory": OLD}, "dare": {"drop": 0.5}, "der_pp": {"memory": OLD}, "early_stopping": {"every": 0},
+    "ema": {"decay": 0.99}, "ewc": {"strength": 1.0, "importance": {"memory": OLD, "samples": 64}},
+    "freeze": {"layers": 0.5}, "gem": {"memories": [OLD]}, "hft": {}, "kl": {"strength": 0.1}, "l2_sp": {"strength": 0.1},
+    "lm_cocktail": {}, "lora": {"r": 16}, "low_lr": {"factor": 0.5}, "lwf": {"strength": 0.1},
+    "mas": {"strength": 1.0, "memory": OLD}, "mofo": {"fraction": 0.15},
+    "online_ewc": {"strength": 1.0, "importance": {"memory": OLD, "samples": 64}}, "osft": {"keep": 0.5},
+    "replay": {"memory": OLD, "fraction": 0.05}, "replay_loss": {"memory": OLD, "strength": 0.5},
+    "reservoir": {"size": 100, "fraction": 0.05},
+    "rewarm": {}, "rwalk": {"strength": 1.0, "importance": {"memory": OLD, "samples": 64}}, "sam": {"rho": 0.05},
+    "self_replay": {"fraction": 0.05, "samples": 8, "max_new_tokens": 64}, "si": {"strength": 0.1},
+    "task_arithmetic": {"scale": 0.5}, "ties": {"density": 0.2}, "token_weights": {"setting": "stm"},
+    "ulmfit": {}, "wise_ft": {"alpha": 0.5},
+}  # fmt: skip
+
+
+def rows_of(arguments: argparse.Namespace, tokenizer: Any) -> list[Any]:
+    if tokenizer is None:
+        rng = random.Random(0)
+        return [{"input_ids": [rng.randrange(3, 16384) for _ in range(rng.randint(20, 50))]} for _ in range(400)]
+    from cltk.data import read_rows, tokenize_pairs
+
+    rows = read_rows("asset:medmcqa/train.jsonl")[:400]
+    return tokenize_pairs(rows, tokenizer, prompt="prompt", completion="completion", max_length=256)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Train without end; every line of the standard input lets `--steps` more steps pass."""
+    import transformers
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    import cltk
+    from cltk.data import Collator
+    from cltk.models import load_tokenizer
+
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    real = not arguments.model.startswith("random")
+    tokenizer = load_tokenizer(arguments.model) if real else None
+    rows = rows_of(arguments, tokenizer)
+    trainer = Trainer(
+        model=load(arguments.model, arguments.dtype),
+        args=TrainingArguments(
+            tempfile.mkdtemp(), max_steps=100_000, per_device_train_batch_size=8, learning_rate=1e-5, report_to="none",
+            save_strategy="no", disable_tqdm=True, logging_steps=1_000_000, dataloader_pin_memory=False,
+        ),
+        train_dataset=rows[8:], eval_dataset=rows[:8], data_collator=Collator(0), processing_class=tokenizer,
+    )  # fmt: skip
+    begin = time.perf_counter()
+    if arguments.worker != "plain":
+        settings = dict(SETTINGS[arguments.worker])
+        if tokenizer is None:
+            settings = {k: _rows(v, rows) for k, v in settings.items()}
+        cltk.attach(trainer, [cltk.MITIGATORS[arguments.worker](**settings)])
+    prepared = time.perf_counter() - begin
+
+    class Turns(TrainerCallback):
+        """Gives control back after every `--steps` steps."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            nonlocal began
+            if state.global_step < 3:
+                return
+            if state.global_step == 3:
+                print("ready", flush=True)
+            elif (state.global_step - 3) % arguments.steps == 0:
+                seconds = (time.perf_counter() - began) / arguments.steps
+                mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+                print(f'{{"seconds": {seconds}, "mib": {mib}, "answer": {prepared}}}', flush=True)
+            else:
+                return
+            if not sys.stdin.readline():
+                control.should_training_stop = True
+            began = time.perf_counter()
+
+    began = 0.0
+    trainer.add_callback(Turns())
+    trainer.train()
+
+
+def _rows(value: Any, rows: list[Any]) -> Any:
+    """Memories as rows, for the random model, which has no tokeniser."""
+    if isinstance(value, dict):
+        return {key: _rows(one, rows) for key, one in value.items()}
+    if value == [OLD]:
+        return [rows[-64:]]
+    return rows[-64:] if value == OLD else value
+
+
+def main() -> None:
+    parser = arguments_of(__doc__)
+    parser.add_argument("--only", default="", help="methods, separated by commas")
+    parser.add_argument("--steps", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        return work(arguments)
+    if arguments.quick:
+        arguments.model, arguments.rounds = "random", 2
+    own = [sys.executable, __file__, "--model", arguments.model, "--steps", str(arguments.steps), "--worker"]
+    rows = []
+    for name in arguments.only.split(",") if arguments.only else SETTINGS:
+        found = alternate({side: [*own, side] for side in ("plain", name)}, arguments.rounds)
+        if name not in found:
+            continue
+        pairs = list(zip(found["plain"], found[name], strict=True))
+        rows.append({
+            "method": name, "settings": SETTINGS[name], "seconds": statistics.median(b["seconds"] for _, b in pairs),
+            "time": statistics.median(b["seconds"] / a["seconds"] for a, b in pairs), "mib": pairs[-1][1]["mib"],
+            "memory": pairs[-1][1]["mib"] / pairs[-1][0]["mib"], "preparation": pairs[-1][1]["answer"],
+        })  # fmt: skip
+        print(line(rows[-1]), flush=True)
+    write("methods", arguments, rows)
+    if not arguments.quick and not arguments.out:
+        head = "| method | settings | time of a step | peak memory | preparation, s |\n| --- | --- | ---: | ---: | ---: |\n"
+        text = (Path(__file__).parent / "methods.md").read_text().split("| method |")[0]
+        (Path(__file__).parent / "methods.md").write_text(text + head + "\n".join(map(line, rows)) + "\n")
+    return None
+
+
+def line(row: dict[str, Any]) -> str:
+    settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items()).replace("'", "")
+    return f"| {row['method']} | {settings} | {row['time']:.2f} | {row['memory']:.2f} | {row['preparation']:.1f} |"
+
+
+if __name__ == "__main__":
+    main()

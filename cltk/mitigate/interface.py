@@ -11,7 +11,7 @@
         clip the gradient to max_grad_norm
         optimiser step
         for m in mitigators: m.step(run)                     # no_grad
-    for m in mitigators: m.finish(run)                       # no_grad; last those that wrapped the model, from the end
+    for m in mitigators: m.finish(run)                       # no_grad; wrappers of the model last, then averages
 
 List order is application order; nothing reorders. An empty list leaves the trainer untouched, and a mitigator of
 strength 0 trains the same weights bit for bit. A mitigator owns its own state and nothing else.
@@ -116,6 +116,7 @@ class Mitigator:
 
     repeats = False  # `grad` calls run.repeat() and replaces p.grad: it must stand before every other method that edits it
     wraps = False  # `setup` puts another model in place of plan.model, and `finish`, called after all others, puts it back
+    averages = False  # `finish` mixes whole weights with other models': called last, on the plain model
 
     def setup(self, plan: Plan) -> None:
         """Before training: edit `plan.model`, `plan.data`, `plan.args`; call `plan.scale_lr`."""

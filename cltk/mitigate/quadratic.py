@@ -36,6 +36,7 @@ class _Anchored(Mitigator):
         self.strength, self.offload, self.log_every = strength, offload, log_every
         self.anchors: dict[str, Tensor] = {}
         self.importance: Mapping[str, Tensor] | None = None
+        self.names: list[str] = []  # of the columns' rows
         self.columns: tuple[list[Tensor], list[Tensor], list[Tensor] | None] = ([], [], None)
 
     def setup(self, plan: Plan) -> None:
@@ -52,12 +53,18 @@ class _Anchored(Mitigator):
         for name in named:
             if name not in self.anchors:
                 raise RunError(f"{self.name}: {name} is trained but was frozen or absent at setup; unfreeze before attach")
-        weights = None
+        self.names = list(named)
+        self.columns = (list(named.values()), [self._placed(p, self.anchors[name]) for name, p in named.items()], None)
         if self.importance is not None:
-            weights = [self._placed(p, self.importance[name]) for name, p in named.items()]
-        self.columns = (list(named.values()), [self._placed(p, self.anchors[name]) for name, p in named.items()], weights)
+            self._weigh(self.importance)
         if any(tensors.local(parameter) is not parameter for parameter in named.values()):
             self.anchors = {name: anchor.cpu() for name, anchor in self.anchors.items()}
+
+    def _weigh(self, importance: Mapping[str, Tensor]) -> None:
+        """Take this importance, at the start or from a checkpoint."""
+        self.importance, (params, anchors, _) = importance, self.columns
+        placed = [self._placed(p, importance[name]) for p, name in zip(params, self.names, strict=True)]
+        self.columns = (params, anchors, placed)
 
     def _parked(self, tensor: Tensor) -> Tensor:
         return tensor.cpu() if self.offload else tensor

@@ -1,8 +1,10 @@
-"""Rates: how fast and how long to train. LowLR and EarlyStopping."""
+"""Rates: how fast and how long to train. LowLR, Rewarm and EarlyStopping."""
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,10 +65,54 @@ class LowLR(Mitigator):
         self.factor = factor
 
     def setup(self, plan: Plan) -> None:
+        if not plan.args.learning_rate:  # a bare loop that keeps its rate to itself
+            plan.scale_lr(lambda name: self.factor)
+            return
         plan.args.learning_rate *= self.factor
         plan.notes["low_lr"] = {"factor": self.factor, "learning_rate": plan.args.learning_rate}
         if message := check_rate(plan.model, plan.args.learning_rate):
             warnings.warn(f"low_lr: {message}", stacklevel=2)
+
+
+def take_schedule(plan: Plan, name: str, rule: Callable[[int, int], float]) -> None:
+    """`rule(step, max_steps)` becomes the factor on every rate. Raises InputError when another method set one."""
+    if plan.schedule is not None:
+        raise InputError(f"{name}: another method sets the schedule of the learning rate already; keep one of them")
+    plan.schedule = rule
+
+
+def rewarmed(step: int, max_steps: int, warmup: float = 0.01, decay_to: float = 0.1) -> float:
+    """The factor (step + 1) / W over the first W = ceil(warmup max_steps) steps, then a cosine from 1 to `decay_to`."""
+    rising = math.ceil(warmup * max_steps)
+    if step < rising:
+        return (step + 1) / rising
+    share = min((step - rising) / max(max_steps - rising, 1), 1.0)
+    return decay_to + (1 - decay_to) * (1 + math.cos(math.pi * share)) / 2
+
+
+class Rewarm(Mitigator):
+    """Warm the learning rate up again, then decay it: the schedule of continual pre-training. Combine it with Replay.
+
+    Linear over the first `warmup` of all steps up to `learning_rate`, then a cosine down to `decay_to` of it, in place
+    of the trainer's own schedule.
+
+    Args:
+        warmup: share of steps, 0 to below 1.
+        decay_to: the last rate over the highest, 0 to 1.
+
+    Raises:
+        InputError: a number out of its range, or another method that sets the schedule.
+
+    Source: Ibrahim et al. 2024 (arXiv 2403.08763).
+    """
+
+    def __init__(self, warmup: float = 0.01, decay_to: float = 0.1) -> None:
+        if not 0 <= warmup < 1 or not 0 <= decay_to <= 1:
+            raise InputError(f"rewarm: warmup must be 0 to below 1 and decay_to 0 to 1, got {warmup} and {decay_to}")
+        self.warmup, self.decay_to = warmup, decay_to
+
+    def setup(self, plan: Plan) -> None:
+        take_schedule(plan, "rewarm", lambda step, steps: rewarmed(step, steps, self.warmup, self.decay_to))
 
 
 class EarlyStopping(Mitigator):

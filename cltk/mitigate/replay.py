@@ -1,4 +1,4 @@
-"""Replay: mix old-domain sequences into the new task's."""
+"""Replay: mix old-domain sequences into the new task's. Reservoir: a memory that fills itself from a stream of trainings."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from cltk.data import IGNORED, memory_rows
-from cltk.errors import InputError
-from cltk.mitigate.interface import Mitigator, Plan
+import numpy as np
+import torch
+from torch import Tensor
+
+from cltk.data import IGNORED, Row, memory_rows
+from cltk.errors import InputError, RunError
+from cltk.mitigate.interface import Mitigator, Plan, Run
+from cltk.mitigate.memory import check_memory, labelled
 
 
 def replay_count(new: int, fraction: float) -> int:
@@ -17,7 +22,10 @@ def replay_count(new: int, fraction: float) -> int:
 
 
 class Mixed:
-    """New rows, then `count` old rows (the memory in turn); the trainer shuffles. Old rows take the new rows' columns."""
+    """New rows, then `count` old rows (the memory in turn); the trainer shuffles. Old rows take the new rows' columns.
+
+    Old rows that say what counts (labels, or the masks of TRL) keep it; in others every token counts.
+    """
 
     def __init__(self, new: Any, old: Sequence[dict[str, Any]], count: int) -> None:
         self.new, self.old, self.count = new, old, count
@@ -32,18 +40,22 @@ class Mixed:
             return {name: row[name] for name in self.columns}
         if index >= len(self):
             raise IndexError(index)  # what ends an iteration
-        ids = list(self.old[(index - len(self.new)) % len(self.old)]["input_ids"])
-        return {name: _COLUMNS[name](ids) for name in self.columns if name in _COLUMNS}
+        row = labelled(self.old[(index - len(self.new)) % len(self.old)])
+        return {name: _COLUMNS[name](row["input_ids"], row["labels"]) for name in self.columns if name in _COLUMNS}
 
 
-_COLUMNS = {  # how a column of a token row looks when every token counts
-    "input_ids": lambda ids: ids,
-    "labels": lambda ids: list(ids),
-    "attention_mask": lambda ids: [1] * len(ids),
-    "completion_mask": lambda ids: [1] * len(ids),
-    "assistant_masks": lambda ids: [1] * len(ids),
-    "length": len,
-    "seq_lengths": lambda ids: [len(ids)],
+def _marks(ids: list[int], labels: list[int]) -> list[int]:
+    return [int(label != IGNORED) for label in labels]
+
+
+_COLUMNS = {  # how a column of a token row looks, from its ids and labels
+    "input_ids": lambda ids, labels: ids,
+    "labels": lambda ids, labels: labels,
+    "attention_mask": lambda ids, labels: [1] * len(ids),
+    "completion_mask": _marks,
+    "assistant_masks": _marks,
+    "length": lambda ids, labels: len(ids),
+    "seq_lengths": lambda ids, labels: [len(ids)],
 }
 
 
@@ -76,40 +88,166 @@ class Replay(Mitigator):
         self.memory, self.fraction, self.extra_steps, self.length = memory, fraction, extra_steps, length
 
     def setup(self, plan: Plan) -> None:
-        if self.fraction == 0:
-            return
-        new = plan.data
-        if not hasattr(new, "__len__") or len(new) == 0 or "input_ids" not in new[0]:
-            raise InputError("replay: the trainer's data must have a length and hold tokenised rows with input_ids")
-        lengths = [len(new[i]["input_ids"]) for i in range(len(new))]
-        old = memory_rows(self.memory, plan.tokenizer, self.length)
-        count = replay_count(len(new), self.fraction)
-        if count == 0:
-            raise InputError(f"replay.fraction: {self.fraction} of {len(new)} rows is less than one old row; raise it")
-        before, after = self._steps(plan.args, len(new), len(new) + count)
-        plan.data = Mixed(new, old, count)
-        old_tokens = sum(len(old[i % len(old)]["input_ids"]) for i in range(count))
-        plan.notes["replay"] = {
-            "fraction": self.fraction, "extra_steps": self.extra_steps, "steps": after, "steps_without": before,
-            "new_rows": len(new), "old_rows": count, "old_rows_distinct": min(count, len(old)),
-            "new_tokens": sum(lengths), "old_tokens": old_tokens, "new_tokens_counted": _counted(new),
-        }  # fmt: skip
+        if self.fraction:
+            old = memory_rows(self.memory, plan.tokenizer, self.length)
+            plan.notes["replay"] = mix(plan, old, self.fraction, self.extra_steps, "replay")
 
-    def _steps(self, args: Any, rows: int, mixed: int) -> tuple[int, int]:
-        """Optimiser steps without and with replay; sets `max_steps` where epochs do not give them."""
-        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
-        def steps(n: int) -> int:
-            return math.ceil(math.ceil(n / per_step) * args.num_train_epochs)
+def mix(plan: Plan, old: Sequence[Row], fraction: float, extra_steps: bool, name: str) -> dict[str, Any]:
+    """Make `fraction` of `plan.data` old rows, and as many steps as that asks for.
 
-        before = args.max_steps if args.max_steps > 0 else steps(rows)
-        if not self.extra_steps:
-            args.max_steps = before
-        elif args.max_steps > 0:
-            args.max_steps = math.ceil(args.max_steps / (1 - self.fraction))
-        return before, args.max_steps if args.max_steps > 0 else steps(mixed)
+    Returns:
+        What the record keeps: rows, tokens and steps with and without.
+
+    Raises:
+        InputError: training data without length or input_ids, or a fraction that is less than one row.
+    """
+    new = check_data(plan, name)
+    lengths = [len(new[i]["input_ids"]) for i in range(len(new))]
+    count = replay_count(len(new), fraction)
+    if count == 0:
+        raise InputError(f"{name}.fraction: {fraction} of {len(new)} rows is less than one old row; raise it")
+    before, after = _steps(plan.args, len(new), len(new) + count, None if not extra_steps else fraction)
+    plan.data = Mixed(new, old, count)
+    old_tokens = sum(len(old[i % len(old)]["input_ids"]) for i in range(count))
+    return {
+        "fraction": fraction, "extra_steps": extra_steps, "steps": after, "steps_without": before,
+        "new_rows": len(new), "old_rows": count, "old_rows_distinct": min(count, len(old)),
+        "new_tokens": sum(lengths), "old_tokens": old_tokens, "new_tokens_counted": _counted(new),
+    }  # fmt: skip
+
+
+def check_data(plan: Plan, name: str) -> Any:
+    """The training data. Raises InputError unless it has a length and tokenised rows."""
+    new = plan.data
+    if not hasattr(new, "__len__") or len(new) == 0 or "input_ids" not in new[0]:
+        raise InputError(f"{name}: the trainer's data must have a length and hold tokenised rows with input_ids")
+    return new
+
+
+def _steps(args: Any, rows: int, mixed: int, fraction: float | None) -> tuple[int, int]:
+    """Optimiser steps without and with replay; sets `max_steps` where epochs do not give them. Fraction None: none more."""
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    def steps(n: int) -> int:
+        return math.ceil(math.ceil(n / per_step) * args.num_train_epochs)
+
+    before = args.max_steps if args.max_steps > 0 else steps(rows)
+    if fraction is None:
+        args.max_steps = before
+    elif args.max_steps > 0:
+        args.max_steps = math.ceil(args.max_steps / (1 - fraction))
+    return before, args.max_steps if args.max_steps > 0 else steps(mixed)
 
 
 def _counted(rows: Any) -> int:
     """Tokens of the new rows that count in the loss."""
     return sum(sum(label != IGNORED for label in rows[i].get("labels", rows[i]["input_ids"])) for i in range(len(rows)))
+
+
+def algorithm_r(kept: Sequence[Any], seen: int, rows: Sequence[Any], size: int, seed: int) -> tuple[list[Any], int]:
+    """Reservoir sampling: after every row, each row seen so far is kept with probability min(1, size / seen).
+
+    The first `size` rows are taken. The n-th after them replaces a random one of the kept with probability size / n.
+
+    Args:
+        kept, seen: the memory so far, and how many rows it was drawn from.
+        rows: what comes next in the stream.
+        size: rows of the memory.
+        seed: with `seen` it decides the draws, so that the same stream in the same pieces gives the same memory.
+
+    Returns:
+        The new memory and the new `seen`.
+
+    Source: Vitter 1985 (doi 10.1145/3147.3165), algorithm R.
+    """
+    kept = list(kept)
+    places = np.random.default_rng([seed, seen]).integers(0, seen + 1 + np.arange(len(rows)))
+    for row, place in zip(rows, places.tolist(), strict=True):
+        if len(kept) < size:
+            kept.append(row)
+        elif place < size:
+            kept[place] = row
+    return kept, seen + len(rows)
+
+
+class Reservoir(Mitigator):
+    """Replay for a stream of trainings: a memory of `size` rows, a uniform sample of all new rows of earlier trainings.
+
+    When a training ends its new rows run through algorithm R. The next training with the same object replays the memory
+    as `Replay` does, with probability `fraction`. In the first training there is nothing to replay, unless `memory` is
+    given: rows that stand before the stream. Rows keep their labels: a prompt that did not count does not count.
+
+    Args:
+        size: rows of the memory.
+        fraction: p, 0 to below 1; 0 replays nothing (the memory fills all the same).
+        memory: what was seen before the first training (see `cltk.data.memory_rows`).
+        extra_steps: whether steps grow so that the new task keeps its tokens.
+        length: tokens of a row of `memory`, when it is text.
+        seed: of the choice.
+
+    Raises:
+        InputError: size below 1, fraction outside [0, 1), an empty memory, or training data without length or input_ids.
+        RunError: a checkpoint of another memory than the one this training began with.
+
+    Source: Vitter 1985 (doi 10.1145/3147.3165); as a rehearsal buffer: Chaudhry et al. 2019 (arXiv 1902.10486).
+    """
+
+    def __init__(
+        self, size: int, fraction: float, *, memory: Any = None, extra_steps: bool = True, length: int = 256, seed: int = 0
+    ) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"reservoir.size: must be a whole number of at least 1, got {size!r}")
+        if not 0 <= fraction < 1:
+            raise InputError(f"reservoir.fraction: must be at least 0 and below 1, got {fraction}")
+        if memory is not None:
+            check_memory("reservoir", memory)
+        self.size, self.fraction, self.memory = size, fraction, memory
+        self.extra_steps, self.length, self.seed = extra_steps, length, seed
+        self.rows: list[Row] = []
+        self.seen = 0
+        self.new: Any = None  # the new rows of the running training
+
+    def setup(self, plan: Plan) -> None:
+        new = check_data(plan, "reservoir")
+        if self.memory is not None and self.seen == 0:
+            old = [labelled(row) for row in memory_rows(self.memory, plan.tokenizer, self.length)]
+            self.rows, self.seen = algorithm_r([], 0, old, self.size, self.seed)
+        note = {"size": self.size, "kept": len(self.rows), "seen": self.seen}
+        if self.fraction and self.rows:
+            note |= mix(plan, list(self.rows), self.fraction, self.extra_steps, "reservoir")
+        plan.notes["reservoir"] = note
+        while isinstance(new, Mixed):  # what another method replays is not new
+            new = new.new
+        self.new = new
+
+    def finish(self, run: Run) -> None:
+        if self.new is not None:
+            new = [labelled(self.new[i]) for i in range(len(self.new))]
+            self.rows, self.seen = algorithm_r(self.rows, self.seen, new, self.size, self.seed)
+            self.new = None
+
+    def state_dict(self) -> dict[str, Any]:
+        if not self.seen:
+            return {}
+        return {
+            "seen": self.seen,
+            "lengths": torch.tensor([len(row["input_ids"]) for row in self.rows]),
+            **{name: torch.tensor([x for row in self.rows for x in row[name]]) for name in ("input_ids", "labels")},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Before the training that goes on with the stream, or into one that began with the same memory."""
+        parts: dict[str, tuple[Tensor, ...]] = {
+            name: state[name].split(state["lengths"].tolist()) for name in ("input_ids", "labels")
+        }
+        rows = [
+            {"input_ids": ids.tolist(), "labels": labels.tolist()}
+            for ids, labels in zip(parts["input_ids"], parts["labels"], strict=True)
+        ]
+        if self.new is not None and (rows != self.rows or self.seen != int(state["seen"])):
+            raise RunError(
+                "reservoir: this training was set up with another memory than the checkpoint's;"
+                " give the object its state (load_state_dict) before attach"
+            )
+        self.rows, self.seen = rows, int(state["seen"])

@@ -1,0 +1,177 @@
+"""A memory of old data: which rows belong to which step, and a model's losses and gradients on them.
+
+Shapes: B rows, T tokens, N positions that count, K columns in which some row counts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cltk import tensors
+from cltk.data import IGNORED, Collator, Row, memory_rows, read_rows, text_of
+from cltk.errors import InputError
+from cltk.mitigate.interface import Plan, Run, counted, targets
+from cltk.probe import takes_logits_to_keep
+
+Batch = dict[str, Tensor]
+
+
+def check_number(where: str, value: Any, low: float = 0.0) -> None:
+    """Raises InputError unless `value` is a finite number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < math.inf:
+        raise InputError(f"{where}: must be a finite number of at least {low:g}, got {value!r}")
+
+
+def check_memory(name: str, memory: Any) -> None:
+    """Early: raises InputError when there is no memory, or an empty list of it."""
+    if memory is None or (isinstance(memory, Sequence) and not len(memory)):
+        raise InputError(f"{name}.memory: is empty; give old-domain text, as a path, texts or token rows")
+
+
+def ranks() -> tuple[int, int]:
+    """This process and how many there are: (0, 1) without torch.distributed."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def labelled(row: Row) -> Row:
+    """Input ids and labels as lists; where masks say what counts (TRL), labels of those; else every token counts."""
+    ids, labels = list(map(int, row["input_ids"])), row.get("labels")
+    masks = [row[name] for name in ("completion_mask", "assistant_masks") if row.get(name) is not None]
+    if labels is None:
+        labels = [token if all(marks) else IGNORED for token, *marks in zip(ids, *masks, strict=True)]
+    return {"input_ids": ids, "labels": list(map(int, labels))}
+
+
+def text_rows(texts: Any, tokenizer: Any, length: int, where: str) -> list[Row]:
+    """One token row a text, cut on the right to `length`: prompts and examples, which `memory_rows` would join into blocks.
+
+    Args:
+        texts: as for `memory_rows`; rows that hold input_ids are taken as they are.
+
+    Raises:
+        InputError: there is no text, or no tokenizer for it.
+    """
+    rows = read_rows(texts) if not isinstance(texts, Sequence) or isinstance(texts, str) else list(texts)
+    if not rows:
+        raise InputError(f"{where}: is empty; give texts")
+    if isinstance(rows[0], dict) and "input_ids" in rows[0]:
+        return [dict(row) for row in rows]
+    if tokenizer is None:
+        raise InputError(f"{where}: texts need a tokenizer; give the trainer a processing_class or pass rows with input_ids")
+    found = [row if isinstance(row, str) else text_of(row, f"{where}, row {i}") for i, row in enumerate(rows)]
+    ids = [tokenizer(text)["input_ids"] for text in found if text.strip()]
+    if not ids:
+        raise InputError(f"{where}: holds no text")
+    if tokenizer.eos_token_id is not None:  # some tokenizers close a text, which a prompt must not be
+        ids = [one[:-1] if len(one) > 1 and one[-1] == tokenizer.eos_token_id else one for one in ids]
+    return [{"input_ids": one[:length]} for one in ids]
+
+
+class MemoryBatches:
+    """Rows of the memory for every step and rank, without state: the same after a resume, each row equally often.
+
+    The rows stand in one endless order, a new permutation (of seed and round) whenever all were used; rank r of W takes
+    the places (step W + r) size, ... , + size - 1 of it.
+
+    Args:
+        rows: token rows {"input_ids", "labels"?}; those in which no token counts are left out.
+        size: rows of a batch.
+        seed: of the permutations.
+
+    Raises:
+        InputError: no row has a token that counts, or size is below 1.
+    """
+
+    def __init__(self, rows: Sequence[Row], size: int, seed: int = 0) -> None:
+        self.rows = [row for row in map(labelled, rows) if any(label != IGNORED for label in row["labels"][1:])]
+        if not self.rows:
+            raise InputError("memory: no row has a token to predict; give longer text")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"memory: batch_size must be a whole number of at least 1, got {size!r}")
+        self.size, self.seed = size, seed
+        self.collate = Collator(0)
+
+    def indices(self, step: int, rank: int = 0, world: int = 1) -> list[int]:
+        """Which rows make this rank's batch of this step."""
+        first = (step * world + rank) * self.size
+        places = [divmod(place, len(self.rows)) for place in range(first, first + self.size)]
+        orders = {turn: self._order(turn) for turn in {turn for turn, _ in places}}
+        return [orders[turn][place] for turn, place in places]
+
+    def at(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """The padded batch: input_ids, attention_mask, labels, all [B, T]."""
+        return self.collate([self.rows[i] for i in self.indices(step, rank, world)])
+
+    def of(self, run: Run) -> Batch:
+        """The batch of the running step and rank, on the model's device."""
+        device = tensors.local(next(run.model.parameters())).device
+        return {name: value.to(device) for name, value in self.at(run.step, *ranks()).items()}
+
+    def chosen(self, run: Run) -> list[int]:
+        """Which rows make the batch `of(run)`."""
+        return self.indices(run.step, *ranks())
+
+    def _order(self, turn: int) -> list[int]:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + turn) % 2**63)
+        return torch.randperm(len(self.rows), generator=generator).tolist()
+
+
+def memory_batches(memory: Any, plan: Plan, batch_size: int | None, length: int, seed: int) -> MemoryBatches:
+    """Batches of `memory` (see `cltk.data.memory_rows`); the trainer's batch size of one device where none is given."""
+    size = plan.args.per_device_train_batch_size if batch_size is None else batch_size
+    return MemoryBatches(memory_rows(memory, plan.tokenizer, length), size, seed)
+
+
+def forward_logits(forward: Any, batch: Batch, where_BT: Tensor) -> Tensor:
+    """Logits [N, V] at the positions `where_BT`, through the (wrapped) model's own forward: safe under DDP and FSDP."""
+    kept_K = where_BT.any(0).nonzero().squeeze(1)
+    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    if takes_logits_to_keep(forward):
+        logits_BKV = forward(**given, logits_to_keep=kept_K).logits
+    else:
+        logits_BKV = forward(**given).logits[:, kept_K]
+    return logits_BKV[where_BT[:, kept_K]]
+
+
+def token_losses(forward: Any, batch: Batch) -> Tensor:
+    """The negative log-likelihood [N] in nats of the batch's counted tokens, float32."""
+    logits_NV = forward_logits(forward, batch, counted(batch))
+    return F.cross_entropy(logits_NV.float(), targets(batch), reduction="none")
+
+
+def add_gradient(run: Run, loss: Callable[[], Tensor]) -> float:
+    """p.grad += d loss() / d p, in place and without a copy of the gradients; the value of the loss.
+
+    Parameters that have no gradient in this step keep none. All ranks must call it; the gradient is the mean over ranks.
+    """
+    idle = [parameter for _, parameter in tensors.trainable(run.model) if parameter.grad is None]
+    with torch.enable_grad():
+        value = loss()
+        value.backward()
+    for parameter in idle:
+        parameter.grad = None
+    return value.item()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients inside; every module's mode and every parameter's requires_grad as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    needed = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, requires_grad in needed.items():
+            parameter.requires_grad_(requires_grad)

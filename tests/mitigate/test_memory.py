@@ -1,0 +1,92 @@
+"""Which rows come when, and losses at the counted tokens against the whole logits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from cltk.errors import InputError
+from cltk.mitigate.interface import Run
+from cltk.mitigate.memory import MemoryBatches, add_gradient, labelled, text_rows, token_losses
+
+ROWS = [{"input_ids": [i + 2] * (3 + i % 4)} for i in range(7)]
+
+
+def test_every_row_comes_equally_often_and_ranks_share_the_order() -> None:
+    batches = MemoryBatches(ROWS, 2, seed=4)
+    alone = [i for step in range(14) for i in batches.indices(step)]
+    assert all(sorted(alone[at : at + 7]) == list(range(7)) for at in range(0, 28, 7))
+    assert alone[:7] != alone[7:14]
+    shared = [i for step in range(7) for rank in range(2) for i in batches.indices(step, rank, 2)]
+    assert shared == alone
+    assert MemoryBatches(ROWS, 2, seed=5).indices(0) + MemoryBatches(ROWS, 2, seed=5).indices(1) != alone[:4]
+
+
+def test_batches_are_padded_and_masked() -> None:
+    batch = MemoryBatches(ROWS, 3).at(1)
+    lengths = batch["attention_mask"].sum(1)
+    assert batch["input_ids"].shape == batch["labels"].shape == (3, int(lengths.max()))
+    assert ((batch["labels"] == -100) == (batch["attention_mask"] == 0)).all()
+
+
+def test_bad_memories() -> None:
+    with pytest.raises(InputError, match="no row has a token to predict"):
+        MemoryBatches([{"input_ids": [1]}, {"input_ids": [1, 2], "labels": [1, -100]}], 2)
+    with pytest.raises(InputError, match="batch_size"):
+        MemoryBatches(ROWS, 0)
+    with pytest.raises(InputError, match="is empty"):
+        text_rows([], None, 8, "prompts")
+    with pytest.raises(InputError, match="need a tokenizer"):
+        text_rows(["a cat"], None, 8, "prompts")
+
+
+def test_what_counts_comes_from_labels_or_masks() -> None:
+    assert labelled({"input_ids": torch.tensor([5, 6])}) == {"input_ids": [5, 6], "labels": [5, 6]}
+    assert labelled({"input_ids": [5, 6], "labels": [-100, 6], "completion_mask": [1, 1]})["labels"] == [-100, 6]
+    assert labelled({"input_ids": [5, 6, 7], "completion_mask": [0, 1, 1], "assistant_masks": [1, 1, 0]})["labels"] == [
+        -100, 6, -100,
+    ]  # fmt: skip
+
+
+def test_texts_stay_apart_and_are_cut(tokenizer: Any) -> None:
+    rows = text_rows(["a cat sat", "the dog ran on the mat under a tree"], tokenizer, 4, "prompts")
+    assert [tokenizer.decode(row["input_ids"]) for row in rows] == ["a cat sat", tokenizer.decode(rows[1]["input_ids"])]
+    assert len(rows[1]["input_ids"]) == 4
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_token_losses_against_a_loop(kind: str, tiny: Any) -> None:
+    model = tiny(kind).eval()
+    rows = [{"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, -100, 9]}, {"input_ids": [11, 12, 13]}]
+    batch = MemoryBatches(rows, 2).at(0)
+    expected = []
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        length = 5 if ids[0] == 5 else 3
+        log_p = model(ids[None, :length]).logits[0].log_softmax(-1)
+        expected += [-log_p[t - 1, ids[t]].item() for t in range(1, length) if labels[t] != -100]
+    torch.testing.assert_close(token_losses(model, batch), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_added_gradients_leave_idle_parameters_idle(tiny: Any) -> None:
+    model = tiny()
+    parameters = list(model.parameters())
+    parameters[0].grad = torch.ones_like(parameters[0])
+    run = Run(model, model)
+    batch = MemoryBatches(ROWS, 2).at(0)
+    with torch.no_grad():
+        value = add_gradient(run, lambda: token_losses(run.forward, batch).mean())
+    assert all(p.grad is None for p in parameters[1:])
+    loss = token_losses(model, batch).mean()
+    torch.testing.assert_close(parameters[0].grad, 1 + torch.autograd.grad(loss, parameters[0])[0])
+    assert value == pytest.approx(loss.item())
+
+
+def test_batch_size_is_the_trainers() -> None:
+    from cltk.mitigate.memory import memory_batches
+
+    plan: Any = SimpleNamespace(tokenizer=None, args=SimpleNamespace(per_device_train_batch_size=3))
+    assert memory_batches(ROWS, plan, None, 8, 0).size == 3
+    assert memory_batches(ROWS, plan, 2, 8, 0).size == 2

@@ -1,0 +1,118 @@
+"""Mixing keeps labels; algorithm R is uniform; the reservoir through a stream of trainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+
+import cltk
+from cltk import tensors
+from cltk.errors import InputError, RunError
+from cltk.mitigate.interface import Plan, Run
+from cltk.mitigate.replay import Mixed, algorithm_r
+
+
+def rows(start: int, n: int) -> list[dict[str, Any]]:
+    return [{"input_ids": [i, i + 1, i + 2], "labels": [-100, i + 1, i + 2]} for i in range(start, start + n)]
+
+
+def plan(data: Any, **changes: Any) -> Plan:
+    defaults = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "world_size": 1}
+    args = SimpleNamespace(**(defaults | {"num_train_epochs": 1, "max_steps": -1} | changes))
+    return Plan(torch.nn.Linear(1, 1), data, args)
+
+
+def trained(method: Any, data: Any) -> Plan:
+    made = plan(data)
+    method.setup(made)
+    method.finish(Run(made.model, made.model))
+    return made
+
+
+def test_old_rows_keep_what_counts() -> None:
+    new = [{"input_ids": [1, 2], "completion_mask": [0, 1], "attention_mask": [1, 1]}]
+    mixed = Mixed(new, [{"input_ids": [7, 8, 9], "labels": [-100, 8, 9]}, {"input_ids": [5, 6]}], 3)
+    assert mixed[1] == {"input_ids": [7, 8, 9], "completion_mask": [0, 1, 1], "attention_mask": [1, 1, 1]}
+    assert mixed[2]["completion_mask"] == [1, 1]
+    assert mixed[3] == mixed[1]
+    assert Mixed(rows(0, 1), mixed.old, 2)[1]["labels"] == [-100, 8, 9]
+
+
+def test_every_row_of_the_stream_is_kept_equally_often() -> None:
+    size, pieces, trials = 5, [3, 9, 1, 12], 4000
+    kept = [0] * sum(pieces)
+    for seed in range(trials):
+        memory: list[int] = []
+        seen = 0
+        for n in pieces:
+            memory, seen = algorithm_r(memory, seen, range(seen, seen + n), size, seed)
+        assert len(set(memory)) == size
+        for row in memory:
+            kept[row] += 1
+    tails = [stats.binomtest(k, trials, size / sum(pieces)).pvalue for k in kept]
+    assert min(tails) > 0.001 / len(kept)
+    assert sum((k - trials / 5) ** 2 for k in kept) / len(kept) < 2 * trials * 0.2 * 0.8  # nor is it too uneven as a whole
+
+
+def test_a_stream_replays_what_was_trained_before() -> None:
+    method = cltk.Reservoir(4, 0.25)
+    first = trained(method, rows(0, 12))
+    assert isinstance(first.data, list)  # nothing to replay yet
+    assert method.seen == 12
+    second = plan(rows(100, 12))
+    method.setup(second)
+    assert len(second.data) == 16
+    assert all(row in rows(0, 12) for row in (second.data[i] for i in range(12, 16)))
+    assert second.notes["reservoir"]["seen"] == 12
+    method.finish(Run(second.model, second.model))
+    assert method.seen == 24  # the replayed rows are not new
+    assert all(row in rows(0, 12) + rows(100, 12) for row in method.rows)
+
+
+def test_what_another_method_replays_is_not_new() -> None:
+    method = cltk.Reservoir(40, 0.25)
+    made = plan(rows(0, 12))
+    cltk.Replay(rows(50, 3), 0.5).setup(made)
+    method.setup(made)
+    method.finish(Run(made.model, made.model))
+    assert method.rows == rows(0, 12)
+
+
+def test_before_the_first_training_a_memory_may_be_given() -> None:
+    made = trained(cltk.Reservoir(4, 0.25, memory=rows(50, 30)), rows(0, 12))
+    assert len(made.data) == 16
+    assert all(made.data[i] in rows(50, 30) for i in range(12, 16))
+
+
+def test_the_state_goes_through_a_file(tmp_path: Path) -> None:
+    method = cltk.Reservoir(4, 0.25)
+    assert method.state_dict() == {}
+    trained(method, rows(0, 12))
+    tensors.save_tree(tmp_path / "state", method.state_dict())
+    state = tensors.load_tree(tmp_path / "state")
+    other = cltk.Reservoir(4, 0.25)
+    other.load_state_dict(state)
+    assert (other.rows, other.seen) == (method.rows, 12)
+    one, two = trained(method, rows(100, 12)), trained(other, rows(100, 12))
+    assert [one.data[i] for i in range(16)] == [two.data[i] for i in range(16)]
+    assert method.rows == other.rows
+    late = cltk.Reservoir(4, 0.25)
+    late.setup(plan(rows(100, 12)))
+    with pytest.raises(RunError, match="before attach"):
+        late.load_state_dict(state)
+
+
+def test_refusals() -> None:
+    for wrong in (lambda: cltk.Reservoir(0, 0.1), lambda: cltk.Reservoir(4, 1.0), lambda: cltk.Reservoir(4, 0.1, memory=[]),
+                  lambda: cltk.Replay([], -0.1)):  # fmt: skip
+        with pytest.raises(InputError):
+            wrong()
+    with pytest.raises(InputError, match="must have a length"):
+        cltk.Reservoir(4, 0.1).setup(plan(iter(rows(0, 3))))
+    with pytest.raises(InputError, match="less than one old row"):
+        cltk.Replay(rows(0, 2), 0.01).setup(plan(rows(0, 3)))

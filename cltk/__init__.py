@@ -26,8 +26,8 @@ _NAMES = {
             "TokenWeights", "ULMFiT", "WiSEFT",
         ],
         "cltk.mitigate",
-    ),  # fmt: skip
-}
+    ),
+}  # fmt: skip
 _PACKAGES = ("assets", "measure", "report")  # the last two can be called: cltk.measure(base, tuned, tasks), cltk.report(runs)
 
 __all__ = ["__version__", *sorted([*_NAMES, *_PACKAGES])]

@@ -142,7 +142,7 @@ class Session:
 def session(
     model: nn.Module, optimizer: Optimizer | MakeOptimizer, mitigators: Sequence[Mitigator], *, data: Any = None,
     validation: Any = None, tokenizer: Any = None, max_steps: int = 0, batch_size: int = 1, accumulation: int = 1,
-    learning_rate: float | None = None, cache: Path | None = None,
+    learning_rate: float | None = None, seed: int = 0, cache: Path | None = None,
 ) -> Session:  # fmt: skip
     """Mitigators in a bare PyTorch loop; see the top of this file. The list's order is the order of application.
 
@@ -156,6 +156,7 @@ def session(
         tokenizer: for memories given as text.
         max_steps, batch_size, accumulation: of the loop; for methods with a schedule, and replay's count of steps.
         learning_rate: the peak rate, where `optimizer` is a function; else that of the optimizer's first group.
+        seed: of what methods draw at setup (adapters).
         cache: a folder for what other runs with the same inputs can reuse (a Fisher).
 
     Raises:
@@ -165,7 +166,7 @@ def session(
         learning_rate = float(optimizer.param_groups[0]["lr"]) if isinstance(optimizer, Optimizer) else 0.0
     args = SimpleNamespace(
         learning_rate=learning_rate, max_steps=max_steps, per_device_train_batch_size=batch_size, num_train_epochs=1.0,
-        gradient_accumulation_steps=accumulation, world_size=1, seed=0,
+        gradient_accumulation_steps=accumulation, world_size=1, seed=seed,
     )  # fmt: skip
     return Session(model, optimizer, mitigators, Plan(model, data, args, tokenizer, validation, cache=cache))
 

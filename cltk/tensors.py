@@ -54,6 +54,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one (collective: every rank must call it); the tensor itself elsewhere."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def dot(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
     """sum_i <a_i, b_i> over all tensors and all shards, in float32, a scalar."""
     total = sum((x.float() * y.float()).sum() for x, y in zip(a, b, strict=True))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from cltk import tensors
+from cltk import deepspeed, tensors
 from cltk.errors import InputError
 from cltk.mitigate.interface import Mitigator, Plan, Run, counted
 from cltk.probe import head_logits
@@ -37,7 +37,7 @@ def extra_loss(terms: Sequence[Mitigator], inputs: dict[str, Any], logits_NV: Te
 
 
 def check_order(mitigators: Sequence[Mitigator]) -> None:
-    """Raises InputError: something is not a mitigator, or a method that replaces the gradient stands behind one that edits it."""
+    """Raises InputError: something is no mitigator, or a method that replaces the gradient stands behind one that edits it."""
     edited = ""
     for mitigator in mitigators:
         if not isinstance(mitigator, Mitigator):
@@ -50,8 +50,9 @@ def check_order(mitigators: Sequence[Mitigator]) -> None:
 
 
 def finishing(mitigators: Sequence[Mitigator]) -> list[Mitigator]:
-    """The order in which training ends: the list's, then those that wrapped the model, the last one first."""
-    return [m for m in mitigators if not m.wraps] + [m for m in reversed(mitigators) if m.wraps]
+    """The order in which training ends: the list's; then those that wrapped the model, the last first; then averages of it."""
+    rest = [m for m in mitigators if not m.wraps and not m.averages]
+    return rest + [m for m in reversed(mitigators) if m.wraps] + [m for m in mitigators if m.averages]
 
 
 class _Tie(torch.autograd.Function):
@@ -79,7 +80,8 @@ class MitigatorCallback(TrainerCallback):
     def __init__(self, trainer: Any, mitigators: Sequence[Mitigator], plan: Plan) -> None:
         self.trainer, self.mitigators, self.plan = trainer, list(mitigators), plan
         self.clip = 0.0
-        if any(overrides(m, "grad") for m in mitigators):
+        self.editors = [] if deepspeed.active(trainer) else self.mitigators  # of gradients and weights, step by step
+        if any(overrides(m, "grad") for m in self.editors):
             self.clip, trainer.args.max_grad_norm = float(trainer.args.max_grad_norm or 0.0), 0.0
         self.checkpoint: str | None = None
         self.busy = False
@@ -107,6 +109,9 @@ class MitigatorCallback(TrainerCallback):
             mitigator.start(run)
         if self.checkpoint:
             self._load(Path(self.checkpoint))
+        if deepspeed.active(self.trainer):
+            for mitigator in filter(deepspeed.hooked, self.mitigators):
+                self.handles += deepspeed.pull(mitigator, self._factor)  # type: ignore[arg-type]
         terms = [m for m in self.mitigators if overrides(m, "loss")]
         if terms:
             self._hook(self.trainer.accelerator.unwrap_model(run.model), terms)
@@ -135,20 +140,25 @@ class MitigatorCallback(TrainerCallback):
                 self.busy = False
             return output
 
-        self.handles = [
+        self.handles += [
             model.register_forward_pre_hook(remember, with_kwargs=True),
             model.get_decoder().register_forward_hook(tie, with_kwargs=True, prepend=True),
         ]
 
     def _scale(self, loss: Tensor) -> Tensor:
         """1 / accumulation, times the loss scale of fp16 training."""
-        return torch.full_like(loss, self._loss_scale() / self._accumulation())
+        return torch.full_like(loss, self._factor())
+
+    def _factor(self) -> float:
+        return self._loss_scale() / self._accumulation()
 
     def _accumulation(self) -> int:
         trainer = self.trainer
         return getattr(trainer, "current_gradient_accumulation_steps", None) or trainer.args.gradient_accumulation_steps
 
     def _loss_scale(self) -> float:
+        if deepspeed.active(self.trainer):
+            return deepspeed.loss_scale(self.trainer)
         scaler = getattr(self.trainer.accelerator, "scaler", None)
         return scaler.get_scale() if scaler is not None else 1.0
 
@@ -180,7 +190,7 @@ class MitigatorCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         run = self.run()
         self.busy = True  # extra passes of a mitigator carry no extra losses
-        for mitigator in self.mitigators:
+        for mitigator in self.editors:
             mitigator.grad(run)
         self.busy = False
         self.batches.clear()
@@ -192,7 +202,7 @@ class MitigatorCallback(TrainerCallback):
         run = self.run()
         run.step += 1  # Trainer counts the step after this event
         self.busy = True
-        for mitigator in self.mitigators:
+        for mitigator in self.editors:
             mitigator.step(run)
         self.busy = False
 
@@ -221,8 +231,9 @@ class MitigatorCallback(TrainerCallback):
             handle.remove()
         self.handles = []
         run = self.run()
-        for mitigator in finishing(self.mitigators):
-            mitigator.finish(run)
+        with deepspeed.whole(run.model, edit=True):
+            for mitigator in finishing(self.mitigators):
+                mitigator.finish(run)
         if run.model is not self.trainer.model:  # merged adapters: a plain model again
             self.trainer.model = self.trainer.model_wrapped = run.model
 
@@ -245,15 +256,16 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
         InputError: something in the list is not a mitigator, a method's input is wrong, or the engine cannot run it.
     """
     check_order(mitigators)
-    for mitigator in mitigators:
-        _check_engine(trainer, mitigator)
+    for mitigator in mitigators if deepspeed.active(trainer) else ():
+        deepspeed.check(mitigator)
     if not mitigators:
         return trainer
     if any(isinstance(callback, MitigatorCallback) for callback in trainer.callback_handler.callbacks):
         raise InputError("attach: this trainer has mitigators already; pass all of them in one list")
     plan = Plan(trainer.model, trainer.train_dataset, trainer.args, trainer.processing_class, trainer.eval_dataset, cache=cache)
-    for mitigator in mitigators:
-        mitigator.setup(plan)
+    with deepspeed.whole(trainer.model):
+        for mitigator in mitigators:
+            mitigator.setup(plan)
     if plan.model is not trainer.model:
         trainer.model = trainer.model_wrapped = plan.model
     trainer.train_dataset = plan.data
@@ -266,14 +278,6 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
     _wrap(trainer, callback)
     trainer.cltk_plan = plan
     return trainer
-
-
-def _check_engine(trainer: Any, mitigator: Mitigator) -> None:
-    if getattr(trainer, "is_deepspeed_enabled", False) and any(overrides(mitigator, hook) for hook in ("grad", "step")):
-        raise InputError(
-            f"{type(mitigator).__name__}: DeepSpeed steps inside backward, so gradients and updates cannot be edited;"
-            " use DDP or FSDP2 (accelerate's fsdp_version: 2) for this method"
-        )
 
 
 def _scale_rates(trainer: Any, plan: Plan) -> None:

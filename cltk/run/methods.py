@@ -81,7 +81,11 @@ PATH_KEYS = ("memory", "importance", "validation", "prompts")
 def _resolve(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
     resolved: dict[str, Any] = {}
     for key, value in arguments.items():
-        if isinstance(value, dict):
+        if key == "memories":  # several paths: by name or in a list
+            named = value.items() if isinstance(value, dict) else enumerate(value)
+            found = {name: resolve_path(one, folder, key) if isinstance(one, str) else one for name, one in named}
+            resolved[key] = found if isinstance(value, dict) else list(found.values())
+        elif isinstance(value, dict):
             resolved[key] = _resolve(value, folder)
         else:
             resolved[key] = resolve_path(value, folder, key) if key in PATH_KEYS and isinstance(value, str) else value

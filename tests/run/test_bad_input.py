@@ -40,7 +40,7 @@ EDITS: list[tuple[str, Callable[[str], str], list[str]]] = [
     ("unknown training argument", lambda t: t.replace("max_steps", "max_step"), ["experiment.yaml:7", "'max_steps'"]),
     ("training argument's type", lambda t: t.replace("3.0e-3", "fast"), ["experiment.yaml:7", "learning_rate", "'fast'"]),
     ("training argument's value", lambda t: t.replace("logging_steps: 2", "lr_scheduler_type: wavy"), ["train", "wavy"]),
-    ("float16 without a GPU", lambda t: t.replace("logging_steps: 2", "fp16: true"), ["experiment.yaml:7", "train.fp16", "no GPU"]),
+    ("float16 without a GPU", lambda t: t.replace("logging_steps: 2", "fp16: true"), ["experiment.yaml:7", "fp16", "no GPU"]),
     ("unknown mitigator", lambda t: t.replace("[ewc:", "[ecw:"), ["experiment.yaml:18", "'ecw'", "'ewc'"]),
     ("unknown argument", lambda t: t.replace("factor", "facter"), ["experiment.yaml:15", "low_lr.facter", "'factor'"]),
     ("argument's type", lambda t: t.replace("factor: 0.5", "factor: slow"), ["experiment.yaml:15", "low_lr.factor", "'slow'"]),

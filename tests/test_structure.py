@@ -15,6 +15,7 @@ LAYERS = [
     {"errors"},
     {"tensors", "packages", "brown", "corpora", "assets", "data", "packing", "probe", "models", "progress"},
     {"mitigate", "measure"},
+    {"deepspeed"},
     {"trainer"},
     {"loop"},
     {"run"},

@@ -117,7 +117,7 @@ def test_the_command_lists_and_shows(capsys: pytest.CaptureFixture[str], monkeyp
     assert "strength/2 sum_i F_i" in shown
     assert main(["methods", "si"]) == 0
     formula = [
-        line.split()[0] for line in capsys.readouterr().out.splitlines() if "mega_i" in line and "=" in line or "L +" in line
+        line.split()[0] for line in capsys.readouterr().out.splitlines() if ("mega_i" in line and "=" in line) or "L +" in line
     ]
     assert formula == ["omega_i", "Omega_i", "L"]  # line by line, not run together
 

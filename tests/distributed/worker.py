@@ -1,0 +1,162 @@
+"""One rank of a launch: trains job after job under one engine and saves each one's final weights, or why it was refused.
+
+    python -m tests.distributed.worker ENGINE FOLDER JOB...
+
+ENGINE is single, ddp, fsdp2, zero1, zero2 or zero3; FOLDER holds the start model. A job is the name of a case of the table, or
+`penalty-HOW-ACCUMULATION` with HOW one of autograd (the penalty in the loss), ewc, l2_sp, none.
+"""
+
+from __future__ import annotations
+
+import copy
+import faulthandler
+import gc
+import logging
+import sys
+import warnings
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.state import DistributedType, PartialState
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
+
+import cltk
+from cltk import tensors
+from cltk.data import Collator, tokenize_pairs
+from cltk.errors import InputError, RunError
+from cltk.mitigate.importance import Importance
+from tests.conftest import sentences
+from tests.mitigator_cases import CASES
+
+OLD = sentences(60, seed=1)
+STRENGTH = 20.0
+UNION = 4  # rows of all ranks together in a micro-batch
+
+
+@cache
+def start(folder: Path) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """Model, tokeniser and rows, read once: before any DeepSpeed configuration exists, so that the weights are whole."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pairs = [{"q": f"{s} why", "a": f" {s.split()[0]}"} for s in sentences(72, seed=5)]
+    return AutoModelForCausalLM.from_pretrained(folder), tokenizer, tokenize_pairs(pairs, tokenizer, prompt="q", completion="a")
+
+
+def random_importance(model: Any) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return {name: torch.rand(p.shape, generator=generator) for name, p in tensors.trainable(model)}
+
+
+class PenaltyInLoss(Trainer):
+    """The reference: autograd differentiates the penalty."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None) -> Any:
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        total = loss
+        for name, parameter in tensors.trainable(model):
+            anchor, weight = (tensors.like(parameter, named[name]) for named in (self.anchors, self.weights))
+            term = (weight * (parameter - anchor) ** 2).sum()
+            total = total + STRENGTH / 2 / self.args.gradient_accumulation_steps * tensors.whole(term)
+        return total
+
+
+def settings(engine: str) -> dict[str, Any]:
+    """What the engine asks of TrainingArguments."""
+    if engine == "fsdp2":
+        return {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
+    if engine.startswith("zero"):
+        config = {
+            "zero_optimization": {"stage": int(engine[-1]), "stage3_param_persistence_threshold": 0},
+            "zero_allow_untested_optimizer": True, "gradient_clipping": "auto", "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+        }  # fmt: skip
+        return {"deepspeed": config}
+    return {}
+
+
+def trainer_of(engine: str, folder: Path, cls: type[Trainer] = Trainer, **changes: Any) -> Any:
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    model, tokenizer, rows = start(folder)
+    defaults: dict[str, Any] = {
+        "max_steps": 3, "learning_rate": 3e-3, "adam_epsilon": 1e-3,  # a small one makes the noise of sums visible
+        "per_device_train_batch_size": UNION // world, "report_to": "none", "use_cpu": True, "save_strategy": "no",
+        "disable_tqdm": True, "logging_steps": 1, "seed": 7, "remove_unused_columns": False, "dataloader_pin_memory": False,
+        "ddp_backend": "gloo" if world > 1 else None,
+    }  # fmt: skip
+    args = TrainingArguments(str(folder / "trainer"), **(defaults | changes | settings(engine)))
+    if engine == "fsdp2":  # accelerate offers FSDP on accelerators alone; gloo shards on a CPU as well
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    set_seed(args.seed)
+    return cls(
+        model=copy.deepcopy(model), args=args, train_dataset=rows[:64], eval_dataset=rows[64:], data_collator=Collator(1),
+        processing_class=tokenizer,
+    )  # fmt: skip
+
+
+def penalty(engine: str, folder: Path, how: str, accumulation: int) -> Any:
+    """SGD and no Adam: its square root would blur what is compared. Clipping is on, and must see the penalty."""
+    changes = {"gradient_accumulation_steps": accumulation, "optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.3}
+    trainer = trainer_of(engine, folder, PenaltyInLoss if how == "autograd" else Trainer, **changes)
+    model = start(folder)[0]
+    trainer.anchors, trainer.weights = tensors.snapshot(model), random_importance(model)
+    if how == "ewc":
+        cltk.attach(trainer, [cltk.EWC(STRENGTH, Importance(trainer.weights))])
+    if how == "l2_sp":  # EWC with importance 1
+        cltk.attach(trainer, [cltk.L2SP(STRENGTH, form="gradient")])
+    return trainer
+
+
+def train(engine: str, folder: Path, job: str) -> Any:
+    """The trainer after the job. Raises InputError or RunError: the engine cannot do it."""
+    if job.startswith("penalty-"):
+        _, how, accumulation = job.split("-")
+        trainer = penalty(engine, folder, how, int(accumulation))
+    else:
+        trainer = cltk.attach(trainer_of(engine, folder), [CASES[job].active(OLD)])
+    trainer.train()
+    return trainer
+
+
+def final_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Whole weights, whatever holds them; every rank must call it."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "ds_id"):
+            from deepspeed.zero import GatheredParameters
+
+            with GatheredParameters([parameter]):
+                found[tensors.clean(name)] = parameter.detach().clone()
+        else:
+            found[tensors.clean(name)] = tensors.whole(parameter.detach()).clone()
+    return found
+
+
+def outcome(engine: str, folder: Path, job: str) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            trainer = train(engine, folder, job)
+        except (InputError, RunError) as error:
+            return {"refused": str(error)}
+        return {"weights": final_weights(trainer.model), "engine": type(trainer.model_wrapped).__name__}
+
+
+def main(engine: str, folder: Path, jobs: list[str]) -> None:
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    gc.freeze()  # what was imported: Trainer collects garbage at the end of each training, two seconds a time
+    out = folder / engine
+    out.mkdir(exist_ok=True)
+    faulthandler.dump_traceback_later(120, repeat=True)
+    for job in jobs:
+        torch.save(outcome(engine, folder, job), out / f"{job}.{dist.get_rank()}.pt")
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

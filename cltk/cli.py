@@ -95,6 +95,31 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--rtol", type=float, help="stop at this relative standard error of the trace, such as 0.05")
     sub.add_argument("--seed", type=int, default=0)
 
+    sub = command("estimate", estimate, "bytes a training will hold on each GPU, from the model's config alone")
+    sub.add_argument("model", nargs="?", help="folder, hub id or asset:NAME (default: the YAML's)")
+    sub.add_argument("--yaml", type=Path, help="an experiment: its settings, a line for each of its methods")
+    sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: float32)")
+    sub.add_argument("--optim", help="as in TrainingArguments (default: adamw_torch_fused)")
+    sub.add_argument("--method", nargs="+", metavar="NAME", default=[], help="mitigators, with their default arguments")
+    sub.add_argument("--gpus", type=int)
+    sub.add_argument("--sharding", choices=["none", "ddp", "fsdp", "zero1", "zero2", "zero3"])
+    sub.add_argument("--batch", type=int, help="rows of a micro-batch on one GPU (default: 8)")
+    sub.add_argument("--length", type=int, help="tokens of a row (default: 512)")
+    sub.add_argument("--accumulation", type=int, help="micro-batches a step (default: 1)")
+    sub.add_argument("--counted", type=float, help="share of positions whose loss counts (default: 1)")
+    sub.add_argument("--checkpointing", action="store_true", default=None, help="gradient checkpointing")
+    sub.add_argument("--autocast", action="store_true", default=None, help="bfloat16 products of float32 weights (train.bf16)")
+    sub.add_argument("--json", action="store_true", help="as JSON on standard output, in bytes")
+
+    sub = command("reproduce", reproduce, "run a record's cell again and compare every number; exit code 0 or 1")
+    sub.add_argument("record", type=Path, help="a record.json, or a folder of records")
+    sub.add_argument("--out", type=Path, help="where the new records go (default: runs/reproduced-NAME)")
+    sub.add_argument("--tolerance", type=float, default=0.0, help="difference to accept, relative (default: 0, bit for bit)")
+
+    sub = command("methods", methods, "list the methods, or show one's card: formula, cost, settings, examples")
+    sub.add_argument("name", nargs="?", help="a method's name, as in an experiment's YAML")
+    sub.add_argument("--json", action="store_true", help="as JSON on standard output")
+
     sub = command("assets", assets, "list, fetch or locate the pinned models and data sets")
     sub.add_argument("action", choices=["list", "fetch", "path"])
     sub.add_argument("names", nargs="*", metavar="NAME")
@@ -233,6 +258,64 @@ def fisher(options: argparse.Namespace) -> int:
     partial.unlink(missing_ok=True)
     shown = {key: result.info[key] for key in ("kind", "level", "sequences", "tokens", "relative_se") if key in result.info}
     print(f"{options.out}: {json.dumps(shown)}")
+    return 0
+
+
+def estimate(options: argparse.Namespace) -> int:
+    """`cltk estimate`: memory before money."""
+    from dataclasses import fields
+
+    from rich.console import Console
+
+    from cltk.run import estimate as memory
+
+    given = {f.name: v for f in fields(memory.Setup) if (v := getattr(options, f.name, None)) is not None}
+    if options.yaml is not None and options.method:
+        raise InputError("estimate: --yaml names its methods itself; drop --method, or --yaml")
+    if options.yaml is None and options.model is None:
+        raise InputError("estimate: name a model, or an experiment with --yaml")
+    if options.yaml is not None:
+        found = memory.estimate_yaml(options.yaml, options.model, **given)
+    else:
+        found = [memory.estimate_model(options.model, memory.Setup(**given), options.method)]
+    if options.json:
+        print(json.dumps([one.to_json() for one in found], indent=1))
+    else:
+        Console().print(memory.table(found))
+    return 0
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """`cltk reproduce`: 0 when every record was reproduced, 1 when one was not."""
+    from cltk.progress import Bar
+    from cltk.run.reproduce import reproduce as again
+    from cltk.run.speed import tune_allocator
+
+    tune_allocator()
+    with Bar() as bar:
+        found = again(options.record, options.out, options.tolerance, bar)
+    for one in found:
+        print("\n".join(one.lines()))
+    return int(any(one.beyond for one in found))
+
+
+def methods(options: argparse.Namespace) -> int:
+    """`cltk methods`: the table of all cards, or one card."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from cltk.mitigate import catalog
+
+    if options.json:
+        chosen = [catalog.card(options.name)] if options.name else list(catalog.cards().values())
+        print(json.dumps([asdict(card) for card in chosen], indent=1))
+    elif options.name:
+        Console().print(Markdown(catalog.card(options.name).markdown()))
+    else:
+        console = Console()
+        console.print(catalog.table(console.width))
     return 0
 
 

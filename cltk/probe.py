@@ -22,7 +22,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: FSDP would keep inference tensors as its buffers and break in training
             yield
     finally:
         for module, training in modes.items():

@@ -258,6 +258,12 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
     check_order(mitigators)
     for mitigator in mitigators if deepspeed.active(trainer) else ():
         deepspeed.check(mitigator)
+    for mitigator in mitigators if trainer.args.torch_compile else ():
+        if overrides(mitigator, "loss"):
+            raise InputError(
+                f"{type(mitigator).__name__}: its loss is tied to the hidden states by hooks, which a compiled model does"
+                " not call; train without torch_compile, or in a loop of your own with cltk.session"
+            )
     if not mitigators:
         return trainer
     if any(isinstance(callback, MitigatorCallback) for callback in trainer.callback_handler.callbacks):

@@ -1,0 +1,254 @@
+"""`cltk estimate`: what a training will hold in memory, from the model's config alone (meta device; no weights, no data).
+
+Per GPU:   peak = weights + optimiser + mitigators + the largest of four moments
+
+    loss       saved(L layers) + logits                  + gradients, where they are accumulated
+    layer      saved(L layers) + head's gradient + work    (with checkpointing: L inputs + saved(1))
+    embedding  gradients + work of a layer + one dense gradient of the embedding, where it is tied to the head
+    step       gradients + the optimiser's and the mitigators' temporaries
+
+Backward frees a layer's saved tensors while it makes its gradients, and both are linear in the layer, so that the peak is at
+an end. What one layer saves for its backward pass, bytes a token; h hidden, q = heads x head size, k = key-value heads x
+head size, m intermediate, a bytes of an activation (2 in bfloat16 and float16):
+
+    2 norms        2 (4 h + a h + 4)    the input in float32, its normalised value, 1 / rms (LayerNorm: a h + 8, the input)
+    q, k, v        a h              one input for three products; autocast of float32 weights casts it for each: 3 a h
+    attention      a (2 q + 2 k) + 4 heads          q, k, v, output, log-sum-exp; fused kernels: no T x T matrix, no mask
+    output         0                its input is attention's output
+    MLP            a h + 4 a m      input (autocast: 2 a h), gate, silu(gate), up, their product (without gate: a h + 2 a m)
+    residuals      0                an addition saves nothing
+
+So a Llama layer in float32 saves 24 h + 8 q + 8 k + 4 heads + 16 m + 8 bytes a token. Behind all layers: 4 h + 2 a h for the
+last norm and the head, and 12 V for each position whose loss counts: float32 log-probabilities, their gradient, and the logits'
+gradient at once (the forward pass holds less). With checkpointing a layer keeps its input, a h. `work` is a layer's
+gradients under way: a (3 m + h) a token. Frozen norms (adapters) do not save the normalised value; below the lowest trained
+parameter nothing is saved.
+
+Not counted: the CUDA context (about 0.5 GiB), fragmentation, evaluation and merging behind the training, padding masks (these
+repeat keys and values to q), attention without a fused kernel, mixtures of experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cltk.errors import InputError
+from cltk.run.methods import method_name, nearest
+from cltk.run.needs import Needs, needs_of
+from cltk.run.shape import Shape, meta_model, shape_of
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SHARDINGS = ("none", "ddp", "fsdp", "zero1", "zero2", "zero3")
+STATES = {  # optimiser -> bytes of its state a parameter of so many bytes
+    "adamw_torch": lambda size: 2 * size, "adamw_torch_fused": lambda size: 2 * size, "adamw_8bit": lambda size: 2,
+    "adamw_bnb_8bit": lambda size: 2, "adafactor": lambda size: 0, "lion_32bit": lambda size: size, "lion_8bit": lambda size: 1,
+    "rmsprop": lambda size: size, "adagrad": lambda size: size, "sgd": lambda size: 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How it is trained. `counted` is the share of positions whose loss counts (and whose logits are made)."""
+
+    dtype: str = "float32"
+    optim: str = "adamw_torch_fused"
+    gpus: int = 1
+    sharding: str = "none"
+    batch: int = 8
+    length: int = 512
+    accumulation: int = 1
+    checkpointing: bool = False
+    autocast: bool = False
+    counted: float = 1.0
+
+    def __post_init__(self) -> None:
+        for key, known in (("dtype", BYTES), ("optim", STATES), ("sharding", SHARDINGS)):
+            if getattr(self, key) not in known:
+                raise InputError(
+                    f"estimate: {key} {getattr(self, key)!r} is not known{nearest(str(getattr(self, key)), known)}"
+                )
+        for key in ("gpus", "batch", "length", "accumulation"):
+            if getattr(self, key) < 1:
+                raise InputError(f"estimate: {key} is {getattr(self, key)}; give at least 1")
+        if not 0 < self.counted <= 1:
+            raise InputError(f"estimate: counted is {self.counted}; give a share above 0, at most 1")
+        if self.sharding == "none" and self.gpus > 1:
+            raise InputError(f"estimate: {self.gpus} GPUs need a sharding: {', '.join(SHARDINGS[1:])}")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes per GPU. The parts are what stands at the peak, so that they add up to it."""
+
+    method: str
+    parameters: int
+    trained: int
+    weights: int
+    gradients: int
+    optimizer: int
+    mitigators: int
+    activations: int  # with temporaries
+    peak: int
+    moment: str  # loss, layer, embedding or step
+    host: int  # CPU memory for mitigators (on a machine without GPU it is the same memory)
+    rule: int  # 4 x parameters x bytes, on all GPUs together
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def layer_bytes(shape: Shape, setup: Setup) -> int:
+    """What one decoder layer saves for backward, a token: the table above."""
+    narrow = setup.autocast or setup.dtype != "float32"
+    size, stream = 2 if narrow else 4, BYTES[setup.dtype]
+    h, q, k, m = shape.hidden, shape.query, shape.shared, shape.inner
+    cast = narrow and (setup.dtype == "float32" or bool(shape.adapters))  # every product has an input of its own
+    at = 4 if shape.adapters and not setup.autocast else size
+    norms = 2 * (4 * h + (0 if shape.adapters else stream * h) + 4) if shape.rms else 2 * (stream * h + 8)
+    attention = size * (2 * q + 2 * k) + 4 * shape.heads
+    mlp = (4 if shape.gated else 2) * size * m
+    inputs = at * h * ((5 if shape.gated else 4) if cast else 2)
+    if cast and shape.adapters:
+        inputs += at * (q + m)
+    return norms + attention + mlp + inputs + at * shape.ranks
+
+
+def estimate(shape: Shape, setup: Setup, mitigators: Sequence[Any] = ()) -> Estimate:
+    """The formulas at the top of this file."""
+    names = {str(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in mitigators}
+    needs = needs_of(mitigators)
+    sharded, parts = setup.sharding not in ("none", "ddp"), _divisors(setup)
+    size = 4 if setup.sharding == "fsdp" else BYTES[setup.dtype]  # accelerate's FSDP2 keeps float32 weights
+    trained = shape.adapters or shape.trained
+    grad = 4 if shape.adapters else size
+    weights = (shape.parameters * size + shape.adapters * 4) // parts["weights"]
+    gradients = trained * grad // parts["gradients"]
+    master = 4 if setup.sharding.startswith("zero") and grad == 2 else 0  # DeepSpeed: float32 weights and moments
+    state = STATES[setup.optim](4 if master else grad) + master
+    optimizer = trained * state // parts["optimizer"]
+    own = needs.own * grad + needs.wide * 4
+    kept = round(trained * own / parts["weights"] + needs.frozen * shape.parameters * size / parts["weights"])
+    kept += round(needs.floats(shape) * 4)
+    moments = _moments(shape, setup, needs, gradients, grad)
+    moment = max(moments, key=lambda name: sum(moments[name]))
+    there, rest = moments[moment]
+    notes = [f"{name}: its state is not known here and counts as none" for name in sorted(names & needs.unknown)]
+    if sharded and "lora" in names and setup.sharding in ("fsdp", "zero3"):
+        notes.append("lora: adapters are merged into whole weights; use ddp")
+    return Estimate(
+        method_name(list(mitigators)), shape.parameters, trained, weights, there, optimizer, kept, rest,
+        weights + optimizer + kept + there + rest, moment, round(trained * (needs.host * grad + needs.host_wide * 4)),
+        4 * shape.parameters * BYTES[setup.dtype], tuple(notes),
+    )  # fmt: skip
+
+
+def _moments(shape: Shape, setup: Setup, needs: Needs, gradients: int, grad: int) -> dict[str, tuple[int, int]]:
+    """Moment -> (gradients, activations and temporaries)."""
+    narrow = setup.autocast or setup.dtype != "float32"
+    size, stream = 2 if narrow else 4, BYTES[setup.dtype]
+    tokens, h, layer = setup.batch * setup.length, shape.hidden, layer_bytes(shape, setup)
+    saved = tokens * shape.layers * (stream * h if setup.checkpointing else layer)
+    saved += needs.second(setup.batch) * shape.layers * (stream * h if setup.checkpointing else layer)
+    one = tokens * layer if setup.checkpointing else 0
+    counted = round(tokens * setup.counted)
+    logits = tokens * (4 + stream) * h + counted * (size * h + (12 + needs.logits) * shape.vocabulary)
+    work = tokens * size * (3 * shape.inner + h)
+    always = 0
+    if setup.sharding in ("fsdp", "zero3"):
+        always = 2 * size * shape.largest + size * shape.largest  # this layer and the next, gathered, and its gradient
+    if setup.sharding == "ddp":
+        always = gradients  # buckets
+    if setup.autocast and setup.dtype == "float32":
+        always += 2 * (shape.parameters - shape.embedding)  # autocast's copies of the weights
+    so_far = gradients if setup.accumulation > 1 else 0
+    head = 0 if so_far else shape.head * grad // _divisors(setup)["gradients"]
+    dense = shape.embedding * grad if shape.tied or so_far else 0
+    temporaries = round((shape.adapters or shape.trained) * grad * needs.step / _divisors(setup)["weights"])
+    return {
+        "loss": (so_far, saved + logits + always),
+        "layer": (so_far or head, saved + one + work + always),
+        "embedding": (gradients, max(tokens * layer + work if shape.layers else 0, dense) + always),
+        "step": (gradients, temporaries + (gradients if setup.sharding == "ddp" else 0)),
+    }
+
+
+def _divisors(setup: Setup) -> dict[str, int]:
+    """Over how many GPUs each part is spread."""
+    level = {"none": 0, "ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp": 3}[setup.sharding]
+    return {
+        "optimizer": setup.gpus if level >= 1 else 1,
+        "gradients": setup.gpus if level >= 2 else 1,
+        "weights": setup.gpus if level >= 3 else 1,
+    }
+
+
+def estimate_yaml(file: str | Path, model: str | None = None, **given: Any) -> list[Estimate]:
+    """One estimate for every distinct method of an experiment; `given` goes before what the file says.
+
+    The machine is not asked: tf32, bf16 and fp16 may be set where there is no GPU.
+    """
+    from cltk.run.config import _read_with_base, validate
+
+    data, lines, files = _read_with_base(Path(file), ())
+    train = data.get("train")
+    bf16 = bool(isinstance(train, dict) and (train.get("bf16") or train.get("fp16")))
+    if isinstance(train, dict):
+        data = {**data, "train": {key: value for key, value in train.items() if key not in ("tf32", "bf16", "fp16")}}
+    plan = validate(data, Path(file), lines, files)
+    done: dict[str, Estimate] = {}
+    for cell in plan.cells:
+        spec = model or cell.config.model.pretrained
+        local = plan.folder / spec
+        found = _setup_of(cell.config, bf16)
+        done.setdefault(cell.method, replace(
+            estimate_model(str(local) if local.is_dir() else spec, replace(found, **given), cell.config.mitigators),
+            method=cell.method,
+        ))  # fmt: skip
+    return list(done.values())
+
+
+def _setup_of(config: Any, bf16: bool) -> Setup:
+    train = config.train
+    return Setup(
+        dtype=config.model.dtype, optim=str(train.get("optim", "adamw_torch_fused")),
+        batch=int(train.get("per_device_train_batch_size", 8)), length=config.data.max_length,
+        accumulation=int(train.get("gradient_accumulation_steps", 1)),
+        checkpointing=any(train.get(f"{what}_checkpointing") for what in ("activation", "gradient")), autocast=bf16,
+    )  # fmt: skip
+
+
+def estimate_model(spec: str | Path, setup: Setup, mitigators: Sequence[Any] = ()) -> Estimate:
+    """From a folder, hub id or asset:NAME, whose config alone is read."""
+    return estimate(shape_of(meta_model(spec), mitigators), setup, mitigators)
+
+
+def table(estimates: Sequence[Estimate]) -> Any:
+    """A rich table: a row a method, GB (10^9 bytes) per GPU."""
+    from rich import box
+    from rich.table import Table
+
+    def gb(count: float) -> str:
+        return f"{count / 1e9:.2f}"
+
+    rows = [
+        [e.method, f"{e.trained / 1e6:.1f} M"]
+        + [gb(part) for part in (e.weights, e.gradients, e.optimizer, e.mitigators, e.activations, e.peak)]
+        + [e.moment]
+        for e in estimates
+    ]
+    first = estimates[0]
+    notes = ["GB on each GPU; optim. is the optimiser's state, mitig. the methods', activ. has all temporaries"]
+    notes += [f"{e.method}: {gb(e.host)} GB more in CPU memory" for e in estimates if e.host]
+    notes += dict.fromkeys(note for e in estimates for note in e.notes)
+    title = f"{first.parameters / 1e6:.1f} M parameters; rule of thumb, 4 x parameters x bytes: {gb(first.rule)} GB in all"
+    heads = ["method", "trained", "weights", "grads", "optim.", "mitig.", "activ.", "peak", "at"]
+    shown = Table(title=title, caption="\n".join(notes), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    for head in heads:
+        shown.add_column(head, justify="left" if head in ("method", "at") else "right", no_wrap=head == "method")
+    for row in rows:
+        shown.add_row(*row)
+    return shown

@@ -41,7 +41,7 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", bos_token="<end>", pad_token="<pad>")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., Any]:
     """tiny(kind="llama", seed=0, **config): a random causal language model of some 20,000 parameters."""
 

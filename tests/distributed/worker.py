@@ -149,6 +149,10 @@ def main(engine: str, folder: Path, jobs: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     gc.freeze()  # what was imported: Trainer collects garbage at the end of each training, two seconds a time
+    if engine.startswith("zero"):
+        from deepspeed.ops import __compatible_ops__
+
+        __compatible_ops__["deepspeed_shm_comm"] = False  # a C++ build of minutes, for what gloo does as well
     out = folder / engine
     out.mkdir(exist_ok=True)
     faulthandler.dump_traceback_later(120, repeat=True)

@@ -80,6 +80,6 @@ def whole(model: nn.Module, edit: bool = False) -> AbstractContextManager[Any]:
     pieces = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
     if not pieces:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    from deepspeed import zero
 
-    return GatheredParameters(pieces, modifier_rank=0 if edit else None)
+    return zero.GatheredParameters(pieces, modifier_rank=0 if edit else None)

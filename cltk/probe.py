@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cltk import tensors
 from cltk.data import IGNORED, Collator, Row
 
 
@@ -27,6 +28,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+        tensors.reshard(model)
 
 
 def row_nll(

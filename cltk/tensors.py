@@ -59,6 +59,14 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def reshard(model: nn.Module) -> None:
+    """Back to shards after passes without a backward: FSDP2 leaves its root whole, and `zero_grad` would miss the shards'."""
+    part: Any
+    for part in model.modules():
+        if hasattr(part, "reshard"):
+            part.reshard()
+
+
 def dot(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
     """sum_i <a_i, b_i> over all tensors and all shards, in float32, a scalar."""
     total = sum((x.float() * y.float()).sum() for x, y in zip(a, b, strict=True))

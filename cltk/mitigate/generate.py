@@ -88,7 +88,8 @@ def sample(model: Any, contexts: Sequence[Ids], end: int | None, pad: int, setti
         torch.manual_seed(seed)
         found: Tensor = model.generate(
             input_ids=ids_BT, attention_mask=mask_BT, do_sample=True, top_k=0, num_beams=1, repetition_penalty=1.0,
-            use_cache=True, pad_token_id=pad, eos_token_id=end, **settings,
+            use_cache=True, pad_token_id=pad, eos_token_id=end,
+            synced_gpus=False, **settings,  # each rank holds a whole model and writes its own share, under ZeRO-3 too
         )  # fmt: skip
     return [_until(written, end) for written in found[:, longest:].tolist()]
 

@@ -125,9 +125,9 @@ def final_weights(model: Any) -> dict[str, torch.Tensor]:
     found = {}
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_id"):
-            from deepspeed.zero import GatheredParameters
+            from deepspeed import zero
 
-            with GatheredParameters([parameter]):
+            with zero.GatheredParameters([parameter]):
                 found[tensors.clean(name)] = parameter.detach().clone()
         else:
             found[tensors.clean(name)] = tensors.whole(parameter.detach()).clone()

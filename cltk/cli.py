@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+Command = Callable[[str, Any, str], argparse.ArgumentParser]  # name, function, help
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with one line for a wrong call."""
 
@@ -39,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands and their options; each command is a function below."""
+    """All commands; each one is a function below."""
     top = Parser(prog="cltk", description="Measure what a language model forgets when it is fine-tuned, and prevent it.")
     top.add_argument("--version", action="version", version=f"cltk {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
@@ -49,38 +52,18 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=run)
         return sub
 
+    _training(command)
+    _measuring(command)
+    _looking_up(command)
+    return top
+
+
+def _training(command: Command) -> None:
+    """Options of what trains, or prepares a training."""
     sub = command("run", run, "run an experiment: evaluate, train every cell, evaluate, record")
     sub.add_argument("file", type=Path, help="the experiment's YAML")
     sub.add_argument("--out", type=Path, help="where records go (default: train.output_dir, else runs/NAME)")
     sub.add_argument("--dry-run", action="store_true", help="print the cells and their cost in tokens; load no weights")
-
-    sub = command("measure", measure, "compare two checkpoints: what did TUNED forget that BASE knew?")
-    sub.add_argument("base", help="folder, hub id or asset:NAME")
-    sub.add_argument("tuned", help="folder, hub id or asset:NAME")
-    sub.add_argument("--tasks", default="", help="lm-eval task names, separated by commas")
-    sub.add_argument(
-        "--text", action="append", default=[], metavar="FILE", help="held-out text whose NLL is compared; repeatable"
-    )
-    sub.add_argument("--limit", type=int, help="documents of each task")
-    sub.add_argument("--num-fewshot", type=int)
-    sub.add_argument("--include-path", type=Path, help="folder of task YAML, such as evals/tasks")
-    sub.add_argument("--batch-size", default="auto")
-    sub.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
-    sub.add_argument("--chat-template", action="store_true")
-    sub.add_argument("--scorer", choices=["prefix", "stock"], default="prefix")
-    sub.add_argument("--json", type=Path, help="write the result here, documents included")
-
-    sub = command("power", power, "before a run: what forgetting can these tasks show?")
-    sub.add_argument("--tasks", required=True, help="lm-eval task names, separated by commas")
-    sub.add_argument("--include-path", type=Path, help="folder of task YAML, such as evals/tasks")
-    sub.add_argument("--limit", type=int, help="documents of each task")
-    sub.add_argument("--effect", type=float, default=0.03, help="the accuracy lost that you want to show; 0.03 is 3 pp")
-    sub.add_argument("--discordance", type=float, default=0.10, help="documents that flip, either way; 0.10 is 10 %%")
-    sub.add_argument("--base", help="score this model too: folder, hub id or asset:NAME; without it no weights are loaded")
-
-    sub = command("report", report, "print the tables of an output folder")
-    sub.add_argument("runs", type=Path, help="a folder that `cltk run` wrote, or a record")
-    sub.add_argument("--markdown", type=Path, help="also write Markdown here")
 
     sub = command("fisher", fisher, "compute the diagonal Fisher information of a model on old-domain text")
     sub.add_argument("model", help="folder, hub id or asset:NAME")
@@ -116,6 +99,40 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="where the new records go (default: runs/reproduced-NAME)")
     sub.add_argument("--tolerance", type=float, default=0.0, help="difference to accept, relative (default: 0, bit for bit)")
 
+
+def _measuring(command: Command) -> None:
+    """Options of what measures, plans and reports."""
+    sub = command("measure", measure, "compare two checkpoints: what did TUNED forget that BASE knew?")
+    sub.add_argument("base", help="folder, hub id or asset:NAME")
+    sub.add_argument("tuned", help="folder, hub id or asset:NAME")
+    sub.add_argument("--tasks", default="", help="lm-eval task names, separated by commas")
+    sub.add_argument(
+        "--text", action="append", default=[], metavar="FILE", help="held-out text whose NLL is compared; repeatable"
+    )
+    sub.add_argument("--limit", type=int, help="documents of each task")
+    sub.add_argument("--num-fewshot", type=int)
+    sub.add_argument("--include-path", type=Path, help="folder of task YAML, such as evals/tasks")
+    sub.add_argument("--batch-size", default="auto")
+    sub.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    sub.add_argument("--chat-template", action="store_true")
+    sub.add_argument("--scorer", choices=["prefix", "stock"], default="prefix")
+    sub.add_argument("--json", type=Path, help="write the result here, documents included")
+
+    sub = command("power", power, "before a run: what forgetting can these tasks show?")
+    sub.add_argument("--tasks", required=True, help="lm-eval task names, separated by commas")
+    sub.add_argument("--include-path", type=Path, help="folder of task YAML, such as evals/tasks")
+    sub.add_argument("--limit", type=int, help="documents of each task")
+    sub.add_argument("--effect", type=float, default=0.03, help="the accuracy lost that you want to show; 0.03 is 3 pp")
+    sub.add_argument("--discordance", type=float, default=0.10, help="documents that flip, either way; 0.10 is 10 %%")
+    sub.add_argument("--base", help="score this model too: folder, hub id or asset:NAME; without it no weights are loaded")
+
+    sub = command("report", report, "print the tables of an output folder")
+    sub.add_argument("runs", type=Path, help="a folder that `cltk run` wrote, or a record")
+    sub.add_argument("--markdown", type=Path, help="also write Markdown here")
+
+
+def _looking_up(command: Command) -> None:
+    """Options of what lists and explains."""
     sub = command("methods", methods, "list the methods, or show one's card: formula, cost, settings, examples")
     sub.add_argument("name", nargs="?", help="a method's name, as in an experiment's YAML")
     sub.add_argument("--json", action="store_true", help="as JSON on standard output")
@@ -125,7 +142,6 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("names", nargs="*", metavar="NAME")
 
     command("schema", schema, "print the JSON schema of an experiment file")
-    return top
 
 
 def run(options: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cltk.errors import InputError, RunError
 from cltk.mitigate.blockwise import pull_
 from cltk.mitigate.interface import Mitigator
-from cltk.mitigate.quadratic import EWC, L2SP, _Anchored
+from cltk.mitigate.quadratic import EWC, L2SP, Anchored
 
 _PULLS = (EWC.grad, L2SP.grad)  # all that these do to the gradients is to add the penalty's
 
@@ -45,7 +45,7 @@ def check(mitigator: Mitigator) -> None:
         )
 
 
-def pull(mitigator: _Anchored, scale: Callable[[], float]) -> list[Any]:
+def pull(mitigator: Anchored, scale: Callable[[], float]) -> list[Any]:
     """Hooks that add strength F (theta - theta*) to every micro-batch's gradient; call it after `mitigator.start`.
 
     Args:
@@ -60,7 +60,7 @@ def pull(mitigator: _Anchored, scale: Callable[[], float]) -> list[Any]:
     return [parameter.register_hook(partial(_pulled, mitigator, scale, i)) for i, parameter in enumerate(mitigator.columns[0])]
 
 
-def _pulled(mitigator: _Anchored, scale: Callable[[], float], i: int, grad: Tensor) -> Tensor:
+def _pulled(mitigator: Anchored, scale: Callable[[], float], i: int, grad: Tensor) -> Tensor:
     params, anchors, weights = mitigator.columns
     if params[i].shape != anchors[i].shape:
         raise RunError(f"{mitigator.name}: {mitigator.names[i]} was in pieces when its gradient came; use ZeRO stage 1 or 2")

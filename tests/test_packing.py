@@ -304,12 +304,17 @@ def test_every_micro_batch_is_packed(train: Any) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("name", [name for name in CASES if name != "mofo"])  # it needs Adam, which makes signs of rounding
+@pytest.mark.parametrize("name", CASES)
 def test_packing_holds_with_every_mitigator(name: str, accumulation: int, train: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="low_lr: learning rate")
-        settings = {"gradient_accumulation_steps": accumulation}
+        settings: dict[str, Any] = {"gradient_accumulation_steps": accumulation}
+        if name == "mofo":  # a large epsilon: Adam must not make steps of rounding
+            settings |= {"optim": "adamw_torch", "adam_epsilon": 1e-2}
         padded, packed = (train(p, [CASES[name].active(OLD)], **settings) for p in (False, True))
-    acts = CASES[name].moves and name not in ("a_gem", "gem")  # which act where gradients conflict, and here they need not
+    acts = CASES[name].moves and (name, accumulation) not in (
+        ("a_gem", 2),
+        ("gem", 2),
+    )  # no conflict comes up in these six steps
     assert distance(packed, padded) < 1e-5
     assert distance(packed, train(True, **settings)) > 1e-5 or not acts  # the method does something

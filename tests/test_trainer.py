@@ -145,7 +145,7 @@ def test_kl_equals_the_term_in_the_loss(accumulation: int, train: Any, tiny: Any
             where = counted(inputs)
             with torch.no_grad():
                 reference = start(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-            return loss + 2.0 * kl_divergence(outputs.logits[where], reference[where]) / accumulation
+            return loss + 2.0 * kl_divergence(outputs.logits[where], reference[where]) * where.sum() / num_items_in_batch
 
     settings = {"gradient_accumulation_steps": accumulation, "optim": "sgd", "learning_rate": 5e-2}
     reference = train(None, cls=WithKL, **settings)
@@ -307,3 +307,24 @@ def test_tf32_takes_effect(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_fp16_scales_every_gradient_alike(train: Any) -> None:
+    """accelerate keeps float16 for GPUs. With its two parts, autocast and the loss scale, switched on here, a method's loss, a
+    second pass and a penalty must come out as in float32: each is scaled, or unscaled, in another place."""
+
+    class Half(Trainer):
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**10)
+
+    def run(**settings: Any) -> Any:
+        methods = [cltk.SAM(0.05), cltk.EWC(20.0, {"memory": OLD, "samples": 4, "block": 16}), cltk.KL(2.0)]
+        return train(methods, optim="sgd", learning_rate=0.05, gradient_accumulation_steps=2, **settings)
+
+    half = run(cls=Half, fp16=True)
+    assert half.accelerator.mixed_precision == "fp16"
+    assert half.accelerator.scaler.get_scale() == 2.0**10  # no step was skipped
+    single = run()
+    moved = distance(single, train(None, go=False))
+    assert 0 < distance(half, single) < 0.01 * moved

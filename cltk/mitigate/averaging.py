@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from cltk import tensors
 from cltk.data import memory_rows
 from cltk.errors import InputError
-from cltk.mitigate.calibrate import _agreed, _row
 from cltk.mitigate.interface import Mitigator, Plan, Run
+from cltk.mitigate.memory import labelled
+from cltk.mitigate.ranks import agreed
 from cltk.models import load_model
 from cltk.probe import mean_nll
 
@@ -205,7 +206,7 @@ class LMCocktail(FromStart):
         source = plan.validation if self.memory is None else memory_rows(self.memory, plan.tokenizer)
         if source is None or len(source) == 0:
             raise InputError("lm_cocktail: no examples to weigh by; give the trainer an eval_dataset or pass `memory`")
-        self.rows = [_row(source[i]) for i in range(min(len(source), self.limit))]
+        self.rows = [labelled(source[i]) for i in range(min(len(source), self.limit))]
         self.losses, self.others = {"start": mean_nll(plan.model, self.rows)}, []
         for spec in self.models:
             model, weights = fitting(spec, self.anchor, "lm_cocktail.models")
@@ -214,7 +215,7 @@ class LMCocktail(FromStart):
         self.notes = plan.notes.setdefault("lm_cocktail", {"rows": len(self.rows), "temperature": self.temperature})
 
     def finish(self, run: Run) -> None:
-        losses = _agreed([*self.losses.values(), mean_nll(run.model, self.rows)])
+        losses = agreed([*self.losses.values(), mean_nll(run.model, self.rows)])
         *weights, own = mixture(losses, self.temperature)
         for name, parameter, start in self.pairs(run):
             mixed = own * parameter.data.float() + weights[0] * start.float()

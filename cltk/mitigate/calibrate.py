@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from cltk import tensors
@@ -20,6 +19,8 @@ from cltk.data import IGNORED, Collator, Row, memory_rows
 from cltk.errors import InputError
 from cltk.mitigate.estimators import untouched
 from cltk.mitigate.interface import Mitigator, Plan, Run
+from cltk.mitigate.memory import labelled
+from cltk.mitigate.ranks import agreed
 from cltk.probe import logits_where, mean_nll
 
 TOLERANCE = 0.2  # of the budget
@@ -114,7 +115,7 @@ def calibrate(method: Any, plan: Plan, rows: Sequence[Row], steps: int, trials: 
             train(plan, method, steps)
             return mean_nll(plan.model, rows) - start
 
-    strength, state, done = _agreed(search(rise, method.budget, trials, unit))
+    strength, state, done = agreed(search(rise, method.budget, trials, unit))
     method.strength = strength
     if state == "exceeded":
         best = min(trial.rise for trial in done)
@@ -157,7 +158,7 @@ def train(plan: Plan, method: Mitigator, steps: int) -> None:
     model.train()
     for step in range(steps):
         chosen = [order[i % len(order)] for i in range(step * size * micro, (step + 1) * size * micro)]
-        rows = [_row(plan.data[i]) for i in chosen]
+        rows = [labelled(plan.data[i]) for i in chosen]
         _backward(model, [rows[i : i + size] for i in range(0, len(rows), size)], bool(args.bf16))
         with torch.no_grad():
             method.grad(run)
@@ -192,26 +193,8 @@ def _backward(model: nn.Module, batches: Sequence[Sequence[Row]], bf16: bool) ->
         (loss / max(1, counted)).backward()
 
 
-def _row(row: Row) -> Row:
-    """Input ids and labels; where TRL says by masks what counts, labels of those."""
-    ids, labels = list(row["input_ids"]), row.get("labels")
-    masks = [row[name] for name in ("completion_mask", "assistant_masks") if row.get(name) is not None]
-    if labels is None and masks:
-        labels = [token if all(marks) else IGNORED for token, *marks in zip(ids, *masks, strict=True)]
-    return {"input_ids": ids, "labels": labels}
-
-
 def _check(plan: Plan) -> None:
     if plan.args is None or not hasattr(plan.data, "__len__") or not len(plan.data) or "input_ids" not in plan.data[0]:
         raise InputError("ewc: strength 'auto' tries the training itself; it needs arguments and tokenised rows with a length")
     if "adamw" not in str(plan.args.optim).lower():
         raise InputError(f"ewc: strength 'auto' tries AdamW, this training uses {plan.args.optim}; give strength a number")
-
-
-def _agreed(found: Any) -> Any:
-    """Rank 0's answer on every rank: trials on GPUs differ in their last bits."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return found
-    answer = [found]
-    dist.broadcast_object_list(answer, src=0)
-    return answer[0]

@@ -84,9 +84,10 @@ class KL(Mitigator):
 
         L + strength * mean_t T² KL(p_start(. | x_<t) || p(. | x_<t))
 
-    over the counted tokens of the new task's own inputs; with `memory` over those of old text instead, with `prompts`
-    over every token of generic prompts, the last (where the answer begins) included: then one batch an optimiser step and
-    rank in a pass of its own. Costs one more forward pass, and a frozen copy of the model (none beside new adapters).
+    over the counted tokens of the new task's own inputs, all of a step weighing the same as in the trainer's loss; with
+    `memory` over those of old text instead, with `prompts` over every token of generic prompts, the last (where the answer
+    begins) included: then one batch an optimiser step and rank in a pass of its own. Costs one more forward pass, and a
+    frozen copy of the model (none beside new adapters).
 
     Args:
         strength: beta, 0.1 to 0.5 in the field; 0 changes nothing.
@@ -151,11 +152,11 @@ class KL(Mitigator):
             self.reference.place(run)
 
     def loss(self, inputs: dict[str, Tensor], logits_NV: Tensor) -> Tensor | None:
-        if self.reference is None or self.batches is not None:
+        if self.reference is None or self.batches is not None or not len(logits_NV):
             return None
         value = self._divergence(logits_NV, self.reference.logits(inputs, counted(inputs)))
         self.last = value.detach()
-        return self.strength * value
+        return self.strength * value * (len(logits_NV) / inputs["divisor"])
 
     def grad(self, run: Run) -> None:
         if self.reference is None or self.batches is None:

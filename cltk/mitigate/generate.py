@@ -23,7 +23,8 @@ from cltk.data import Row, pad_id
 from cltk.errors import InputError, RunError
 from cltk.mitigate.estimators import untouched
 from cltk.mitigate.interface import Mitigator, Plan
-from cltk.mitigate.memory import check_memory, check_number, ranks, text_rows
+from cltk.mitigate.memory import check_memory, check_number, text_rows
+from cltk.mitigate.ranks import ranks
 from cltk.mitigate.replay import mix
 
 BATCH = 16  # samples generated at a time: part of what decides the text

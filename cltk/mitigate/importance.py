@@ -24,6 +24,7 @@ from cltk import tensors
 from cltk.errors import InputError, RunError
 from cltk.mitigate.diagonal import Importance, Info, check_scaling, relative_se, trace, update
 from cltk.mitigate.estimators import Exact, PerSequence, Sampled, untouched
+from cltk.mitigate.ranks import ranks
 from cltk.mitigate.sequences import Batch, Rows, data_digest, vocabulary
 
 __all__ = ["Importance", "fisher", "update"]
@@ -92,7 +93,7 @@ def fisher(
     _check(parameters, kind, samples, batch_size, seed, rtol)
     check_scaling(normalize, floor)
     sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
-    rows = Rows(data, samples, first, *_place(), vocabulary(model))
+    rows = Rows(data, samples, first, *ranks(), vocabulary(model))
     provenance = _provenance(model, parameters)
     kept = Partial(partial, data, samples, [provenance, kind, batch_size, seed, rtol, first]) if partial else None
     with untouched(model), torch.enable_grad():
@@ -121,7 +122,7 @@ def _check(parameters: Parameters, kind: str, samples: int | None, batch_size: i
         raise InputError(f"fisher: seed={seed}; give a number from 0 to 2^64 - 1")
     if rtol is not None and not rtol > 0:
         raise InputError(f"fisher: rtol={rtol}; give a positive relative error such as 0.05")
-    if rtol is not None and _place()[1] > 1:
+    if rtol is not None and ranks()[1] > 1:
         raise InputError("fisher: rtol works in one process only; give samples instead")
 
 
@@ -183,7 +184,7 @@ class Partial:
     """The sums of an unfinished fisher() in a file: written whole or not at all, taken back for the same inputs alone."""
 
     def __init__(self, path: Path, data: Any, samples: int | None, inputs: list[Any]) -> None:
-        if not hasattr(data, "__len__") or _place()[1] > 1:
+        if not hasattr(data, "__len__") or ranks()[1] > 1:
             raise InputError("fisher: partial needs rows that can be read twice, and one process; give a list, or leave it out")
         key = json.dumps([data_digest(data, samples), samples, torch.__version__, *inputs], sort_keys=True)
         self.path, self.key = path, hashlib.sha256(key.encode()).hexdigest()
@@ -230,7 +231,7 @@ class Partial:
 
 
 def _reduce(sums: Named, counts: list[float], device: torch.device) -> list[float]:
-    if _place()[1] == 1:
+    if ranks()[1] == 1:
         return counts
     for value in sums.values():
         dist.all_reduce(value)
@@ -243,11 +244,6 @@ def _counts(counts: list[float]) -> Info:
     tokens, sequences, *moments = counts
     info = {"tokens": int(tokens), "sequences": int(sequences), "batches": int(moments[0])}
     return {**info, "moments": moments, "relative_se": relative_se(moments)}
-
-
-def _place() -> tuple[int, int]:
-    """(rank, world)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def _device(model: nn.Module) -> torch.device:

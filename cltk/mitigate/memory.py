@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from cltk import tensors
 from cltk.data import IGNORED, Collator, Row, memory_rows, read_rows, text_of
 from cltk.errors import InputError
 from cltk.mitigate.interface import Plan, Run, counted, targets
+from cltk.mitigate.ranks import ranks
 from cltk.probe import takes_logits_to_keep
 
 Batch = dict[str, Tensor]
@@ -34,11 +34,6 @@ def check_memory(name: str, memory: Any) -> None:
     """Early: raises InputError when there is no memory, or an empty list of it."""
     if memory is None or (isinstance(memory, Sequence) and not len(memory)):
         raise InputError(f"{name}.memory: is empty; give old-domain text, as a path, texts or token rows")
-
-
-def ranks() -> tuple[int, int]:
-    """This process and how many there are: (0, 1) without torch.distributed."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def labelled(row: Row) -> Row:

@@ -10,17 +10,17 @@ import torch
 
 from cltk.data import Row
 from cltk.errors import InputError
-from cltk.mitigate.calibrate import _row
 from cltk.mitigate.importance import Importance, update
 from cltk.mitigate.interface import Plan
-from cltk.mitigate.quadratic import EWC, _Anchored
+from cltk.mitigate.memory import labelled
+from cltk.mitigate.quadratic import EWC, Anchored
 from cltk.mitigate.source import importance_of, summary
 
 
 def sample(rows: Any, count: int) -> list[Row]:
     """`count` rows at equal distances: {"input_ids", "labels"}; all of them when there are no more."""
     total = len(rows)
-    return [_row(rows[i * total // min(count, total)]) for i in range(min(count, total))]
+    return [labelled(rows[i * total // min(count, total)]) for i in range(min(count, total))]
 
 
 class OnlineEWC(EWC):
@@ -73,7 +73,7 @@ class OnlineEWC(EWC):
             return
         if not hasattr(plan.data, "__len__") or not len(plan.data) or "input_ids" not in plan.data[0]:
             raise InputError("online_ewc: the trainer's data must have a length and hold tokenised rows with input_ids")
-        _Anchored.setup(self, plan)
+        Anchored.setup(self, plan)
         if self.carried is None:
             found = importance_of(self.source, plan)
         else:
@@ -97,7 +97,7 @@ class OnlineEWC(EWC):
         if self.carried is None:
             return {}
         ids = [token for row in self.rows for token in row["input_ids"]]
-        labels = [token for row in self.rows for token in (row["labels"] if row["labels"] is not None else row["input_ids"])]
+        labels = [token for row in self.rows for token in row["labels"]]
         return {
             "trainings": self.trainings, "info": self.carried.info, "importance": dict(self.carried),
             "lengths": [len(row["input_ids"]) for row in self.rows], "rows": torch.tensor([ids, labels]),

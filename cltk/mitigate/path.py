@@ -23,7 +23,8 @@ from cltk.errors import InputError
 from cltk.mitigate.calibrate import tried
 from cltk.mitigate.diagonal import trace
 from cltk.mitigate.interface import Plan, Run
-from cltk.mitigate.quadratic import _Anchored, _check
+from cltk.mitigate.quadratic import Anchored, check_penalty
+from cltk.mitigate.ranks import together
 from cltk.probe import logits_where
 
 
@@ -84,7 +85,7 @@ def walk(
     return dict(zip(named, tracker.path, strict=True)), moved
 
 
-class SI(_Anchored):
+class SI(Anchored):
     """Synaptic intelligence: pull each weight to where the last training ended, by what its moves in it gained.
 
         L + strength sum_i Omega_i (theta_i - theta*_i)²          gradient: 2 strength Omega (theta - theta*)
@@ -122,7 +123,7 @@ class SI(_Anchored):
         memory_lr: float = 1e-5,
         log_every: int = 10,
     ) -> None:
-        _check(self.name, strength, "gradient", ("gradient",))
+        check_penalty(self.name, strength, "gradient", ("gradient",))
         super().__init__(2 * strength, False, log_every)  # the base has the factor 1/2
         if not xi > 0 or not memory_lr > 0 or memory_steps < 0:
             raise InputError(
@@ -185,17 +186,19 @@ class SI(_Anchored):
 
 def _shared(named: tensors.Named) -> tensors.Named:
     """Rank 0's values on every rank: the same walk on several GPUs differs in its last bits."""
-    if dist.is_available() and dist.is_initialized():
+    if together():
         for value in named.values():
             dist.broadcast(value, src=0)
     return named
 
 
 def check_names(where: str, importance: Mapping[str, Tensor] | None, anchors: Mapping[str, Tensor]) -> None:
+    """Raises InputError when a weight that is trained now has no importance from the trainings before."""
     lacking = [name for name in anchors if importance is not None and name not in importance]
     if lacking:
         raise InputError(f"{where}: {lacking[0]} is trained now and was not in the trainings before; use a new {where} for it")
 
 
 def mean_of(named: Mapping[str, Tensor]) -> float:
+    """The mean over all elements of all tensors, summed in float64; 0 for none."""
     return trace(named) / max(1, sum(value.numel() for value in named.values()))

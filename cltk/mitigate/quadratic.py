@@ -27,7 +27,7 @@ from cltk.mitigate.source import check_source, importance_of, summary
 __all__ = ["EWC", "L2SP", "decay_", "proximal_", "pull_", "value"]
 
 
-class _Anchored(Mitigator):
+class Anchored(Mitigator):
     """Keeps the start weights, and sets them beside the parameters once these are placed."""
 
     name = ""
@@ -122,7 +122,7 @@ def _rates(run: Run, params: list[Tensor]) -> list[float]:
     return [rates.get(id(p), 0.0) for p in params]
 
 
-class EWC(_Anchored):
+class EWC(Anchored):
     """Elastic weight consolidation: pull each weight to its start, by its importance for the old data.
 
         L + strength/2 sum_i F_i (theta_i - theta*_i)²
@@ -169,7 +169,7 @@ class EWC(_Anchored):
         self.auto = strength == "auto"
         number = 1.0 if strength == "auto" else strength
         super().__init__(number, offload, log_every)
-        _check(self.name, number, form, ("gradient", "proximal"))
+        check_penalty(self.name, number, form, ("gradient", "proximal"))
         check_source(importance, needed=number != 0)
         self.source, self.form = importance, form
         self.budget, self.trial_steps, self.trials = 0.02 if budget is None else budget, trial_steps, trials
@@ -209,7 +209,7 @@ class EWC(_Anchored):
             self._log_penalty(run)
 
 
-class L2SP(_Anchored):
+class L2SP(Anchored):
     """L2-SP: pull every weight to its start with one strength. The baseline that EWC must beat.
 
         decoupled  theta <- theta - lr strength (theta - theta*), after the step, as AdamW decays to 0
@@ -230,7 +230,7 @@ class L2SP(_Anchored):
 
     def __init__(self, strength: float, form: str = "decoupled", offload: bool = False, log_every: int = 10) -> None:
         super().__init__(strength, offload, log_every)
-        _check(self.name, strength, form, ("decoupled", "gradient"))
+        check_penalty(self.name, strength, form, ("decoupled", "gradient"))
         self.form = form
 
     def grad(self, run: Run) -> None:
@@ -244,7 +244,8 @@ class L2SP(_Anchored):
             self._log_penalty(run)
 
 
-def _check(name: str, strength: float, form: str, forms: tuple[str, ...]) -> None:
+def check_penalty(name: str, strength: float, form: str, forms: tuple[str, ...]) -> None:
+    """Raises InputError unless strength is a finite number >= 0 and form one of `forms`."""
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength < math.inf:
         raise InputError(f"{name}: strength is {strength!r}; give a finite number >= 0")
     if form not in forms:

@@ -14,7 +14,7 @@ from cltk.errors import InputError
 from cltk.mitigate.importance import Importance
 from cltk.mitigate.interface import Plan, Run
 from cltk.mitigate.path import Tracker, check_names, mean_of
-from cltk.mitigate.quadratic import EWC, _Anchored
+from cltk.mitigate.quadratic import EWC, Anchored
 
 
 def per_divergence(path: Tensor, moved: Tensor, fisher: Tensor, xi: float) -> Tensor:
@@ -75,7 +75,7 @@ class RWalk(EWC):
             super().setup(plan)
             self.fisher = dict(self.importance or {})
             return
-        _Anchored.setup(self, plan)
+        Anchored.setup(self, plan)
         check_names(self.name, self.fisher, self.anchors)
         self.importance = self._weights()
         plan.notes["rwalk"] = {"strength": self.strength, "mean": mean_of(self.importance), "alpha": self.alpha, "xi": self.xi}

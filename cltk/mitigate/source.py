@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 
 from cltk import tensors
@@ -17,6 +16,7 @@ from cltk.data import memory_rows
 from cltk.errors import InputError
 from cltk.mitigate.importance import Importance, fisher
 from cltk.mitigate.interface import Plan
+from cltk.mitigate.ranks import agreed, ranks
 from cltk.mitigate.sequences import data_digest
 
 DEFAULTS = {"kind": "mc", "samples": 500, "batch_size": 8, "normalize": "mean", "seed": 0, "floor": 0.0, "rtol": None}
@@ -79,10 +79,10 @@ def _cached(folder: Path, plan: Plan, rows: list[Any], arguments: dict[str, Any]
     anchor = tensors.digest(dict(tensors.trainable(plan.model)))
     key = json.dumps([anchor, data_digest(rows, arguments["samples"]), arguments], sort_keys=True)
     path = folder / f"ewc-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    found = _read(path, plan) if _rank() == 0 else None
-    if not _agreed(found is not None):
+    found = _read(path, plan) if ranks()[0] == 0 else None
+    if not agreed(found is not None):
         found = fisher(plan.model, rows, **arguments)
-        if _rank() == 0:
+        if ranks()[0] == 0:
             found.save(path)
     return found if found is not None else Importance.load(path, _device(plan))
 
@@ -96,19 +96,6 @@ def _read(path: Path, plan: Plan) -> Importance | None:
     except InputError as error:
         logging.getLogger(__name__).warning("%s", error)
         return None
-
-
-def _agreed(found: bool) -> bool:
-    """Rank 0's answer on every rank: computing is collective, so all or none do it."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return found
-    answer = [found]
-    dist.broadcast_object_list(answer, src=0)
-    return answer[0]
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def _device(plan: Plan) -> Any:

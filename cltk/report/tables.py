@@ -67,6 +67,7 @@ def named(metric: str) -> str:
 
 
 def p_value(p: float | None) -> str:
+    """Three digits, "<0.001" below that, nothing for none."""
     if p is None:
         return ""
     return "<0.001" if p < 0.001 else f"{p:.3f}"

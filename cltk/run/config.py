@@ -144,11 +144,11 @@ class Plan:
 def load_config(file: str | Path) -> Plan:
     """Read and validate an experiment. Raises InputError with file, line, key and what would be right."""
     file = Path(file)
-    data, lines, files = _read_with_base(file, ())
+    data, lines, files = read_with_base(file, ())
     return validate(data, file, lines, files)
 
 
-def _read_with_base(file: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Keys, int], dict[Keys, Path]]:
+def read_with_base(file: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Keys, int], dict[Keys, Path]]:
     if file.resolve() in above:
         raise InputError(f"{file}: `base` leads back to this file")
     data, lines = read_yaml(file)
@@ -158,7 +158,7 @@ def _read_with_base(file: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any]
         return data, lines, files
     if not isinstance(base, str):
         raise InputError(f"{file}:{lines[('base',)]}: base: expected a file name")
-    under, base_lines, base_files = _read_with_base(file.parent / base, (*above, file.resolve()))
+    under, base_lines, base_files = read_with_base(file.parent / base, (*above, file.resolve()))
     return _merge(under, data), {**base_lines, **lines}, {**base_files, **files}
 
 

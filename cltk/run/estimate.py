@@ -26,6 +26,10 @@ parameter nothing is saved.
 
 Not counted: the CUDA context (about 0.5 GiB), fragmentation, evaluation and merging behind the training, padding masks (these
 repeat keys and values to q), attention without a fused kernel, mixtures of experts.
+
+Measured (benchmarks/estimate.py, SmolLM2-135M in float32 on a CPU): the estimate is 94 to 99 % of what plain training, EWC,
+LoRA and checkpointing held. glibc, left as it is, keeps freed blocks: processes were 13 to 37 % above the estimate. bfloat16,
+autocast and sharding follow the same derivation and have not been measured.
 """
 
 from __future__ import annotations
@@ -191,9 +195,9 @@ def estimate_yaml(file: str | Path, model: str | None = None, **given: Any) -> l
 
     The machine is not asked: tf32, bf16 and fp16 may be set where there is no GPU.
     """
-    from cltk.run.config import _read_with_base, validate
+    from cltk.run.config import read_with_base, validate
 
-    data, lines, files = _read_with_base(Path(file), ())
+    data, lines, files = read_with_base(Path(file), ())
     train = data.get("train")
     bf16 = bool(isinstance(train, dict) and (train.get("bf16") or train.get("fp16")))
     if isinstance(train, dict):
@@ -235,17 +239,19 @@ def table(estimates: Sequence[Estimate]) -> Any:
         return f"{count / 1e9:.2f}"
 
     rows = [
-        [e.method, f"{e.trained / 1e6:.1f} M"]
+        [e.method, f"{e.trained / 1e6:.1f}"]
         + [gb(part) for part in (e.weights, e.gradients, e.optimizer, e.mitigators, e.activations, e.peak)]
         + [e.moment]
         for e in estimates
     ]
     first = estimates[0]
-    notes = ["GB on each GPU; optim. is the optimiser's state, mitig. the methods', activ. has all temporaries"]
+    notes = [
+        "GB on each GPU, with rows of full length; optim: the optimiser's state, mitig: the methods', activ: with temporaries"
+    ]
     notes += [f"{e.method}: {gb(e.host)} GB more in CPU memory" for e in estimates if e.host]
     notes += dict.fromkeys(note for e in estimates for note in e.notes)
     title = f"{first.parameters / 1e6:.1f} M parameters; rule of thumb, 4 x parameters x bytes: {gb(first.rule)} GB in all"
-    heads = ["method", "trained", "weights", "grads", "optim.", "mitig.", "activ.", "peak", "at"]
+    heads = ["method", "M trained", "weights", "grads", "optim", "mitig", "activ", "peak", "at"]
     shown = Table(title=title, caption="\n".join(notes), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     for head in heads:
         shown.add_column(head, justify="left" if head in ("method", "at") else "right", no_wrap=head == "method")

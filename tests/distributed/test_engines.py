@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 # What these add depends on which rows share a rank or a micro-batch: one process is another training.
 BY_RANK = {
     "ewc": "labels of the mc Fisher are drawn batch by batch", "online_ewc": "as ewc", "rwalk": "as ewc",
-    "kl": "a mean over each micro-batch", "lwf": "as kl", "token_weights": "compares a micro-batch's tokens",
+    "token_weights": "compares a micro-batch's tokens",
 }  # fmt: skip
 PENALTIES = [f"penalty-{how}-{accumulation}" for how in ("ewc", "l2_sp") for accumulation in (1, 4)]
 AUTOGRAD = [f"penalty-autograd-{accumulation}" for accumulation in (1, 4)]

@@ -188,7 +188,7 @@ def test_lm_cocktail_weighs_by_loss(tiny: Callable[..., Any], tmp_path: Path, to
 def test_lm_cocktail_takes_validation_rows(tiny: Callable[..., Any]) -> None:
     method = LMCocktail(limit=2)
     train(tiny(), [method], validation=ROWS)
-    assert method.rows == [{"input_ids": row["input_ids"], "labels": None} for row in ROWS[:2]]
+    assert method.rows == [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in ROWS[:2]]
     with pytest.raises(InputError, match="no examples"):
         train(tiny(), [LMCocktail()])
 

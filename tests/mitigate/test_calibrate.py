@@ -12,9 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from cltk import tensors
 from cltk.errors import InputError
-from cltk.mitigate.calibrate import _row, search
+from cltk.mitigate.calibrate import search
 from cltk.mitigate.importance import fisher
 from cltk.mitigate.interface import Plan
+from cltk.mitigate.memory import labelled
 from cltk.mitigate.quadratic import EWC
 from cltk.probe import mean_nll
 
@@ -257,11 +258,11 @@ def test_rate_scales_are_those_of_the_plan(base, tmp_path):
 
 
 def test_masks_of_trl_say_what_counts():
-    assert _row({"input_ids": [4, 5, 6], "completion_mask": [0, 1, 1]})["labels"] == [-100, 5, 6]
+    assert labelled({"input_ids": [4, 5, 6], "completion_mask": [0, 1, 1]})["labels"] == [-100, 5, 6]
     both = {"input_ids": [4, 5, 6], "completion_mask": [0, 1, 1], "assistant_masks": [1, 1, 0]}
-    assert _row(both)["labels"] == [-100, 5, -100]
-    assert _row({"input_ids": [4, 5]})["labels"] is None
-    assert _row({"input_ids": [4, 5], "labels": [-100, 5], "completion_mask": [1, 1]})["labels"] == [-100, 5]
+    assert labelled(both)["labels"] == [-100, 5, -100]
+    assert labelled({"input_ids": [4, 5]})["labels"] == [4, 5]
+    assert labelled({"input_ids": [4, 5], "labels": [-100, 5], "completion_mask": [1, 1]})["labels"] == [-100, 5]
 
 
 @pytest.mark.parametrize(

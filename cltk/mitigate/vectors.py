@@ -39,11 +39,11 @@ def trimmed(vector: Mapping[str, Tensor], density: float) -> tensors.Named:
 
 
 def elected(vectors: Vectors) -> tensors.Named:
-    """The mean, element by element, of those that have the sign of the sum, and are not 0; 0 where there is none."""
+    """The mean, element by element, of those that have the sign of the sum; 0 where the sum is 0."""
     merged = {}
     for name in vectors[0]:
         stack_K = torch.stack([vector[name] for vector in vectors])
-        agrees_K = (torch.sign(stack_K) == torch.sign(stack_K.sum(0))) & (stack_K != 0)
+        agrees_K = torch.sign(stack_K) == torch.sign(stack_K.sum(0))
         merged[name] = (stack_K * agrees_K).sum(0) / agrees_K.sum(0).clamp(min=1)
     return merged
 

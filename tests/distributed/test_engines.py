@@ -133,3 +133,4 @@ def test_deepspeed_works_or_names_the_alternative(engine: str, name: str, one: A
         return check_refusal(found, name, "DeepSpeed")
     assert distance(found[0], found[1]) == 0, f"{name}: ranks differ"
     assert distance(found[0], two("ddp", name)[0]) < 1e-6, f"{name}: not DDP's weights"
+    assert "DeepSpeed" in catalog.card(name).engines

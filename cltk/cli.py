@@ -28,8 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        print(f"cltk: {error.filename or 'the disk'}: {error.strerror or error}; what was finished is kept", file=sys.stderr)
+        return 1
 
 
+TRUST = "let Python run that the file names: trust_remote_code, !function in its task folder"
 Command = Callable[[str, Any, str], argparse.ArgumentParser]  # name, function, help
 
 
@@ -64,6 +68,11 @@ def _training(command: Command) -> None:
     sub.add_argument("file", type=Path, help="the experiment's YAML")
     sub.add_argument("--out", type=Path, help="where records go (default: train.output_dir, else runs/NAME)")
     sub.add_argument("--dry-run", action="store_true", help="print the cells and their cost in tokens; load no weights")
+    sub.add_argument(
+        "--ray", nargs="?", const="local", metavar="ADDRESS", help="cells in parallel, on this machine or on the Ray at ADDRESS"
+    )
+
+    sub.add_argument("--trust", action="store_true", help=TRUST)
 
     sub = command("fisher", fisher, "compute the diagonal Fisher information of a model on old-domain text")
     sub.add_argument("model", help="folder, hub id or asset:NAME")
@@ -98,6 +107,7 @@ def _training(command: Command) -> None:
     sub.add_argument("record", type=Path, help="a record.json, or a folder of records")
     sub.add_argument("--out", type=Path, help="where the new records go (default: runs/reproduced-NAME)")
     sub.add_argument("--tolerance", type=float, default=0.0, help="difference to accept, relative (default: 0, bit for bit)")
+    sub.add_argument("--trust", action="store_true", help=TRUST)
 
 
 def _measuring(command: Command) -> None:
@@ -128,7 +138,17 @@ def _measuring(command: Command) -> None:
 
     sub = command("report", report, "print the tables of an output folder")
     sub.add_argument("runs", type=Path, help="a folder that `cltk run` wrote, or a record")
-    sub.add_argument("--markdown", type=Path, help="also write Markdown here")
+    sub.add_argument("--markdown", type=Path, metavar="FILE", help="also write Markdown here")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="also write one self-contained page here")
+    sub.add_argument("--latex", type=Path, metavar="DIR", help="also write tables (.tex) and figures (.pdf) here")
+    sub.add_argument("--lm-eval", type=Path, metavar="DIR", help="also copy the result files that lm-eval's tools read here")
+
+    sub = command("matched", matched, "forgetting at matched new-task gain, against what plain fine-tuning reaches")
+    sub.add_argument("runs", type=Path, nargs="+", help="output folders of `cltk run`, on the same documents and seeds")
+    sub.add_argument("--reference", default="plain*", help="the methods to beat: a pattern of their names (default: plain*)")
+    sub.add_argument("--new", default="heldout", help="the task that is learned (default: heldout)")
+    sub.add_argument("--old", help="the task that is forgotten (default: the first of evals.retain)")
+    sub.add_argument("--json", type=Path, help="write the numbers here")
 
 
 def _looking_up(command: Command) -> None:
@@ -147,14 +167,14 @@ def _looking_up(command: Command) -> None:
 def run(options: argparse.Namespace) -> int:
     """`cltk run`: all cells that have no record, then the report."""
     from cltk.progress import Bar
+    from cltk.ranks import first
     from cltk.report.api import report as show
     from cltk.run.experiment import load
 
-    experiment = load(options.file, options.out)
+    experiment = load(options.file, options.out, options.trust)
     if options.dry_run:
         return dry_run(experiment)
-    finished = all((experiment.folder(cell) / "record.json").exists() for cell in experiment.cells)
-    if finished:
+    if not experiment.missing():
         print(f"{len(experiment.cells)} of {len(experiment.cells)} cells have a record in {experiment.out}: nothing to do")
         experiment.run()
     else:
@@ -162,8 +182,9 @@ def run(options: argparse.Namespace) -> int:
 
         tune_allocator(experiment.plan.experiment.speed.allocator)
         with Bar() as bar:
-            experiment.run(bar)
-    show([experiment.folder(cell) / "record.json" for cell in experiment.cells])
+            experiment.run(bar, ray=options.ray)
+    if first():
+        show([experiment.folder(cell) / "record.json" for cell in experiment.cells])
     return 0
 
 
@@ -175,12 +196,15 @@ def dry_run(experiment: Any) -> int:
     experiment.check()
     print(f"{experiment.plan.file}: {len(experiment.cells)} cells -> {experiment.out}")
     for cell in experiment.cells:
-        cost = cost_in_tokens(cell, experiment.data(cell))
         state = "has a record" if (experiment.folder(cell) / "record.json").exists() else "to run"
-        print(f"  {cell.name} ({state}): {cost['steps']} steps, {cost['rows']} rows, {cost['tokens']} training tokens")
+        for training in cell.trainings:
+            cost = cost_in_tokens(training, experiment.inputs.data(training))
+            name = f"{cell.name} ({state})" + (f", {training.stage}" if training.stage else "")
+            print(f"  {name}: {cost['steps']} steps, {cost['rows']} rows, {cost['tokens']} training tokens")
         for entry in cell.config.mitigators:
             print(f"    {entry}")
-    suite, tokenizer = experiment.suite(experiment.cells[0]), experiment.tokenizer(experiment.cells[0])
+    first = experiment.cells[0]
+    suite, tokenizer = experiment.inputs.suite(first), experiment.inputs.tokenizer(first)
     sizes = ", ".join(f"{name} {n}" for name, n in suite.sizes().items())
     print(f"  measured before and after each: {sizes} documents; {suite.tokens(tokenizer)} tokens a model")
     texts = {text.name for text in suite.texts}
@@ -245,10 +269,28 @@ def power(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    """`cltk report`: the tables of an output folder."""
+    """`cltk report`: the tables of an output folder, and the files asked for."""
     from cltk.report.api import report as show
 
-    show(options.runs, markdown=options.markdown)
+    show(options.runs, markdown=options.markdown, html=options.html, latex=options.latex, lm_eval=options.lm_eval)
+    return 0
+
+
+def matched(options: argparse.Namespace) -> int:
+    """`cltk matched`: does a method beat the frontier of another?"""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from cltk.report.matched import matched as compare
+    from cltk.report.matched import table
+    from cltk.run.records import write_json
+
+    found = compare(options.runs, options.reference, options.new, options.old)
+    Console().print(table(found, options.reference).rich())
+    if options.json:
+        settings = {"reference": options.reference, "new": options.new, "old": options.old}
+        write_json(options.json, {**settings, "settings": [asdict(one) for one in found]})
     return 0
 
 
@@ -309,7 +351,7 @@ def reproduce(options: argparse.Namespace) -> int:
 
     tune_allocator()
     with Bar() as bar:
-        found = again(options.record, options.out, options.tolerance, bar)
+        found = again(options.record, options.out, options.tolerance, bar, options.trust)
     for one in found:
         print("\n".join(one.lines()))
     return int(any(one.beyond for one in found))

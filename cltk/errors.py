@@ -17,4 +17,13 @@ class InputError(CltkError):
 
 
 class RunError(CltkError):
-    """Work was started and could not be finished; the message says where it stopped and what was kept."""
+    """Work was started and could not be finished; the message says where it stopped and what was kept.
+
+    `step` is the training step it stopped in, where there was one.
+    """
+
+    step: int | None = None
+
+
+class DiskError(RunError, OSError):
+    """Something could not be written: the disk is full, the folder read-only. What was there before is as it was."""

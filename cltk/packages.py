@@ -30,6 +30,9 @@ NODE_SHA256 = {
 }
 
 
+SCRATCH = "tmp-"  # how temporary folders in the cache begin
+
+
 class DownloadError(Exception):
     """The registry's client failed; the message is its first line of complaint."""
 
@@ -158,7 +161,7 @@ def _npm(cache: Path) -> list[str]:
 def _scratch(cache: Path) -> Iterator[Path]:
     """A temporary folder on the cache's own disk, so that what is good can be renamed into place."""
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="tmp-") as folder:
+    with tempfile.TemporaryDirectory(dir=cache, prefix=SCRATCH) as folder:
         yield Path(folder)
 
 

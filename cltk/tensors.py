@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cltk.errors import InputError
+from cltk.files import write_atomic
 
 Named = dict[str, Tensor]
 
@@ -92,7 +92,7 @@ def digest(tensors: Mapping[str, Tensor] | nn.Module) -> str:
 
 
 def save_tree(path: Path, tree: dict[str, Any]) -> None:
-    """Write a nested dict of tensors, numbers, strings and lists as one safetensors file, atomically."""
+    """Write a nested dict of tensors, numbers, strings and lists as one safetensors file, atomically, with its sha256."""
     leaves: Named = {}
 
     def outline(node: Any, key: str) -> Any:
@@ -103,18 +103,22 @@ def save_tree(path: Path, tree: dict[str, Any]) -> None:
             return {str(name): outline(value, f"{key}/{name}") for name, value in node.items()}
         return node
 
-    metadata = {"tree": json.dumps(outline(tree, ""))}
+    text = json.dumps(outline(tree, ""))
+    metadata = {"tree": text, "sha256": _seal(text, leaves)}
     write_atomic(path, lambda temporary: save_file(leaves, temporary, metadata=metadata))
 
 
 def load_tree(path: Path) -> dict[str, Any]:
-    """Read what `save_tree` wrote. Raises InputError when the file is truncated or not one of ours."""
+    """Read what `save_tree` wrote. Raises InputError when the file is truncated, altered or not one of ours."""
     try:
         with safe_open(path, framework="pt") as file:
-            tree = json.loads((file.metadata() or {})["tree"])
+            metadata = file.metadata() or {}
+            tree = json.loads(metadata["tree"])
             leaves = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is not a dict
     except Exception as error:
         raise InputError(f"{path}: damaged or not a cltk state file ({error}); delete it to start afresh") from None
+    if metadata.get("sha256") != _seal(metadata["tree"], leaves):
+        raise InputError(f"{path}: damaged (its sha256 does not fit its contents); delete it to start afresh")
 
     def fill(node: Any) -> Any:
         if isinstance(node, dict):
@@ -124,14 +128,5 @@ def load_tree(path: Path) -> dict[str, Any]:
     return fill(tree)
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _seal(text: str, leaves: Named) -> str:
+    return hashlib.sha256(f"{digest(leaves)} {text}".encode()).hexdigest()

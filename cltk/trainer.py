@@ -37,12 +37,16 @@ def extra_loss(terms: Sequence[Mitigator], inputs: dict[str, Any], logits_NV: Te
 
 
 def check_order(mitigators: Sequence[Mitigator]) -> None:
-    """Raises InputError: something is no mitigator, or a method that replaces the gradient stands behind one that edits it."""
+    """Raises InputError: something is no mitigator, cannot stand twice, or replaces a gradient that one before it edits."""
     edited = ""
+    seen: set[str] = set()
     for mitigator in mitigators:
         if not isinstance(mitigator, Mitigator):
             raise InputError(f"attach: {mitigator!r} is not a mitigator; pass instances such as cltk.LowLR(0.1)")
         name = type(mitigator).__name__
+        if name in seen and (mitigator.once or mitigator.wraps or mitigator.repeats):
+            raise InputError(f"{name} stands twice in the list, and the second would undo the first; give it once")
+        seen.add(name)
         if mitigator.repeats and edited:
             raise InputError(f"{name} replaces the gradient, so what {edited} added to it would be lost; put {name} before it")
         if overrides(mitigator, "grad"):
@@ -212,7 +216,9 @@ class MitigatorCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        states = {str(i): m.state_dict() for i, m in enumerate(self.mitigators)}
+        states: dict[str, Any] = {str(i): m.state_dict() for i, m in enumerate(self.mitigators)}
+        states["metrics"] = dict(self.current.metrics) if self.current is not None else {}
+        states["stopped"] = self.plan.notes.get("stopped", {})
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if any(states.values()) and state.is_world_process_zero and folder.is_dir():
             tensors.save_tree(folder / STATE_FILE, states)
@@ -224,6 +230,10 @@ class MitigatorCallback(TrainerCallback):
         for i, mitigator in enumerate(self.mitigators):
             if state := states.get(str(i)):
                 mitigator.load_state_dict(state)
+        if self.current is not None:
+            self.current.metrics.update(states.get("metrics", {}))
+        if stopped := states.get("stopped"):
+            self.plan.notes["stopped"] = stopped
 
     @torch.no_grad()
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -13,7 +13,7 @@ import cltk
 ROOT = Path(cltk.__file__).parent
 LAYERS = [
     {"errors"},
-    {"tensors", "packages", "brown", "corpora", "assets", "data", "packing", "probe", "models", "progress"},
+    {"files", "ranks", "tensors", "packages", "brown", "corpora", "assets", "data", "packing", "probe", "models", "progress"},
     {"mitigate", "measure"},
     {"deepspeed"},
     {"trainer"},

@@ -273,6 +273,54 @@ def test_refusals(train: Any) -> None:
         train([cltk.Replay([], 0.5)], go=False)
 
 
+@pytest.mark.parametrize(
+    ("mitigators", "message"),
+    [
+        (lambda: [cltk.LoRA(2), cltk.LoRA(4)], "LoRA stands twice"),
+        (lambda: [cltk.SAM(0.05), cltk.SAM(0.1)], "SAM stands twice"),
+        (lambda: [cltk.EarlyStopping(every=2), cltk.EarlyStopping(every=3)], "EarlyStopping stands twice"),
+        (lambda: [cltk.EMA(0.5), cltk.EMA(0.9)], "EMA stands twice"),
+        (lambda: [cltk.Rewarm(), cltk.ULMFiT()], "schedule"),
+        (lambda: [cltk.LoRA(2, targets=["nothing_of_this_name"])], r"lora\.targets"),
+        (lambda: [cltk.Replay([], 0.5)], "empty"),
+        (lambda: [cltk.EWC(1.0, {"memory": []})], "empty|no "),
+        (lambda: [cltk.EWC(1.0, {"no.such.weight": torch.ones(3)})], "another model|no.such.weight|lacks|missing"),
+        (lambda: [cltk.WiSEFT(1.2)], "alpha"),
+        (lambda: [cltk.WiSEFT(-0.1)], "alpha"),
+        (lambda: [cltk.DERPP(OLD, alpha=-1.0)], "alpha"),
+        (lambda: [cltk.LoRA(2, alpha=0.0)], "alpha"),
+    ],
+)
+def test_bad_input_is_refused_at_attach(mitigators: Any, message: str, train: Any) -> None:
+    with pytest.raises(InputError, match=message):
+        train(mitigators(), go=False)
+
+
+def test_what_may_stand_twice(train: Any) -> None:
+    """Two replays of two memories; learning rate factors multiply."""
+    both = train([cltk.LowLR(0.5), cltk.LowLR(0.5)])
+    assert both.optimizer.param_groups[0]["initial_lr"] == pytest.approx(3e-3 / 4)
+    assert len(train([cltk.Replay(OLD[:30], 0.25), cltk.Replay(OLD[30:], 0.25)], go=False).train_dataset) > 32
+
+
+REPORTED = {  # pairs that the literature reports as additive
+    "hft + replay": lambda: [cltk.Replay(OLD, 0.25), cltk.HFT()],
+    "stm + lora": lambda: [cltk.LoRA(4, rate=1.0), cltk.TokenWeights("stm", tau=1000.0)],
+    "sam + replay": lambda: [cltk.Replay(OLD, 0.25), cltk.SAM(0.05)],
+}
+
+
+@pytest.mark.parametrize("pair", REPORTED)
+def test_reported_pairs_train_as_neither_alone(pair: str, train: Any) -> None:
+    """Each of the two has its effect beside the other."""
+    both = train(REPORTED[pair]())
+    assert all(torch.isfinite(p).all() for p in both.model.parameters())
+    alone = [train([REPORTED[pair]()[i]]) for i in (0, 1)]
+    assert len({digest(t) for t in (both, *alone, train([]))}) == 4
+    for one in alone:
+        assert set(one.cltk_plan.notes) <= set(both.cltk_plan.notes)
+
+
 def rates(trainer: Any) -> list[float]:
     """The logged learning rates, as shares of the peak."""
     return [round(line["learning_rate"] / 3e-3, 3) for line in trainer.state.log_history if "learning_rate" in line]

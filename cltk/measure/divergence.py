@@ -10,6 +10,7 @@ import torch
 from cltk.data import IGNORED, Collator, Row
 from cltk.measure.stats import paired_mean
 from cltk.probe import evaluating, length_batches, logits_where
+from cltk.ranks import shared
 
 
 def row_kl(
@@ -57,6 +58,6 @@ def divergence(
     for name, rows in sets.items():
         some = rows if limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
         tell = (lambda a, b, name=name: progress(f"KL on {name}", a, b, 0)) if progress else None
-        estimate = paired_mean(row_kl(start, tuned, some, progress=tell))
+        estimate = paired_mean(shared(lambda part, tell=tell: row_kl(start, tuned, part, progress=tell), some))
         done[name] = {"kl": estimate.mean, "se": estimate.se, "ci": list(estimate.ci), "n": len(some)}
     return done

@@ -21,6 +21,7 @@ from cltk.errors import InputError
 from cltk.measure.scores import Scores, TaskScores
 from cltk.measure.stderr import fill_stderr
 from cltk.probe import row_nll
+from cltk.ranks import shared
 
 Progress = Callable[[str, int, int, int], None]  # what, done, total, tokens
 
@@ -117,17 +118,24 @@ class Suite:
         counts = {} if loaded is None else {name: len(task.eval_docs) for name, task in loaded["tasks"].items()}
         return {name: min(n, self.limit or n) for name, n in counts.items()} | {t.name: len(t.rows) for t in self.texts}
 
-    def tokens(self, tokenizer: Any) -> int:
-        """Tokens that one evaluation computes: every distinct context once, every continuation once."""
+    def _requests(self) -> dict[str, list[Any]]:
+        """What lm-eval will ask of a model, by task."""
         loaded = self.load()
-        contexts: set[str] = set()
-        pieces: list[str] = []
         with _quiet():
             for task in loaded["tasks"].values() if loaded else ():
                 task.build_all_requests(limit=self.limit, rank=0, world_size=1)
-                contexts.update(instance.args[0] for instance in task.instances)
-                pieces += [instance.args[1] for instance in task.instances if len(instance.args) > 1]
-        texts = [*contexts, *[str(piece) for piece in pieces]]
+        return {name: [one.args for one in task.instances] for name, task in loaded["tasks"].items()} if loaded else {}
+
+    def digests(self) -> dict[str, str]:
+        """sha256 (hex) of every task's requests and of every text's rows: equal digests, equal measurements."""
+        asked = {name: [[str(part) for part in args] for args in found] for name, found in self._requests().items()}
+        asked |= {text.name: [row.get("input_ids") or text_of(row, text.name) for row in text.rows] for text in self.texts}
+        return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in asked.items()}
+
+    def tokens(self, tokenizer: Any) -> int:
+        """Tokens that one evaluation computes: every distinct context once, every continuation once."""
+        requests = [args for found in self._requests().values() for args in found]
+        texts = [*{args[0] for args in requests}, *[str(args[1]) for args in requests if len(args) > 1]]
         texts += [text_of(row, text.name) for text in self.texts for row in text.rows if "input_ids" not in row]
         ready = sum(len(row["input_ids"]) for text in self.texts for row in text.rows if "input_ids" in row)
         return ready + sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) if texts else ready
@@ -209,8 +217,9 @@ def load_tasks(names: Sequence[str], include_path: str | Path | None) -> Any:
     """lm-eval's own index is read only when a name is not in `include_path`: it takes seconds."""
     from lm_eval.tasks import TaskManager
 
-    from cltk.measure.tasks import prepare
+    from cltk.measure.tasks import prepare, sandbox_templates
 
+    sandbox_templates()
     missing = list(names)
     managers = []
     with tempfile.TemporaryDirectory(prefix="cltk-tasks-") as out:
@@ -321,7 +330,8 @@ def _score_text(text: TextTask, model: Any, tokenizer: Any, digest: str, journal
     if known and all(answer is not None for answer in known):
         nll = [answer["logprob"] for answer in known]
     else:
-        nll, _ = row_nll(model, rows, progress=(lambda done, total: progress(text.name, done, total, 0)) if progress else None)
+        tell = (lambda done, total: progress(text.name, done, total, 0)) if progress else None
+        nll = shared(lambda some: row_nll(model, some, progress=tell)[0], rows)
         if journal is not None:
             journal.put_all({key: {"logprob": value, "greedy": False} for key, value in zip(keys, nll, strict=True)})
     values = {"nll": nll}
@@ -337,10 +347,11 @@ def _score_text(text: TextTask, model: Any, tokenizer: Any, digest: str, journal
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval and datasets log and draw bars on their own; ours is the only progress shown."""
+    """lm-eval and datasets log and draw bars on their own; ours is the only progress shown. Bad templates are in one line."""
     import logging
 
     import datasets
+    import jinja2
     import lm_eval.api.model
     import lm_eval.api.task
 
@@ -355,6 +366,8 @@ def _quiet() -> Iterator[None]:
     datasets.disable_progress_bars()
     try:
         yield
+    except jinja2.TemplateError as error:
+        raise InputError(f"a task's template cannot be filled: {type(error).__name__}: {error}") from None
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)

@@ -112,13 +112,14 @@ def compare(
             raise InputError(f"margin {metric}={margin}: name one of {', '.join(sorted(known))} and give a number above 0")
     margins = {metric: MARGINS.get(metric, 0.01) for metric in known} | dict(margins or {})
     rows = [_row(pair, metric, margins[metric], draws, seed) for pair in pairs.values() for metric in pair.pre]
-    headline = {task: _headline(list(pair.pre)) for task, pair in pairs.items()}
-    macro = _macro(rows, pairs, headline, draws, seed)
+    chosen = {task: headline(list(pair.pre)) for task, pair in pairs.items()}
+    macro = _macro(rows, pairs, chosen, draws, seed)
     samples = {task: pair.table() for task, pair in pairs.items()}
-    return Result(rows, macro, samples, headline, pre.digest, post.digest)
+    return Result(rows, macro, samples, chosen, pre.digest, post.digest)
 
 
-def _headline(metrics: list[str]) -> str:
+def headline(metrics: list[str]) -> str:
+    """The metric that stands for a task: see `compare`."""
     order = [*ACCURACIES, "nll"]
     ranked = [metric for name in order for metric in metrics if metric.split(",")[0] == name]
     return (ranked or metrics)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cltk.errors import InputError
+from cltk.files import disk_error
 
 
 class Answer(TypedDict):
@@ -31,18 +33,21 @@ def request_key(weights: str, tokens: ArrayLike, scored: int) -> str:
 class Journal:
     """Answers by key, one JSON line each: {"key", "logprob", "greedy", "check"}.
 
-    Floats are written as `repr` does, which reads back exactly; `check` is the start of the line's own sha256. A last line that
-    a kill cut short is dropped, and written over. Several processes may append to one file (it is locked for each write).
+    Floats are written as `repr` does, which reads back exactly; `check` is the start of the line's own sha256. What a kill or
+    a power loss left unfinished at the end is dropped, and written over. Several processes may append to one file (it is
+    locked for each write).
 
     Args:
         path: The file; created with its folder at the first write.
+        write: Whether answers go to the file; of several ranks one writes, and all remember.
 
     Raises:
-        InputError: A line in the middle is not what was written (file and line number are named).
+        InputError: A line before the last whole one is not what was written (file and line number are named).
+        DiskError: At a write: the disk is full, or the file cannot be written to.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, write: bool = True) -> None:
+        self.path, self.write = Path(path), write
         self._answers: dict[str, Answer] = {}
         if self.path.exists():
             self._read()
@@ -58,40 +63,61 @@ class Journal:
     def put_all(self, answers: Mapping[str, Answer]) -> None:
         """Append a batch, in one write and one fsync."""
         fresh = {key: answer for key, answer in answers.items() if key not in self._answers}
-        if not fresh:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(_line(key, answer) for key, answer in fresh.items()).encode()
-        with self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.truncate(_whole(file))
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
         self._answers.update(fresh)
+        if fresh and self.write:
+            self._append(fresh)
+
+    def _append(self, fresh: Mapping[str, Answer]) -> None:
+        text = "".join(_line(key, answer) for key, answer in fresh.items()).encode()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.truncate(_whole(file))
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise disk_error(error, self.path) or error from error
 
     def __len__(self) -> int:
         return len(self._answers)
 
     def _read(self) -> None:
-        whole, _, _ = self.path.read_bytes().rpartition(b"\n")
-        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
-            try:
-                row = json.loads(line)
-                key, answer = row["key"], Answer(logprob=row["logprob"], greedy=row["greedy"])
-                intact = _line(key, answer).encode() == line + b"\n"
-            except (ValueError, KeyError, TypeError):
-                intact = False
-            if not intact:
+        *lines, _ = self.path.read_bytes().split(b"\n")
+        found = [_answer(line) for line in lines]
+        while found and found[-1] is None:
+            found.pop()
+        if dropped := len(lines) - len(found):
+            logging.getLogger(__name__).warning(
+                "%s: the last %d lines were not written whole (power loss?); they are scored again", self.path, dropped
+            )
+        for number, pair in enumerate(found, start=1):
+            if pair is None:
                 raise InputError(f"{self.path}, line {number}: the line is damaged; delete the file to score again")
-            self._answers.setdefault(key, answer)
+            self._answers.setdefault(*pair)
 
 
 def _whole(file: BinaryIO) -> int:
-    """The length of a file up to its last newline; lines are far shorter than a block."""
+    """The length of a file up to its last whole line. Lines are shorter than a block; what a power loss left may be longer."""
     size = file.seek(0, os.SEEK_END)
-    start = file.seek(max(0, size - 4096))
-    return start + file.read().rfind(b"\n") + 1
+    for block in (4096, size):
+        start = file.seek(max(0, size - block))
+        *lines, _ = file.read().split(b"\n")
+        for last in range(len(lines), 0, -1):
+            if _answer(lines[last - 1]) is not None:
+                return start + sum(len(line) + 1 for line in lines[:last])
+    return 0
+
+
+def _answer(line: bytes) -> tuple[str, Answer] | None:
+    """Key and answer of a line as it was written; None of any other."""
+    try:
+        row = json.loads(line)
+        key, answer = row["key"], Answer(logprob=row["logprob"], greedy=row["greedy"])
+        return (key, answer) if _line(key, answer).encode() == line + b"\n" else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _line(key: str, answer: Answer) -> str:

@@ -21,6 +21,7 @@ from cltk.errors import InputError, RunError
 from cltk.measure.journal import Journal, request_key
 from cltk.measure.prefix_tree import Packed, Requests, Span, batches, pack, spans
 from cltk.measure.tree_forward import TreeForward, UnsupportedModelError
+from cltk.ranks import gathered, ranks, shared
 
 log = logging.getLogger(__name__)
 
@@ -106,16 +107,19 @@ class PrefixLM(HFLM):
         if self._trees is not None:
             self._trees.forget()
         self.model.eval()
+        rank, world = ranks()
+        planned = [(batch, _members(batch)) for batch in batches(spans(distinct), self.max_tokens)]
         with torch.inference_mode():
-            for batch in batches(spans(distinct), self.max_tokens):
-                members = [k for span in batch for k in range(span.low, span.high)]
-                if any(k not in answers for k in members):
-                    fresh = self._batch(distinct, batch)
-                    self._refuse_nan(fresh, distinct, requests)
-                    self._record(fresh, distinct)
-                    answers |= {k: answer for k, answer in fresh.items() if k not in answers}
-                    tokens += sum(span.size for span in batch)
-                done += int(copies[members].sum())
+            for start in range(0, len(planned), world):  # every rank does one batch, then all know the answers of all
+                turn = planned[start : start + world]
+                todo = [any(k not in answers for k in members) for _, members in turn]
+                fresh = self._batch(distinct, turn[rank][0]) if rank < len(turn) and todo[rank] else {}
+                for found in gathered(fresh) if any(todo) else ():
+                    self._refuse_nan(found, distinct, requests)
+                    self._record(found, distinct)
+                    answers |= {k: answer for k, answer in found.items() if k not in answers}
+                tokens += sum(span.size for (batch, _), due in zip(turn, todo, strict=True) if due for span in batch)
+                done += sum(int(copies[members].sum()) for _, members in turn)
                 if self.progress:
                     self.progress(done, len(requests), tokens)
         results = [answers[int(k)] for k in distinct.place]
@@ -123,6 +127,10 @@ class PrefixLM(HFLM):
             if text is not None:
                 self.cache_hook.add_partial("loglikelihood", text, answer)
         return results
+
+    def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
+        """lm-eval's own generation; several ranks share the requests."""
+        return shared(lambda part: super(PrefixLM, self).generate_until(part, disable_tqdm) if part else [], requests)
 
     def _truncated(self, request: Request, number: int) -> tuple[list[int], int]:
         """Token ids of context + continuation, cut from the left as HFLM does, and the number of scored ones."""
@@ -137,7 +145,7 @@ class PrefixLM(HFLM):
     def _batch(self, requests: Requests, batch: list[Span]) -> dict[int, Answer]:
         """Answers of a batch by request number; decides on the first batch of a kind whether trees can be used."""
         if self._trees is None:
-            return self._stock(requests, [k for span in batch for k in range(span.low, span.high)])
+            return self._stock(requests, _members(batch))
         packed = pack(requests, batch)
         kind = (packed.branching, len(packed.prefix) > 0)
         try:
@@ -204,6 +212,11 @@ class PrefixLM(HFLM):
                     f"{_name(requests[number], number)}: the model gives NaN; look for weights that are not finite (a run that"
                     " diverged) or use a wider dtype; batches before this one are kept where there is a journal"
                 )
+
+
+def _members(batch: list[Span]) -> list[int]:
+    """The requests of a batch, by number."""
+    return [k for span in batch for k in range(span.low, span.high)]
 
 
 def _answers(packed: Packed, logprob_S: torch.Tensor, greedy_S: torch.Tensor) -> dict[int, Answer]:

@@ -25,19 +25,54 @@ def prepare(include_path: Path, out: Path, tasks: Collection[str] | None = None)
     Assets are fetched only for the tasks, groups, tags or patterns ("local_*") asked for (None: all of them), with what
     those include. Tags such as !function stay as they are: only the values' own characters are replaced.
 
-    Raises InputError naming the file when the YAML is broken, or an asset or an included file does not exist.
+    Raises InputError naming the file when the YAML is broken, an asset or an included file does not exist, or a file outside
+    of the folder that is included runs Python (!function): naming a folder is consent to its own code only.
     """
     if not include_path.is_dir():
         raise InputError(f"{include_path}: no such task folder")
     sources = {path: path.read_text(encoding="utf-8") for path in sorted(include_path.rglob("*")) if _is_yaml(path)}
     nodes = {path: _compose(path, text) for path, text in sources.items()}
+    wanted = set(sources) if tasks is None else _wanted(nodes, set(tasks))
+    for path in wanted:
+        _refuse_foreign_code(include_path.resolve(), path, nodes[path])
     if not any(_values(node) for node in nodes.values()):
         return include_path
-    wanted = set(sources) if tasks is None else _wanted(nodes, set(tasks))
     shutil.copytree(include_path, out, dirs_exist_ok=True, ignore=_ignore)
     for path, text in sources.items():
         (out / path.relative_to(include_path)).write_text(_resolved(path, text, nodes[path], path in wanted), encoding="utf-8")
     return out
+
+
+def functions(include_path: Path) -> Path | None:
+    """The first YAML of a task folder that names Python (`!function`), if one does."""
+    found = (path for path in sorted(include_path.rglob("*")) if _is_yaml(path))
+    return next((path for path in found if "!function" in path.read_text(encoding="utf-8", errors="replace")), None)
+
+
+def sandbox_templates() -> None:
+    """Have lm-eval fill its templates in Jinja's sandbox: in its own environment a task's template can run any Python."""
+    import lm_eval.utils
+    from jinja2.sandbox import SandboxedEnvironment
+
+    own = lm_eval.utils.env
+    if not isinstance(own, SandboxedEnvironment):
+        env = SandboxedEnvironment(loader=own.loader, undefined=own.undefined, keep_trailing_newline=own.keep_trailing_newline)
+        env.filters.update(own.filters)
+        lm_eval.utils.env = env
+
+
+def _refuse_foreign_code(root: Path, path: Path, node: yaml.Node | None, above: tuple[Path, ...] = ()) -> None:
+    """Raises InputError when `path` includes a file outside of `root`, directly or not, that holds a !function."""
+    for include in _plain(node, "include"):
+        target = (path.parent / include).resolve()
+        if include.startswith(OWN) or not target.is_file() or target in above:
+            continue
+        text = target.read_text(encoding="utf-8")
+        if "!function" in text and not target.is_relative_to(root):
+            raise InputError(
+                f"{path}: includes {target}, which runs Python (!function) and is not in {root}; copy it there if you trust it"
+            )
+        _refuse_foreign_code(root, target, _compose(target, text), (*above, target))
 
 
 def _is_yaml(path: Path) -> bool:

@@ -16,9 +16,9 @@ from cltk.data import memory_rows
 from cltk.errors import InputError
 from cltk.mitigate.interface import Mitigator, Plan, Run
 from cltk.mitigate.memory import labelled
-from cltk.mitigate.ranks import agreed
 from cltk.models import load_model
 from cltk.probe import mean_nll
+from cltk.ranks import agreed
 
 
 def interpolate(start: Tensor, tuned: Tensor, alpha: float) -> Tensor:
@@ -142,6 +142,8 @@ class EMA(Mitigator):
     Source: Polyak & Juditsky 1992 (doi 10.1137/0330046); Tarvainen & Valpola 2017 (arXiv 1703.01780).
     """
 
+    once = True
+
     def __init__(self, decay: float = 0.999, every: int = 1) -> None:
         if not 0 <= decay < 1 or every < 1:
             raise InputError(f"ema: decay must be at least 0 and below 1, every at least 1; got {decay} and {every}")
@@ -187,6 +189,8 @@ class LMCocktail(FromStart):
 
     Source: Xiao et al. 2023 (arXiv 2311.13534).
     """
+
+    once = True
 
     name = "lm_cocktail"
 

@@ -20,8 +20,8 @@ from cltk.errors import InputError
 from cltk.mitigate.estimators import untouched
 from cltk.mitigate.interface import Mitigator, Plan, Run
 from cltk.mitigate.memory import labelled
-from cltk.mitigate.ranks import agreed
 from cltk.probe import logits_where, mean_nll
+from cltk.ranks import agreed
 
 TOLERANCE = 0.2  # of the budget
 STEP, TOP = 100.0, 1e4  # the bracket grows by STEP; with an importance of mean 1 no strength above TOP is tried

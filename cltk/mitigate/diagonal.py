@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from cltk import tensors
 from cltk.errors import InputError
+from cltk.files import write_atomic
 
 Info = dict[str, Any]
 ADDITIVE = ("kind", "level", "anchor_digest", "normalize", "floor")  # what two importances must share to be merged
@@ -70,17 +70,10 @@ class Importance(Mapping[str, Tensor]):
         Whole or not at all: a temporary file beside it, fsync, rename. An existing file is replaced.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         info = json.dumps(self.info, sort_keys=True)
         values = {name: value.cpu().contiguous() for name, value in self.items()}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            save_file(values, temporary, metadata={"cltk": info, "sha256": _seal(values, info)})
-            _sync(temporary)
-            os.replace(temporary, path)
-            _sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        metadata = {"cltk": info, "sha256": _seal(values, info)}
+        write_atomic(path, lambda temporary: save_file(values, temporary, metadata=metadata))
         return path
 
     @classmethod
@@ -251,11 +244,3 @@ def _size(tensor: Tensor) -> str:
 
 def _dtype(parameters: Any) -> str:
     return ",".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters}))
-
-
-def _sync(path: str | Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -101,6 +101,8 @@ class ULMFiT(Mitigator):
     Source: Howard & Ruder 2018 (arXiv 1801.06146).
     """
 
+    once = True
+
     def __init__(self, decay: float = 2.6, cut_frac: float = 0.1, ratio: float = 32, unfreeze: bool | int = True) -> None:
         if decay < 1 or not 0 <= cut_frac < 1 or ratio < 1 or unfreeze < 0:
             raise InputError(

@@ -24,8 +24,8 @@ from cltk.errors import InputError, RunError
 from cltk.mitigate.estimators import untouched
 from cltk.mitigate.interface import Mitigator, Plan
 from cltk.mitigate.memory import check_memory, check_number, text_rows
-from cltk.mitigate.ranks import ranks
 from cltk.mitigate.replay import mix
+from cltk.ranks import ranks
 
 BATCH = 16  # samples generated at a time: part of what decides the text
 SHOTS = 2  # examples in a context

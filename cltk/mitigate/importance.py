@@ -24,8 +24,8 @@ from cltk import tensors
 from cltk.errors import InputError, RunError
 from cltk.mitigate.diagonal import Importance, Info, check_scaling, relative_se, trace, update
 from cltk.mitigate.estimators import Exact, PerSequence, Sampled, untouched
-from cltk.mitigate.ranks import ranks
 from cltk.mitigate.sequences import Batch, Rows, data_digest, vocabulary
+from cltk.ranks import ranks
 
 __all__ = ["Importance", "fisher", "update"]
 Named = tensors.Named

@@ -116,6 +116,7 @@ class Mitigator:
 
     repeats = False  # `grad` calls run.repeat() and replaces p.grad: it must stand before every other method that edits it
     wraps = False  # `setup` puts another model in place of plan.model, and `finish`, called after all others, puts it back
+    once = False  # two of its kind in one list would undo each other
     averages = False  # `finish` mixes whole weights with other models': called last, on the plain model
 
     def setup(self, plan: Plan) -> None:

@@ -18,8 +18,8 @@ from cltk import tensors
 from cltk.data import IGNORED, Collator, Row, memory_rows, read_rows, text_of
 from cltk.errors import InputError
 from cltk.mitigate.interface import Plan, Run, counted, targets
-from cltk.mitigate.ranks import ranks
 from cltk.probe import takes_logits_to_keep
+from cltk.ranks import ranks
 
 Batch = dict[str, Tensor]
 

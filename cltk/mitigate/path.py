@@ -24,8 +24,8 @@ from cltk.mitigate.calibrate import tried
 from cltk.mitigate.diagonal import trace
 from cltk.mitigate.interface import Plan, Run
 from cltk.mitigate.quadratic import Anchored, check_penalty
-from cltk.mitigate.ranks import together
 from cltk.probe import logits_where
+from cltk.ranks import together
 
 
 def gained_(path: Tensor, grad: Tensor, before: Tensor, after: Tensor) -> None:

@@ -106,6 +106,8 @@ class Rewarm(Mitigator):
     Source: Ibrahim et al. 2024 (arXiv 2403.08763).
     """
 
+    once = True
+
     def __init__(self, warmup: float = 0.01, decay_to: float = 0.1) -> None:
         if not 0 <= warmup < 1 or not 0 <= decay_to <= 1:
             raise InputError(f"rewarm: warmup must be 0 to below 1 and decay_to 0 to 1, got {warmup} and {decay_to}")
@@ -139,6 +141,8 @@ class EarlyStopping(Mitigator):
     Source: Prechelt 1998 (doi 10.1007/3-540-49430-8_3); stopping on a retention budget after Kalajdzievski 2024
     (arXiv 2401.05605), who finds that stopping early moves along the forgetting curve rather than off it.
     """
+
+    once = True
 
     def __init__(
         self,

@@ -16,8 +16,8 @@ from cltk.data import memory_rows
 from cltk.errors import InputError
 from cltk.mitigate.importance import Importance, fisher
 from cltk.mitigate.interface import Plan
-from cltk.mitigate.ranks import agreed, ranks
 from cltk.mitigate.sequences import data_digest
+from cltk.ranks import agreed, ranks
 
 DEFAULTS = {"kind": "mc", "samples": 500, "batch_size": 8, "normalize": "mean", "seed": 0, "floor": 0.0, "rtol": None}
 CONTROLS = ("shuffled", "uniform")  # what a paper compares a Fisher with

@@ -1,4 +1,4 @@
-"""Reports: `cltk.report(runs, markdown=..., html=..., latex=...)`; see `cltk.report.api`."""
+"""Reports: `cltk.report(runs, markdown=..., html=..., latex=..., lm_eval=...)`; see `cltk.report.api`."""
 
 import sys
 from types import ModuleType

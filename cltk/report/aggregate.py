@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 
 from cltk.measure import stats
 from cltk.report import seeds
-from cltk.report.effects import Effect, Item, combined, finite, judged, kind
-from cltk.report.groups import Group, group_entries, reference_of
-from cltk.report.sources import Entry, Losses, ScoreFiles, headline_rows, stack
-
-Documents = dict[str, list[Losses | None]]  # task -> a run a seed; empty when none was read
+from cltk.report.effects import Effect, Item, combined, finite, kind
+from cltk.report.groups import Group, group_entries, references
+from cltk.report.sides import Side, common_seeds, difference
+from cltk.report.sources import Entry, ScoreFiles, headline_rows, stack
 
 
 @dataclass
@@ -25,6 +24,7 @@ class Summary:
     """One method (with one setting of everything that is no seed)."""
 
     label: str
+    family: str  # the same method with any setting
     plain: bool
     entries: list[Entry]  # one a seed, ascending
     retain: list[Effect]
@@ -33,6 +33,7 @@ class Summary:
     primary: Effect | None  # old-text NLL where there is one, else the macro accuracy
     primary_tasks: list[str]
     per_document: bool  # whether seeds x documents could be drawn
+    reference: int | None = None  # the summary, by number, of the plain training that this one is held against
     difference: Effect | None = None  # primary: forgetting - forgetting of plain
     learning: Effect | None = None  # new-task loss - that of plain: positive is learned less
     notes: list[str] = field(default_factory=list)
@@ -40,6 +41,15 @@ class Summary:
     @property
     def seeds(self) -> list[int]:
         return [entry.record.get("seed", 0) for entry in self.entries]
+
+    @property
+    def new_task(self) -> Effect | None:
+        """NLL of the new task where there is one."""
+        return next((effect for effect in self.learn if effect.metric == "nll"), None)
+
+    def on(self, task: str) -> Effect | None:
+        """Forgetting on one old task."""
+        return next((effect for effect in self.retain if effect.task == task), None)
 
     def is_primary(self, effect: Effect) -> bool:
         """Whether the primary endpoint is this one task."""
@@ -49,36 +59,28 @@ class Summary:
 def summarize(entries: Sequence[Entry]) -> list[Summary]:
     """A summary for every method and setting, in the order of their first records; linear in the number of records."""
     groups = group_entries(entries)
-    plains = [group for group in groups if group.plain]
-    references = {group: reference_of(group, plains) for group in groups if not group.plain}
-    files = ScoreFiles()
-    kept = {plain: _documents(plain, files) for plain in set(references.values()) if plain is not None}
+    plain, files = references(groups), ScoreFiles()
+    kept = {i: Side.read(groups[i].entries, files) for i in set(plain) if i is not None}
     done = []
-    for group in groups:
-        reference = references.get(group)
+    for i, (group, reference) in enumerate(zip(groups, plain, strict=True)):
         read = len(group.entries) > 1 or reference is not None
-        documents = kept[group] if group in kept else _documents(group, files) if read else {}
-        summary = _summary(group, documents)
+        side = kept[i] if i in kept else Side.read(group.entries, files) if read else Side(group.entries, {})
+        summary = _summary(group, side)
         if reference is not None:
-            _compare(summary, group, documents, reference, kept[reference])
+            summary.reference = reference
+            _compare(summary, side, kept[reference])
         done.append(summary)
     return _adjust(done)
 
 
-def _documents(group: Group, files: ScoreFiles) -> Documents:
-    found = [files.losses(entry) for entry in group.entries]
-    tasks = dict.fromkeys(task for losses in found if losses for task in losses)
-    return {task: [losses.get(task) if losses else None for losses in found] for task in tasks}
-
-
-def _summary(group: Group, documents: Documents) -> Summary:
-    retain, learn = (_items(group, role, documents) for role in ("retain", "learn"))
+def _summary(group: Group, side: Side) -> Summary:
+    retain, learn = (_items(group, role, side) for role in ("retain", "learn"))
     texts = [item for item in retain if item.kind == "nll"]
     accuracies = [item for item in retain if item.kind == "accuracy"]
     macro = _mean(group, accuracies, "macro") if accuracies else None
     chosen = texts or accuracies or retain[:1]
     return Summary(
-        group.label, group.plain, group.entries,
+        group.label, group.family, group.plain, group.entries,
         retain=[combined([item], item.rows[0]["task"]) for item in retain],
         learn=[combined([item], item.rows[0]["task"]) for item in learn],
         macro=macro,
@@ -89,15 +91,14 @@ def _summary(group: Group, documents: Documents) -> Summary:
     )  # fmt: skip
 
 
-def _items(group: Group, role: str, documents: Documents) -> list[Item]:
+def _items(group: Group, role: str, side: Side) -> list[Item]:
     """The tasks that every seed has, in the order of the first."""
     by_seed = [{row["task"]: row for row in headline_rows(entry.record, role)} for entry in group.entries]
     items = []
     for task in by_seed[0]:
         if all(task in rows for rows in by_seed):
             rows = [found[task] for found in by_seed]
-            runs = documents.get(task, [])
-            whole = stack(runs)
+            whole = stack(side.runs(task))
             if whole is None:
                 errors = [finite(row["se"], math.nan) for row in rows]
                 evidence = seeds.from_records([row["forgetting"] for row in rows], errors, rows[0]["clusters"], rows[0]["n"])
@@ -118,30 +119,15 @@ def _mean(group: Group, items: list[Item], name: str) -> Effect:
     return combined(items, name)
 
 
-def _compare(summary: Summary, group: Group, documents: Documents, plain: Group, plain_documents: Documents) -> None:
+def _compare(summary: Summary, side: Side, plain: Side) -> None:
     """Fill in the differences to plain training: the same seeds on the same documents."""
-    ours, theirs = ([entry.record.get("seed", 0) for entry in one.entries] for one in (group, plain))
-    common = [seed for seed in ours if seed in theirs]
-    if not common:
+    if not common_seeds(side, plain):
         summary.notes.append("not compared with plain training: no seed in common")
         return
-
-    def difference(tasks: Sequence[str], role: str) -> Effect | None:
-        evidence = []
-        for task in tasks:
-            a = stack([documents[task][ours.index(seed)] for seed in common]) if task in documents else None
-            b = stack([plain_documents[task][theirs.index(seed)] for seed in common]) if task in plain_documents else None
-            if a is None or b is None or a.documents != b.documents:
-                return None
-            evidence.append(seeds.from_documents(a.d - b.d, a.cluster))
-        rows = [row for entry in group.entries for row in headline_rows(entry.record, role) if row["task"] in tasks]
-        name = tasks[0] if len(tasks) == 1 else "mean"
-        return replace(judged(name, rows, evidence), more=True) if evidence else None
-
-    summary.difference = difference(summary.primary_tasks, "retain")
+    summary.difference = difference(side, plain, summary.primary_tasks, "retain")
     if summary.difference is None:
         summary.notes.append("not compared with plain training: per-document scores are missing or of other documents")
-    summary.learning = difference([effect.task for effect in summary.learn[:1]], "learn")
+    summary.learning = difference(side, plain, [effect.task for effect in summary.learn[:1]], "learn")
 
 
 def _adjust(summaries: list[Summary]) -> list[Summary]:

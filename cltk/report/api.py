@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cltk.report import tables
-from cltk.report.aggregate import summarize
+from cltk.report import export, tables
+from cltk.report.aggregate import Summary, summarize
 from cltk.report.sources import read_entries
 
 
 def report(
-    runs: str | Path | Sequence[dict[str, Any] | str | Path], *, markdown: str | Path | None = None, show: bool = True
+    runs: str | Path | Sequence[dict[str, Any] | str | Path],
+    *,
+    markdown: str | Path | None = None,
+    html: str | Path | None = None,
+    latex: str | Path | None = None,
+    lm_eval: str | Path | None = None,
+    show: bool = True,
 ) -> str:
     """Print the verdicts and tables of records and return them as Markdown.
 
@@ -24,26 +30,57 @@ def report(
         runs: a folder that `cltk run` wrote, one record's file, or a list of files and records. A record alone has no
             scores beside it.
         markdown: a file to write the Markdown to as well.
+        html: a file to write a page to: tables, figures and lost documents, all in one file.
+        latex: a folder to write tables (.tex, for booktabs) and figures (.pdf) to.
+        lm_eval: a folder to copy lm-eval's own result files of every run to, in the layout of its tools.
         show: whether to print to the terminal.
 
     Raises:
-        InputError: no records, or a damaged one.
+        InputError: no records, or a damaged one; `lm_eval` without lm-eval's files beside every record.
     """
     summaries = summarize(read_entries(runs))
+    if lm_eval is not None:
+        export.write(summaries, Path(lm_eval))
     found = [tables.overview(summaries), tables.against_plain(summaries), tables.seeds(summaries), tables.details(summaries)]
     parts = [part for part in found if part is not None]
     words = tables.verdict(summaries)
     text = "\n".join(["\n".join(f"- {line}" for line in words), "", *[part.markdown() for part in parts]])
     if markdown is not None:
-        Path(markdown).write_text(text, encoding="utf-8")
+        _write(markdown, text)
+    if html is not None or latex is not None:
+        _publish(summaries, html, latex)
     if show:
-        from rich.console import Console
-
-        console = Console()
-        if not console.is_terminal and "COLUMNS" not in os.environ:
-            console = Console(width=140)  # a file or a pipe has no width of its own
-        for line in words:
-            console.print(line, markup=False, highlight=False)
-        for part in parts:
-            console.print(part.rich())
+        _print(words, parts)
     return text
+
+
+def _publish(summaries: Sequence[Summary], html: str | Path | None, latex: str | Path | None) -> None:
+    """Page and LaTeX need matplotlib, which tables do not wait for."""
+    from cltk.report.pairs import Study
+
+    study = Study(summaries)
+    if html is not None:
+        from cltk.report.page import render
+
+        _write(html, render(study))
+    if latex is not None:
+        from cltk.report.latex import write
+
+        write(study, Path(latex))
+
+
+def _write(file: str | Path, text: str) -> None:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(text, encoding="utf-8")
+
+
+def _print(words: Sequence[str], parts: Sequence[tables.Table]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=140)  # a file or a pipe has no width of its own
+    for line in words:
+        console.print(line, markup=False, highlight=False)
+    for part in parts:
+        console.print(part.rich())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +78,11 @@ def unit(metric: str) -> str:
 def kind(metric: str) -> str:
     """Metrics of one kind are averaged over tasks."""
     return "accuracy" if is_accuracy(metric) else metric
+
+
+def scaled(effect: Effect, value: Any, sign: int = 1) -> Any:
+    """A number or an array in the unit shown: accuracies in percentage points."""
+    return sign * (100 * value if effect.binary else value)
 
 
 def finite(value: float | None, missing: float) -> float:

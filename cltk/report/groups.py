@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from cltk.report.sources import Entry, Record
 from cltk.run.records import digest_of
 
+PLAIN = "plain"  # the family of fine-tuning without a method, at any learning rate
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True)
 class Group:
     """Records of one method with one setting of everything else, one a seed, ascending."""
 
     label: str
+    family: str  # the methods in use, whatever their settings
     plain: bool
     context: str  # digest of all but method and seed
     start: str  # the start model
@@ -33,7 +36,7 @@ def group_entries(entries: Iterable[Entry]) -> list[Group]:
         repeated = len(found) - len(by_seed)
         notes = [f"a seed has several records, of which the last counts ({repeated} left out)"] if repeated else []
         ordered = [by_seed[seed] for seed in sorted(by_seed)]
-        groups.append(Group(label, _is_plain(first), _context(first), _start(first), ordered, notes))
+        groups.append(Group(label, _family(first), _is_plain(first), _context(first), _start(first), ordered, notes))
     return groups
 
 
@@ -79,8 +82,30 @@ def _is_plain(record: Record) -> bool:
     return not config["mitigators"] if "mitigators" in config else record["method"] == "plain"
 
 
-def reference_of(group: Group, plains: Sequence[Group]) -> Group | None:
-    """Plain training with all else equal; where there is none, the only plain training of the same start model."""
-    same = [plain for plain in plains if plain.context == group.context]
-    near = [plain for plain in plains if plain.start == group.start]
-    return same[0] if same else near[0] if len(near) == 1 else None
+def references(groups: Sequence[Group]) -> list[int | None]:
+    """For each group the number of the plain training that it is held against, None for plain training itself.
+
+    Plain training with all else equal; where there is none, the only plain training of the same start model.
+    """
+    same, near = dict[str, int](), defaultdict[str, list[int]](list)
+    for i, group in enumerate(groups):
+        if group.plain:
+            same.setdefault(group.context, i)
+            near[group.start].append(i)
+    alone = {start: found[0] for start, found in near.items() if len(found) == 1}
+    return [None if group.plain else same.get(group.context, alone.get(group.start)) for group in groups]
+
+
+def learning_rate(record: Record) -> float | None:
+    """The rate that the run trained at, which low_lr scales."""
+    low = record["train"].get("notes", {}).get("low_lr", {})
+    return low.get("learning_rate", record.get("config", {}).get("train", {}).get("learning_rate"))
+
+
+def _family(record: Record) -> str:
+    """The methods in use, whatever their settings. A low learning rate alone is plain fine-tuning at another rate."""
+    entries = record.get("config", {}).get("mitigators")
+    if entries is None:
+        return str(record["method"])
+    names = [name for entry in entries for name in ([entry] if isinstance(entry, str) else entry)]
+    return PLAIN if names in ([], ["low_lr"]) else " + ".join(names)

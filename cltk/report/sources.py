@@ -35,6 +35,8 @@ class Losses:
     cluster: list[str]  # a label a document; empty: all are independent
     right: Floats | None  # [n] of 0 and 1 after training; None for continuous metrics
     documents: list[str]  # their hashes, in the order of d
+    before: Floats  # [n], the start model's scores
+    after: Floats
 
 
 def read_entries(runs: str | Path | Sequence[Record | str | Path]) -> list[Entry]:
@@ -120,7 +122,7 @@ def _pairs(base: Scores, post: Scores, headline: dict[str, str]) -> dict[str, Lo
     for task, metric in headline.items():
         one = pairs[task]
         right = one.post[metric] if one.binary(metric) else None
-        done[task] = Losses(one.loss(metric), one.cluster, right, one.doc_hash)
+        done[task] = Losses(one.loss(metric), one.cluster, right, one.doc_hash, one.pre[metric], one.post[metric])
     return done
 
 
@@ -134,11 +136,12 @@ def _only(scores: Scores, headline: dict[str, str]) -> Scores:
 
 
 def stack(runs: Sequence[Losses | None]) -> Losses | None:
-    """Runs on the same documents as one, with d and right [seeds, n]; None when one is missing or has other documents."""
+    """Runs on the same documents as one, with arrays [seeds, n]; None when one is missing or has other documents."""
     first = runs[0] if runs else None
     if first is None or any(run is None or run.documents != first.documents for run in runs):
         return None
     whole = [run for run in runs if run is not None]
     right = [run.right for run in whole if run.right is not None]
     rights = np.stack(right) if len(right) == len(whole) else None
-    return Losses(np.stack([run.d for run in whole]), first.cluster, rights, first.documents)
+    d, before, after = (np.stack([getattr(run, name) for run in whole]) for name in ("d", "before", "after"))
+    return Losses(d, first.cluster, rights, first.documents, before, after)

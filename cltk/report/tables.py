@@ -83,15 +83,26 @@ def overview(summaries: Sequence[Summary]) -> Table:
     texts = _texts(summaries)
     rows = []
     for summary in summaries:
-        steps = sorted({entry.record["train"]["steps"] for entry in summary.entries})
-        learn, old = _new_task(summary), {effect.task: effect for effect in summary.retain}
+        learn, old = summary.new_task, {effect.task: effect for effect in summary.retain}
         rows.append([
-            summary.label, str(len(summary.entries)), "-".join(map(str, [steps[0], steps[-1]][: len(steps)])),
+            summary.label, str(len(summary.entries)), steps(summary),
             quantity(learn, sign=-1) if learn else "",
             *[quantity(old[name]) if name in old else "" for name in texts],
             quantity(summary.macro) if summary.macro else "",
         ])  # fmt: skip
-    return Table("What was learned and what was forgotten", _heads(["method", "seeds", "steps"], texts), rows, _note(summaries))
+    return Table("What was learned and what was forgotten", _heads(["method", "seeds", "steps"], texts), rows, note(summaries))
+
+
+def steps(summary: Summary) -> str:
+    """Of all seeds: one number, or the smallest and the largest."""
+    found = [entry.record["train"]["steps"] for entry in summary.entries]
+    return span(found)
+
+
+def span(counts: Sequence[int]) -> str:
+    """ "3" or "3-5"."""
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low}-{high}"
 
 
 def _heads(first: list[str], texts: Sequence[str]) -> list[str]:
@@ -102,11 +113,7 @@ def _texts(summaries: Sequence[Summary]) -> list[str]:
     return list(dict.fromkeys(one.task for summary in summaries for one in summary.retain if one.metric == "nll"))
 
 
-def _new_task(summary: Summary) -> Effect | None:
-    return next((effect for effect in summary.learn if effect.metric == "nll"), None)
-
-
-def _note(summaries: Sequence[Summary]) -> str:
+def note(summaries: Sequence[Summary]) -> str:
     """How the intervals came about, only what applies."""
     lines = [
         "±: half of the 95 % interval, paired document by document. A rise and a loss are forgetting. NLL in nats a token."
@@ -123,11 +130,17 @@ def _note(summaries: Sequence[Summary]) -> str:
         )
     said: dict[str, list[str]] = {}
     for summary in summaries:
-        for note in summary.notes:
-            said.setdefault(note, []).append(summary.label)
-    for note, labels in said.items():
-        lines.append(f"{', '.join(labels[:5])}{f' and {len(labels) - 5} more' if len(labels) > 5 else ''}: {note}.")
+        for words in summary.notes:
+            said.setdefault(words, []).append(summary.label)
+    for words, labels in said.items():
+        lines.append(f"{some(labels, 5)}: {words}.")
     return " ".join(lines)
+
+
+def some(labels: Sequence[str], most: int) -> str:
+    """The first of them, and how many there are more."""
+    more = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return f"{', '.join(labels[:most])}{more}"
 
 
 def seeds(summaries: Sequence[Summary]) -> Table | None:
@@ -138,7 +151,7 @@ def seeds(summaries: Sequence[Summary]) -> Table | None:
     rows = []
     for summary in summaries:
         old = {effect.task: effect for effect in summary.retain}
-        shown = [(_new_task(summary), -1), *[(old.get(name), 1) for name in texts], (summary.macro, 1)]
+        shown = [(summary.new_task, -1), *[(old.get(name), 1) for name in texts], (summary.macro, 1)]
         for i, seed in enumerate(summary.seeds):
             cells = [number(sign * one.points[i], one.metric, "+") if one else "" for one, sign in shown]
             rows.append([summary.label, str(seed), *cells])
@@ -198,7 +211,7 @@ def verdict(summaries: Sequence[Summary]) -> list[str]:
     """In words, a line a method: does it learn, what does it forget, is it better than plain training."""
     lines = []
     for summary in summaries:
-        learn, on = _new_task(summary), dict[str, list[str]]()
+        learn, on = summary.new_task, dict[str, list[str]]()
         for effect in summary.retain:
             if not summary.is_primary(effect):
                 on.setdefault(effect.verdict, []).append(effect.task)

@@ -7,109 +7,20 @@ only inheritance. An unknown key is an error that names the file, the line, the 
 from __future__ import annotations
 
 import itertools
-import typing
-from dataclasses import dataclass, fields
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ValidationError
 
 from cltk.errors import InputError
+from cltk.run.arguments import check_train, flatten, train_model
 from cltk.run.methods import check_mitigators, method_name, nearest, resolve_path, signature_schema
+from cltk.run.spec import DataSpec, Experiment, Source, TextSpec
 from cltk.run.yaml import Keys, read_yaml
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1, strict=False)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class ModelSpec(_Section):
-    """The start model; it is never written to."""
-
-    pretrained: str = Field(description="hub id, folder, or asset:NAME")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="what the weights are trained in")
-    trust_remote_code: bool = Field(False, description="whether Python that comes with the model may run")
-
-
-class Source(_Section):
-    """Rows of prompts and completions."""
-
-    path: str = Field(description="a .jsonl, .json, .csv, .parquet or .txt file, a saved data set, asset:NAME/FILE or hub id")
-    name: str | None = Field(None, description="the configuration of a hub data set")
-    split: str | None = Field(None, description="the split of a data set")
-    prompt: str | None = Field(None, description="column, or template such as 'Question: {question}\\nAnswer:'")
-    completion: str | None = Field(None, description="column or template")
-    limit: Count | None = Field(None, description="the first N rows")
-
-
-class DataSpec(_Section):
-    """The new task."""
-
-    train: Source
-    validation: Source | Fraction = Field(0.1, description="for choices during training; a fraction is split off by prompt")
-    heldout: Source | Fraction = Field(0.1, description="for the reported gain; a fraction is split off by prompt")
-    max_length: Count = Field(512, description="tokens; longer sequences are cut on the right")
-    chat_template: bool = Field(False, description="one user and one assistant turn")
-    completion_only: bool = Field(True, description="whether prompt tokens are left out of the loss")
-
-
-class TextSpec(_Section):
-    """Held-out text whose token NLL is measured."""
-
-    text: str = Field(description="file, asset:NAME/FILE or hub id")
-    name: str | None = Field(None, description="the row's name in tables; the file's name when not given")
-    limit: Count | None = Field(None, description="N rows, evenly spread over the file")
-    cluster: str | None = Field(None, description="column that groups dependent rows")
-
-
-class EvalSpec(_Section):
-    """What is measured before and after."""
-
-    retain: list[str | TextSpec] = Field(default_factory=list, description="lm-eval tasks, suite files, held-out texts")
-    learn: list[str | TextSpec] = Field(default_factory=list, description="more measures of the gain, beside held-out NLL")
-    limit: Count | None = Field(None, description="documents of each lm-eval task")
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
-    include_path: str | None = Field(None, description="folder of task YAML; its !function runs Python")
-    chat_template: bool = False
-    batch_size: Count | Literal["auto"] = "auto"
-    kl_rows: Annotated[int, Field(ge=0)] = Field(16, description="rows of each text on which KL(start || tuned) is measured")
-    margins: dict[str, float] = Field(default_factory=dict, description="{metric: loss that does not matter}")
-    scorer: Literal["prefix", "stock"] = Field("prefix", description="contexts computed once, or lm-eval's own HFLM")
-
-
-Switch = Literal["auto", True, False]
-
-
-class SpeedSpec(_Section):
-    """What makes training faster with the same result: auto (where exact), true (or an error), false."""
-
-    packing: Switch = Field("auto", description="sequences end to end instead of padding")
-    grouping: Switch = Field("auto", description="batches of like lengths; auto: where packing is not exact")
-    label_head: Switch = Field("auto", description="the output head only where a label is")
-    autocast: Switch = Field("auto", description="bfloat16 autocast; auto: where its products are faster")
-    fused: Switch = Field("auto", description="AdamW in one kernel")
-    onednn: Switch = Field("auto", description="float32 products through oneDNN; auto: where float32 and faster")
-    allocator: Switch = Field("auto", description="freed memory is kept; `cltk run` on glibc only")
-
-
-class Experiment(_Section):
-    """One experiment: a cell for every combination of the grid."""
-
-    base: str | None = Field(None, description="a YAML file whose keys hold where this one has none")
-    model: ModelSpec
-    data: DataSpec
-    seed: int = Field(0, description="of training: data order, dropout, sampled labels")
-    train: dict[str, Any] = Field(default_factory=dict, description="transformers.TrainingArguments, by their names")
-    mitigators: list[Any] = Field(default_factory=list, description="applied in this order: name -> arguments")
-    evals: EvalSpec = Field(default_factory=lambda: EvalSpec())
-    speed: SpeedSpec = Field(default_factory=lambda: SpeedSpec())
-    grid: dict[str, list[Any] | dict[str, Any]] = Field(default_factory=dict, description="key -> values, or name -> value")
-    keep_model: bool = Field(True, description="whether the fine-tuned weights are kept")
+Where = Callable[[Keys], str]  # key path -> "file:line"
 
 
 @dataclass(frozen=True)
@@ -119,13 +30,30 @@ class Cell:
     method: str  # the name of its mitigators in tables
     labels: dict[str, Any]  # grid key -> value or its name
     config: Experiment  # without grid
+    stage: str = ""  # of one training of a stream
+
+    @property
+    def data(self) -> DataSpec:
+        """The new task of a cell that is one training."""
+        assert self.config.data is not None
+        return self.config.data
+
+    @property
+    def trainings(self) -> list[Cell]:
+        """A cell of one training for every stage; this cell itself where there are none."""
+        config = self.config
+        changes = [{"data": stage.data, "train": {**config.train, **stage.train}, "stages": []} for stage in config.stages]
+        cells = [replace(self, config=config.model_copy(update=change)) for change in changes]
+        return [replace(cell, stage=stage.name) for cell, stage in zip(cells, config.stages, strict=True)] or [self]
 
     @property
     def name(self) -> str:
         """A folder name: method, seed and other grid values."""
         parts = [self.method] + [f"{key.split('.')[-1]}={value}" for key, value in self.labels.items() if key != "mitigators"]
         text = "_".join(parts) if self.labels.get("seed") is not None else "_".join([*parts, f"seed={self.config.seed}"])
-        return "".join(c if c.isalnum() or c in "-_=.+" else "-" for c in text).lstrip(".")[:120]
+        return (
+            "".join(c if c.isalnum() or c in "-_=.+" else "-" for c in text).lstrip(".").encode()[:120].decode(errors="ignore")
+        )
 
 
 @dataclass(frozen=True)
@@ -178,6 +106,7 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
         return f"{files.get(known, file)}:{lines.get(known, 1)}"
 
     experiment = _model(Experiment, data, (), where)
+    _check_stages(experiment, where)
     cells = []
     for labels, name, at_mitigators, values in _product(experiment.grid, where):
         changed = data
@@ -186,10 +115,9 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
         config = experiment if not values else _model(Experiment, changed, ("grid",), where)
         check_mitigators(config.mitigators, file.parent, lambda keys, inside=at_mitigators: where((*inside, *keys)))
         at: Keys = ("grid",) if any(key.startswith("train") for key in values) else ("train",)
-        checked = check_train(config.train, lambda keys, at=at: where((*at, *keys)))
-        if "seed" in checked:
-            raise InputError(f"{where(('train', 'seed'))}: train.seed: use the top-level key `seed`")
-        config = config.model_copy(update={"train": checked, "grid": {}, "base": None})
+        config = config.model_copy(update={"train": _checked(config.train, at, where), "grid": {}, "base": None})
+        for i, stage in enumerate(config.stages):
+            _checked({**config.train, **stage.train}, ("stages", i, "train"), where)
         cells.append(Cell(name or method_name(config.mitigators), labels, config))
     _check_files(experiment, file.parent, where)
     duplicates = [cell.name for cell in cells if sum(cell.name == other.name for other in cells) > 1]
@@ -198,14 +126,14 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
     return Plan(file, experiment, cells)
 
 
-def _model(cls: type[BaseModel], data: Any, above: Keys, where: Any) -> Any:
+def _model(cls: type[BaseModel], data: Any, above: Keys, where: Where) -> Any:
     try:
         return cls.model_validate(data)
     except ValidationError as error:
         raise InputError(_explain(error.errors()[0], cls, above, where)) from None
 
 
-def _explain(problem: Any, cls: type[BaseModel], above: Keys, where: Any) -> str:
+def _explain(problem: Any, cls: type[BaseModel], above: Keys, where: Where) -> str:
     keys = tuple(key for key in problem["loc"] if not _is_branch(key))
     dotted = ".".join(map(str, (*above, *keys))) or "file"
     if problem["type"] == "extra_forbidden":
@@ -224,17 +152,12 @@ def _is_branch(key: Any) -> bool:
 def _names_at(cls: Any, keys: Keys) -> list[str]:
     for key in keys:
         if isinstance(key, str) and key in getattr(cls, "model_fields", {}):
-            inner = [a for a in _flatten(cls.model_fields[key].annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+            inner = [a for a in flatten(cls.model_fields[key].annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
             cls = inner[0] if inner else None
     return list(getattr(cls, "model_fields", {}))
 
 
-def _flatten(annotation: Any) -> list[Any]:
-    arguments = typing.get_args(annotation)
-    return [annotation] if not arguments else [x for a in arguments for x in _flatten(a)]
-
-
-def _product(grid: dict[str, Any], where: Any) -> list[tuple[dict[str, Any], str, Keys, dict[str, Any]]]:
+def _product(grid: dict[str, Any], where: Where) -> list[tuple[dict[str, Any], str, Keys, dict[str, Any]]]:
     """Every combination: labels, the method's given name, where its mitigators stand in the file, key -> value."""
     axes = []
     for key, values in grid.items():
@@ -255,7 +178,7 @@ def _label(key: str, value: Any) -> Any:
     return method_name(value) if key == "mitigators" and isinstance(value, list) else value
 
 
-def _set(data: dict[str, Any], dotted: str, value: Any, where: Any) -> dict[str, Any]:
+def _set(data: dict[str, Any], dotted: str, value: Any, where: Where) -> dict[str, Any]:
     head, _, rest = dotted.partition(".")
     if head not in Experiment.model_fields or head in ("grid", "base"):
         raise InputError(f"{where(('grid', dotted))}: grid.{dotted}: unknown key{nearest(head, Experiment.model_fields)}")
@@ -271,65 +194,40 @@ def _set(data: dict[str, Any], dotted: str, value: Any, where: Any) -> dict[str,
     return {**data, head: {**inner, rest: value}}
 
 
-@cache
-def train_model() -> type[BaseModel]:
-    """A pydantic model with every field of transformers.TrainingArguments, under its own name and type."""
-    from transformers import TrainingArguments
-
-    hints = typing.get_type_hints(TrainingArguments)
-    definitions: dict[str, Any] = {
-        field.name: (_plain_type(hints[field.name]), Field(None, description=field.metadata.get("help")))
-        for field in fields(TrainingArguments)
-        if field.init
-    }
-    return create_model("TrainingArguments", __config__=ConfigDict(extra="forbid", protected_namespaces=()), **definitions)
-
-
-def _plain_type(hint: Any) -> Any:
-    """The part of a type that YAML can hold."""
-    plain = [t for t in _flatten(hint) if t in (str, int, float, bool)]
-    if any(
-        origin in (dict, list) for origin in [typing.get_origin(hint), *map(typing.get_origin, typing.get_args(hint))]
-    ) or any(t in (dict, list) for t in _flatten(hint)):
-        return Any
-    if not plain:
-        return str | bool | int | float | None  # an enum, given by its value
-    union: Any = None
-    for t in (bool, int, float, str):
-        if t in plain:
-            union = t if union is None else union | t
-    return union | None
-
-
-def check_train(train: dict[str, Any], where: Any) -> dict[str, Any]:
-    """Names and types of the training arguments, then what TrainingArguments itself has to say."""
-    cls = train_model()
-    unknown = [key for key in train if key not in cls.model_fields]
-    if unknown:
-        key = unknown[0]
-        raise InputError(f"{where((key,))}: train.{key}: unknown training argument{nearest(str(key), cls.model_fields)}")
-    try:
-        checked = cls.model_validate(train).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = problem["loc"][0]
-        got = repr(problem["input"])[:60]
-        raise InputError(
-            f"{where((field,))}: train.{field}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {got}"
-        ) from None
-    from cltk.run.train import training_arguments
-
-    training_arguments(checked, 0, Path("unused"), where)
+def _checked(train: dict[str, Any], at: Keys, where: Where) -> dict[str, Any]:
+    checked = check_train(train, lambda keys: where((*at, *keys)))
+    if "seed" in checked:
+        raise InputError(f"{where((*at, 'seed'))}: train.seed: use the top-level key `seed`")
     return checked
 
 
-def _check_files(experiment: Experiment, folder: Path, where: Any) -> None:
-    data, evals = experiment.data, experiment.evals
-    places: list[tuple[Keys, str]] = [(("data", "train", "path"), data.train.path)]
-    places += [
-        (("data", key, "path"), source.path)
-        for key, source in (("validation", data.validation), ("heldout", data.heldout))
-        if isinstance(source, Source)
+def _check_stages(experiment: Experiment, where: Where) -> None:
+    """One task or a stream of them; names that do not collide in tables."""
+    stages = experiment.stages
+    if (experiment.data is None) == (not stages):
+        both = "not both" if stages else "one of them is required"
+        raise InputError(f"{where(('stages',) if stages else ())}: data, stages: give `data` (one task) or `stages`, {both}")
+    listed = [*experiment.evals.retain, *experiment.evals.learn]
+    taken = [entry if isinstance(entry, str) else entry.label for entry in listed]
+    learned = [entry if isinstance(entry, str) else entry.label for entry in experiment.evals.learn]
+    for i, stage in enumerate(stages):
+        if stage.name in taken:
+            raise InputError(f"{where(('stages', i, 'name'))}: stages.{i}.name: {stage.name!r} is taken; give another name")
+        taken.append(stage.name)
+        if stage.score is not None and stage.score not in learned:
+            known = nearest(stage.score, learned) if learned else "; evals.learn is empty"
+            raise InputError(f"{where(('stages', i, 'score'))}: stages.{i}.score: {stage.score!r} is not in evals.learn{known}")
+
+
+def _check_files(experiment: Experiment, folder: Path, where: Where) -> None:
+    evals = experiment.evals
+    tasks: list[tuple[Keys, DataSpec]] = [(("stages", i, "data"), stage.data) for i, stage in enumerate(experiment.stages)]
+    tasks += [(("data",), experiment.data)] if experiment.data else []
+    places: list[tuple[Keys, str]] = [
+        ((*at, key, "path"), source.path)
+        for at, data in tasks
+        for key in ("train", "validation", "heldout")
+        if isinstance(source := getattr(data, key), Source)
     ]
     for role, entries in (("retain", evals.retain), ("learn", evals.learn)):
         places += [(("evals", role, i, "text"), e.text) for i, e in enumerate(entries) if isinstance(e, TextSpec)]

@@ -207,7 +207,7 @@ def estimate_yaml(file: str | Path, model: str | None = None, **given: Any) -> l
     for cell in plan.cells:
         spec = model or cell.config.model.pretrained
         local = plan.folder / spec
-        found = _setup_of(cell.config, bf16)
+        found = setup_of(cell.config, bf16)
         done.setdefault(cell.method, replace(
             estimate_model(str(local) if local.is_dir() else spec, replace(found, **given), cell.config.mitigators),
             method=cell.method,
@@ -215,11 +215,12 @@ def estimate_yaml(file: str | Path, model: str | None = None, **given: Any) -> l
     return list(done.values())
 
 
-def _setup_of(config: Any, bf16: bool) -> Setup:
-    train = config.train
+def setup_of(config: Any, bf16: bool) -> Setup:
+    """How this experiment trains; `bf16`: whether its products are narrow."""
+    train, tasks = config.train, [config.data] if config.data else [stage.data for stage in config.stages]
     return Setup(
         dtype=config.model.dtype, optim=str(train.get("optim", "adamw_torch_fused")),
-        batch=int(train.get("per_device_train_batch_size", 8)), length=config.data.max_length,
+        batch=int(train.get("per_device_train_batch_size", 8)), length=max(data.max_length for data in tasks),
         accumulation=int(train.get("gradient_accumulation_steps", 1)),
         checkpointing=any(train.get(f"{what}_checkpointing") for what in ("activation", "gradient")), autocast=bf16,
     )  # fmt: skip

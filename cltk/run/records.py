@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import cltk
 from cltk.errors import InputError
+from cltk.files import write_text
 
 FORMAT = 1
 RECORD = "record.json"
@@ -31,19 +31,10 @@ def digest_of(data: Any) -> str:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write `data` with its checksum: to a temporary file, synced, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `data` with its checksum, whole or not at all. Raises DiskError when that is not possible."""
     body = {key: value for key, value in data.items() if key != "sha256"}
     text = json.dumps({"sha256": digest_of(body), **body}, indent=1, ensure_ascii=False, default=str)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -52,7 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error}); move it away and run again") from None
     if not isinstance(data, dict) or data.get("sha256") != digest_of({k: v for k, v in data.items() if k != "sha256"}):
         raise InputError(f"{path}: damaged or edited by hand (its checksum does not match); move it away and run again")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cltk.errors import InputError
+from cltk.files import locked
 from cltk.run import records
 from cltk.run.config import Cell, Plan, validate
 from cltk.run.experiment import ExperimentRun
@@ -77,7 +77,7 @@ class Reproduction:
 
 
 def reproduce(
-    where: str | Path, out: str | Path | None = None, tolerance: float = 0.0, tell: Tell | None = None
+    where: str | Path, out: str | Path | None = None, tolerance: float = 0.0, tell: Tell | None = None, trust: bool = False
 ) -> list[Reproduction]:
     """Run the cells of these records again, in a folder of their own, and compare. The old records are only read.
 
@@ -85,6 +85,7 @@ def reproduce(
         where: a record, or a folder of them.
         out: where the new records go; runs/reproduced-NAME (with a number, if taken) when not given.
         tolerance: differences to accept, relative, or absolute where the old value is below 1; 0 for none.
+        trust: see `cltk.load`.
 
     Raises:
         InputError: a record is damaged, or the model, data or tasks are not what the record saw; nothing is written then.
@@ -94,7 +95,7 @@ def reproduce(
         raise InputError(f"--tolerance {tolerance}: give a finite number of at least 0")
     files = records.find_records(where)
     folder = Path(out) if out is not None else _free(files[0])
-    prepared = [_prepare(file, folder) for file in files]
+    prepared = [_prepare(file, folder, trust) for file in files]
     return [_rerun(file, old, run, tolerance, tell or (lambda *_: None)) for file, old, run in prepared]
 
 
@@ -104,22 +105,23 @@ def _free(file: Path) -> Path:
     return next(path for path in tries if not path.exists())
 
 
-def _prepare(file: Path, out: Path) -> tuple[Path, dict[str, Any], ExperimentRun]:
+def _prepare(file: Path, out: Path, trust: bool) -> tuple[Path, dict[str, Any], ExperimentRun]:
     """Read, validate, and check inputs; nothing is written."""
     old = records.read_json(file)
     missing = [key for key in ("config", "folder", "digests", "method", "labels") if key not in old]
     if missing:
         raise InputError(f"{file}: {missing[0]} is missing; it is not a record of `cltk run`")
-    run = experiment_of(old, out)
+    run = experiment_of(old, out, trust)
     cell = run.cells[0]
     if (run.folder(cell) / records.RECORD).exists():
         raise InputError(f"--out {out}: holds a record of {cell.name} already; choose another folder")
     _check_inputs(file, old, run)
     run.check()
+    _check_tasks(file, old, run)
     return file, old, run
 
 
-def experiment_of(record: dict[str, Any], out: Path) -> ExperimentRun:
+def experiment_of(record: dict[str, Any], out: Path, trust: bool = False) -> ExperimentRun:
     """The record's single cell as an experiment. Relative paths start where those of its YAML did."""
     source = Path(record["folder"])
     if not source.parent.is_dir():
@@ -128,30 +130,32 @@ def experiment_of(record: dict[str, Any], out: Path) -> ExperimentRun:
         )
     plan = validate({**record["config"], "base": None, "grid": {}}, source, {}, {})
     config = plan.cells[0].config.model_copy(update={"keep_model": False})
-    return ExperimentRun(Plan(source, plan.experiment, [Cell(record["method"], record["labels"], config)]), out)
+    return ExperimentRun(Plan(source, plan.experiment, [Cell(record["method"], record["labels"], config)]), out, trust)
 
 
 def _check_inputs(file: Path, old: dict[str, Any], run: ExperimentRun) -> None:
     cell = run.cells[0]
-    run.digest(cell)
-    for name, now in run._digests.items():
+    for name, now in run.inputs.files(cell).items():
         was = old["digests"].get(name)
         if was is not None and was != now:
             what = "model" if name == cell.config.model.pretrained else "file"
             raise InputError(f"{name}: this {what} is not the one that {file} was made with ({was[:12]}, now {now[:12]})")
 
 
+def _check_tasks(file: Path, old: dict[str, Any], run: ExperimentRun) -> None:
+    """The documents and prompts of every task are the record's, before anything is scored."""
+    now = run.inputs.tasks(run.cells[0])
+    for name, was in old["digests"].get("tasks", {}).items():
+        if now.get(name) != was:
+            raise InputError(f"task {name}: its documents or prompts are not those that {file} was made with")
+
+
 def _rerun(file: Path, old: dict[str, Any], run: ExperimentRun, tolerance: float, tell: Tell) -> Reproduction:
-    cell, fresh = run.cells[0], not run.out.exists()
+    cell, work = run.cells[0], run.work(tell)
     scores = file.with_name("scores.json")
     documents = records.read_json(scores) if scores.exists() else None
-    try:
-        _check_tasks(file, documents, run.base_scores(cell, tell).to_json())
-    except InputError:
-        if fresh:
-            shutil.rmtree(run.out, ignore_errors=True)
-        raise
-    new = run.run_cell(cell, int(old.get("order", 0)), tell)
+    with locked(run.out):
+        new = work.cell(cell, int(old.get("order", 0)))
     sides = [dict(values_of(record)) for record in (old, new)]
     if documents is not None:
         again = records.read_json(run.folder(cell) / "scores.json")
@@ -162,21 +166,12 @@ def _rerun(file: Path, old: dict[str, Any], run: ExperimentRun, tolerance: float
     return Reproduction(file, cell.name, tolerance, len(sides[0]), found, causes, run.folder(cell) / records.RECORD)
 
 
-def _check_tasks(file: Path, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
-    """The documents and prompts of every task are the record's, before anything is trained."""
-    for name, task in (before or {"tasks": {}})["tasks"].items():
-        there = now["tasks"].get(name, {})
-        for key in ("doc_hash", "prompt_hash"):
-            if task.get(key) != there.get(key):
-                raise InputError(f"task {name}: its documents or prompts are not those that {file} was made with")
-
-
 def values_of(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """What a rerun must repeat: scores, rows, divergences, the loss curve and the weights' digests, by dotted name."""
     yield from _flat("digests", {key: record["digests"].get(key) for key in DIGESTS})
     train = record.get("train", {})
     yield from _flat("train", {key: train.get(key) for key in ("steps", "tokens", "history")})
-    for role in ("retain", "learn", "divergence"):
+    for role in ("retain", "learn", "divergence", "stream"):
         if role in record:
             yield from _flat(role, record[role])
 

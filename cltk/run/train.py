@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
+import resource
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +12,10 @@ from typing import Any
 
 from cltk.data import IGNORED, Collator, Row, fill, pad_id, read_rows, split_by, tokenize_pairs
 from cltk.errors import InputError, RunError
-from cltk.run.config import Cell, DataSpec, Source
+from cltk.ranks import agreed, first, gathered
+from cltk.run.config import Cell
 from cltk.run.methods import resolve_path
+from cltk.run.spec import DataSpec, Source
 
 Tell = Callable[[int, int, dict[str, float]], None]  # step, steps, last log line
 
@@ -37,6 +39,8 @@ class Trained:
     seconds: float
     tokens: int
     history: list[dict[str, float]]
+    parameters: int  # that were trained
+    peak_bytes: int  # of the GPU during training; without one, of the process since it began
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -127,19 +131,25 @@ def train_cell(
     cell: Cell, model: Any, tokenizer: Any, prepared: Prepared, mitigators: Sequence[Any], output: Path,
     *, cache: Path | None = None, tell: Tell | None = None,
 ) -> Trained:  # fmt: skip
-    """Fine-tune `model` in place. Continues from the last checkpoint in `output` when there is one.
+    """Fine-tune `model` in place. Continues from the newest whole checkpoint in `output` when there is one.
 
-    Raises DivergedError at the first step whose gradient is not finite, with the last good weights saved in
-    `output`/last_good.
+    Raises:
+        DivergedError: a gradient was not finite; the last good weights are saved in `output`/last_good.
+        OutOfMemoryError, DiskError: the message says what to lower, or what could not be written.
     """
+    import torch
     from transformers import PrinterCallback, Trainer, set_seed
-    from transformers.trainer_utils import get_last_checkpoint
 
     from cltk.packing import collate_training
+    from cltk.run.checkpoints import MEASURED, Keeper, newest, settled
     from cltk.run.speed import choose, say
+    from cltk.run.trouble import explained
     from cltk.trainer import attach
 
-    speed = choose(model, tokenizer, cell.config)
+    checkpoint, kept = agreed((newest(output) if first() else None) or (None, {}))
+    if cell.config.train.get("save_only_model") and not kept.get("finished"):
+        checkpoint, kept = None, {}  # without the optimiser's state it would be another training
+    speed = choose(model, tokenizer, settled(cell.config, kept))
     say(speed)
     args = training_arguments({**speed.arguments, **cell.config.train}, cell.config.seed, output)
     set_seed(args.seed)
@@ -148,24 +158,37 @@ def train_cell(
         data_collator=Collator(pad_id(tokenizer)), processing_class=tokenizer,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it prints every log line; the history goes into the record
-    attach(trainer, mitigators, cache=cache)
+    with explained(cell.config, output, model.config):
+        attach(trainer, mitigators, cache=cache)
     if speed.on("grouping"):  # the sampler iterates over the rows to read their lengths
         rows: Any = trainer.train_dataset
         trainer.train_dataset = [rows[i] for i in range(len(rows))]
     counter = Counter(speed.collator(trainer.model, tokenizer))
     collate_training(trainer, counter)
-    callbacks = make_callbacks(trainer, output, tell, counter)
-    for callback in callbacks:
+    keeper = Keeper(trainer, output, counter, {what: speed.on(what) for what in MEASURED}, kept)
+    for callback in (*make_callbacks(trainer, output, tell, counter), keeper):
         trainer.add_callback(callback)
-    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
-    start = time.monotonic()
-    with speed.running(trainer.model):
-        trainer.train(resume_from_checkpoint=checkpoint)
+    parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    under_way: Any = lambda: trainer.state.global_step + 1  # noqa: E731
+    with explained(cell.config, output, model.config, under_way), speed.running(trainer.model):
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     plan = getattr(trainer, "cltk_plan", None)
     return Trained(
-        trainer.accelerator.unwrap_model(trainer.model), tokenizer, trainer.state.global_step, time.monotonic() - start,
-        counter.trained, trainer.state.log_history, {**(plan.notes if plan else {}), "speed": speed.notes()},
+        trainer.accelerator.unwrap_model(trainer.model), tokenizer, trainer.state.global_step, keeper.seconds,
+        sum(gathered(counter.trained)), keeper.history(), parameters, peak_bytes(),
+        {**(plan.notes if plan else {}), "speed": speed.notes()},
     )  # fmt: skip
+
+
+def peak_bytes() -> int:
+    """The most memory that was held: of the GPU since it was last reset, or of the process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Counter:
@@ -194,14 +217,17 @@ def make_callbacks(trainer: Any, output: Path, tell: Tell | None, counter: Count
 
     class Watch(TrainerCallback):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            norms = torch._foreach_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])
+            grads = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+            norms = torch._foreach_norm(grads) if grads else [torch.zeros(())]  # DeepSpeed keeps its own
             if not torch.isfinite(torch.stack([n.to(norms[0].device) for n in norms])).all():
                 step = state.global_step + 1
                 trainer.save_model(str(output / "last_good"))
-                raise DivergedError(
+                error = DivergedError(
                     f"the loss or a gradient is not finite at step {step}; the weights of step {step - 1} are kept in"
                     f" {output / 'last_good'}; lower learning_rate, lengthen warmup_steps, or set max_grad_norm"
                 )
+                error.step = step
+                raise error
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             counter.take(trainer.current_gradient_accumulation_steps)

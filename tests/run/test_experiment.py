@@ -10,6 +10,7 @@ import pytest
 
 import cltk
 from cltk.cli import main
+from cltk.models import load_model
 from cltk.run.records import read_json
 
 
@@ -33,6 +34,10 @@ def test_run_records_everything_and_a_second_run_does_nothing(experiment: Path, 
     assert by_method["low_lr"]["train"]["notes"]["low_lr"]["learning_rate"] == pytest.approx(1.5e-3)
     assert {row["task"] for row in by_method["plain"]["retain"]["rows"]} == {"toy", "old_text"}
     assert by_method["plain"]["learn"]["rows"][0]["task"] == "heldout"
+    assert set(by_method["plain"]["digests"]["tasks"]) == {"heldout", "old_text", "toy"}
+    assert {"new.jsonl", "old.jsonl", "tiny-llama"} <= set(by_method["plain"]["digests"])
+    assert by_method["plain"]["train"]["parameters"] == sum(p.numel() for p in load_model("tiny-llama")[0].parameters())
+    assert by_method["plain"]["train"]["peak_bytes"] > 50e6  # the process's
     assert len(list(Path("out").glob("base-*/scores.json"))) == 1  # Perf_pre is shared by the five cells
     assert list(Path("out").glob("*/lm_eval/**/samples_toy_*.jsonl"))
     assert "plain" in capsys.readouterr().out
@@ -86,3 +91,28 @@ def test_measure_command_writes_json(study: Path, capsys: pytest.CaptureFixture[
     assert all(row["forgetting"] == 0 and row["p"] == 1 for row in data["rows"])
     assert data["macro"]["lost"] == data["macro"]["gained"] == 0
     assert "toy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("pretrained: tiny-llama", "pretrained: tiny-llama, trust_remote_code: true"), "model.trust_remote_code runs"),
+        (("include_path: tasks", "include_path: tasks"), "toy.yaml runs Python (!function)"),
+    ],
+)
+def test_code_named_by_a_file_needs_consent(
+    change: tuple[str, str], message: str, experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --trust nothing runs and nothing is written; with it the file works."""
+    head = experiment.read_text().split("grid:")[0] + "keep_model: false\n"
+    experiment.write_text(head.replace(*change))
+    if "!function" in message:
+        task = Path("tasks/toy.yaml")
+        task.write_text(task.read_text().replace("doc_to_text: '{{q}}'", "doc_to_text: !function own.text"))
+        Path("tasks/own.py").write_text("open('ran', 'w').close()\ndef text(doc):\n    return doc['q']\n")
+    assert main(["run", str(experiment), "--out", "out"]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("ran").exists()
+    assert not Path("out").exists()
+    assert main(["run", str(experiment), "--out", "out", "--trust"]) == 0
+    assert Path("ran").exists() == ("!function" in message)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import cltk
+from cltk.run.records import read_json
+from cltk.run.reproduce import differences, values_of
 
 ROOT = Path(cltk.__file__).parent.parent
 
@@ -32,3 +34,16 @@ def test_quickstart_learns_and_forgets_measurably(tmp_path: Path) -> None:
     }  # fmt: skip
     rises = {method: nll(record["retain"]["rows"], "old_text")["forgetting"] for method, record in records.items()}
     assert all(rises[method] < rises["plain"] for method in ("low_lr", "replay", "ewc"))
+    for record in records.values():
+        as_committed(record)
+
+
+def as_committed(record: dict) -> None:
+    """The committed record's numbers: to the last bit where processor, threads and packages are its own, else nearly."""
+    committed = read_json(ROOT / "experiments/quickstart/results" / f"{record['method']}.json")
+    old, new = dict(values_of(committed)), dict(values_of(record))
+    if all(committed["environment"][key] == record["environment"][key] for key in ("device", "packages")):
+        assert not [str(found) for found in differences(old, new)]
+    for name, value in old.items():
+        if name.endswith(".nll.post"):
+            assert new[name] == pytest.approx(value, abs=0.1), name

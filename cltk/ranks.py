@@ -1,0 +1,63 @@
+"""The processes that work on one model together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def join() -> None:
+    """Set torch.distributed up where torchrun or accelerate started several processes (one a GPU where there are any)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available())
+
+
+def together() -> bool:
+    """Whether torch.distributed has been set up."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def ranks() -> tuple[int, int]:
+    """This process and how many there are: (0, 1) alone."""
+    return (dist.get_rank(), dist.get_world_size()) if together() else (0, 1)
+
+
+def first() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    return ranks()[0] == 0
+
+
+def agreed(found: Any) -> Any:
+    """Rank 0's value on every rank: what is computed on several GPUs differs in its last bits. Every rank must call it."""
+    if not together():
+        return found
+    answer = [found]
+    dist.broadcast_object_list(answer, src=0)
+    return answer[0]
+
+
+def gathered(found: T) -> list[T]:
+    """Every rank's value, on every rank, in the order of ranks. Every rank must call it."""
+    if not together():
+        return [found]
+    answers: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(answers, found)
+    return answers
+
+
+def shared(work: Callable[[list[T]], Sequence[R]], items: Sequence[T]) -> list[R]:
+    """`work` on these items, each rank on its part of them; the answers of all, in the order of `items`, on every rank."""
+    rank, world = ranks()
+    answers: list[Any] = [None] * len(items)
+    for other, part in enumerate(gathered(list(work(list(items[rank::world]))))):
+        answers[other::world] = part
+    return answers

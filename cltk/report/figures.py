@@ -1,0 +1,200 @@
+"""Figures of a study, with matplotlib: inline SVG whose colours follow the page's scheme, and PDF for a paper.
+
+The same input gives the same bytes: no dates, ids from a fixed salt. Colours are those of LIGHT; in SVG each becomes the CSS
+variable of its name, so that DARK can take over.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from markupsafe import escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cltk.report.aggregate import Summary
+from cltk.report.effects import Effect, scaled, unit
+from cltk.report.groups import PLAIN, learning_rate
+from cltk.report.pairs import retained
+from cltk.report.plane import Point, frontier, points
+
+LIGHT = {
+    "ink": "#1b1f24", "muted": "#56606b", "line": "#d4d9df", "s0": "#0b63b0", "s1": "#b84a00", "s2": "#08775a", "s3": "#8c3a8f",
+    "s4": "#7d5a00", "s5": "#b3263e", "s6": "#2f6f7e", "s7": "#5b57c2",
+}  # fmt: skip
+DARK = {
+    "ink": "#e8ebef", "muted": "#a4aeb9", "line": "#3b434d", "s0": "#6db3f8", "s1": "#ff9f5a", "s2": "#4fcfa4", "s3": "#e59be6",
+    "s4": "#dcbd58", "s5": "#ff8797", "s6": "#7cc7d8", "s7": "#aaa7ff",
+}  # fmt: skip
+MARKERS = "ovDP^X<>*h"
+MOST = 60  # methods in a figure; tables show all
+STYLE: Any = {
+    "axes.edgecolor": LIGHT["muted"], "axes.labelcolor": LIGHT["ink"], "axes.spines.right": False, "axes.spines.top": False,
+    "axes.titlelocation": "left", "axes.titlesize": 9, "axes.titleweight": "bold", "axes.unicode_minus": True, "font.size": 9,
+    "font.family": "DejaVu Sans", "grid.color": LIGHT["line"], "legend.frameon": False, "pdf.fonttype": 42,
+    "svg.fonttype": "none", "svg.hashsalt": "cltk", "text.color": LIGHT["ink"], "text.parse_math": False,
+    "xtick.color": LIGHT["muted"], "ytick.color": LIGHT["muted"], "xtick.labelcolor": LIGHT["ink"],
+    "ytick.labelcolor": LIGHT["ink"],
+}  # fmt: skip
+
+
+def colour(i: int, summary: Summary) -> str:
+    """Plain training is ink, methods take turns."""
+    return LIGHT["ink"] if summary.family == PLAIN else LIGHT[f"s{i % 8}"]
+
+
+def marker(i: int, summary: Summary) -> str:
+    return "s" if summary.family == PLAIN else MARKERS[i % len(MARKERS)]
+
+
+def short(label: str, most: int = 40) -> str:
+    """One line, at most so many characters."""
+    line = " ".join(label.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def svg(figure: Figure, key: str, description: str) -> str:
+    """An <svg> element for a page: ids start with `key`, text stays text, colours are var(--name)."""
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # glyphs that the measuring font lacks: the browser has its own fonts
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg ") :], flags=re.DOTALL)
+    text = re.sub(r"\bid=\"", f'id="{key}-', text)
+    text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{key}-", text)
+    text = text.replace("'DejaVu Sans'", "var(--sans)")
+    for name, value in LIGHT.items():
+        text = text.replace(f": {value}", f": var(--{name})")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
+
+
+def pdf(figure: Figure, path: Path) -> None:
+    """Write a PDF with embedded fonts."""
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figure.savefig(path, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+
+
+def _whiskers(effect: Effect, sign: int = 1) -> list[float] | None:
+    """The interval in the unit shown, ascending; None when it has no end."""
+    ends = sorted(scaled(effect, end, sign) for end in effect.estimate.ci)
+    return ends if all(map(math.isfinite, ends)) else None
+
+
+def plane(summaries: Sequence[Summary]) -> Figure | None:
+    """New-task gain (up is good) against forgetting (left is good); None when no method has both."""
+    found = points(summaries[:MOST])
+    if not found:
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.6, max(4.2, 0.22 * len(found) + 0.6)), layout="constrained")
+        axes = figure.subplots()
+        for point in found:
+            _point(axes, point)
+        _frontier(axes, [point for point in found if point.summary.family == PLAIN])
+        old = found[0].old
+        axes.set_xlabel(f"{short(old.task)} {old.metric}, forgetting, {unit(old.metric) or 'units'} (← less)")
+        axes.set_ylabel("new-task NLL, fall, nats (more →)")
+        axes.grid(alpha=0.6)
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside right upper", handletextpad=0.4)
+    return figure
+
+
+def _point(axes: Axes, point: Point) -> None:
+    """A big mark with whiskers; a small mark a seed."""
+    old, new, paint, shape = point.old, point.new, colour(point.number, point.summary), marker(point.number, point.summary)
+    if across := _whiskers(old):
+        axes.plot(across, [point.g, point.g], color=paint, lw=1.2, alpha=0.55)
+    if up := _whiskers(new, -1):
+        axes.plot([point.f, point.f], up, color=paint, lw=1.2, alpha=0.55)
+    if len(old.points) > 1 and len(old.points) == len(new.points):
+        small: Any = {"color": paint, "ms": 3, "alpha": 0.6, "mew": 0}
+        axes.plot([scaled(old, p) for p in old.points], [-p for p in new.points], shape, **small)
+    plain = point.summary.family == PLAIN
+    look: Any = {"ms": 11, "mfc": "none", "mew": 1.6} if plain else {"ms": 8, "mew": 0}  # hollow: what equals plain shows
+    axes.plot([point.f], [point.g], shape, color=paint, label=short(point.summary.label, 30), ls="", **look)
+
+
+def _frontier(axes: Axes, plain: Sequence[Point]) -> None:
+    """What plain training reaches at its best learning rates: below and right of the line is dominated; rates are named."""
+    if not plain:
+        return
+    right = axes.get_xlim()[1]
+    edge = frontier([(point.f, point.g) for point in plain])
+    across, up = [edge[0][0], *[f for f, _ in edge], right], [0.0, *[g for _, g in edge], edge[-1][1]]
+    axes.plot(across, up, drawstyle="steps-post", color=LIGHT["muted"], lw=1, ls="--", zorder=0)
+    axes.set_xlim(right=right)
+    rates = [learning_rate(point.summary.entries[0].record) for point in plain]
+    for point, rate in zip(plain, rates, strict=True) if len(set(rates)) > 1 else ():
+        style: Any = {"xytext": (8, -10), "textcoords": "offset points", "fontsize": 7.5, "color": LIGHT["muted"]}
+        axes.annotate("" if rate is None else f"lr {rate:g}", (point.f, point.g), **style)
+
+
+def forgetting(summaries: Sequence[Summary]) -> Figure | None:
+    """A panel for each old text and the mean accuracy: a row a method, intervals, seeds as small points."""
+    texts = dict.fromkeys(effect.task for one in summaries for effect in one.retain if effect.metric == "nll")
+    columns = [[one.on(name) for one in summaries] for name in texts]
+    if any(one.macro is not None for one in summaries):
+        columns.append([one.macro for one in summaries])
+    titles = [*[f"{short(name)}: NLL rise, nats" for name in texts], "mean accuracy lost, pp"]
+    return _panels(summaries, columns, titles, across=3, bars=False)
+
+
+def tasks(summaries: Sequence[Summary]) -> Figure | None:
+    """A panel a task: bars of forgetting with paired intervals."""
+    names = retained(summaries)
+    columns = [[one.on(name) for one in summaries] for name in names]
+    kinds = [next(effect for effect in column if effect is not None) for column in columns]
+    titles = [
+        f"{short(name, 26)} {effect.metric}, {unit(effect.metric) or 'units'}"
+        for name, effect in zip(names, kinds, strict=True)
+    ]  # fmt: skip
+    return _panels(summaries, columns, titles, across=3, bars=True)
+
+
+def _panels(
+    summaries: Sequence[Summary], columns: Sequence[Sequence[Effect | None]], titles: Sequence[str], across: int, bars: bool
+) -> Figure | None:
+    if not columns:
+        return None
+    shown = summaries[:MOST]
+    across = min(across, len(columns))
+    down = math.ceil(len(columns) / across)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.6, down * (0.26 * len(shown) + 0.75)), layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False, sharey=True)
+        for k, axes in enumerate(grid.flat):
+            if k >= len(columns):
+                axes.set_axis_off()
+                continue
+            for i, (one, effect) in enumerate(zip(shown, columns[k], strict=False)):
+                if effect is not None:
+                    _row(axes, i, one, effect, bars)
+            axes.axvline(0, color=LIGHT["muted"], lw=1, zorder=0)
+            axes.set_title(titles[k])
+            axes.grid(axis="x", alpha=0.6)
+            axes.set_axisbelow(True)
+            axes.tick_params(axis="y", length=0)
+        grid[0, 0].set_yticks(range(len(shown)), [short(one.label, 30) for one in shown])
+        grid[0, 0].set_ylim(len(shown) - 0.4, -0.6)
+    return figure
+
+
+def _row(axes: Axes, i: int, one: Summary, effect: Effect, bars: bool) -> None:
+    mean, paint = scaled(effect, effect.estimate.mean), colour(i, one)
+    if bars:
+        axes.barh(i, mean, height=0.62, color=paint, alpha=0.45, lw=0)
+    if ends := _whiskers(effect):
+        axes.plot(ends, [i, i], color=paint, lw=1.6, solid_capstyle="butt")
+    if len(effect.points) > 1:
+        axes.plot([scaled(effect, p) for p in effect.points], [i + 0.28] * len(effect.points), ".", color=paint, ms=4, mew=0)
+    axes.plot([mean], [i], marker(i, one), color=paint, ms=4 if bars else 6, mew=0)

@@ -1,0 +1,78 @@
+"""Tables of what is no forgetting of one training: a stream's ACC, BWT, FWT and its matrix, and what each method cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from cltk.measure.stats import Estimate
+from cltk.measure.stream import NAMES
+from cltk.report import seeds
+from cltk.report.aggregate import Summary
+from cltk.report.tables import Table
+
+
+def streams(summaries: Sequence[Summary]) -> Table | None:
+    """ACC, BWT, FWT and forgetting of every method, over its seeds; None when nothing was a stream."""
+    chosen = [one for one in summaries if "stream" in one.entries[0].record]
+    if not chosen:
+        return None
+    found = chosen[0].entries[0].record["stream"]
+    names = [name for name in NAMES if name in found]
+    rows = [[one.label, str(len(one.entries)), *(_cell(measure(one, name)) for name in names)] for one in chosen]
+    tasks = ", ".join(f"{task} ({found['matrix'][task]['metric']})" for task in found["tasks"])
+    note = (
+        f"over {tasks}, in this order; scores where less is better (NLL) count negatively, so more is better but for"
+        " forgetting; 95 % intervals over documents, and over seeds where there are several"
+    )
+    return Table("Streams", ["method", "seeds", *names], rows, note)
+
+
+def measure(summary: Summary, name: str) -> Estimate:
+    """One of `NAMES` over the seeds of a method, with an interval for new documents and, with several seeds, new trainings."""
+    found = [entry.record["stream"][name] for entry in summary.entries]
+    if len(found) == 1:
+        one = found[0]
+        return Estimate(one["value"], one["se"], *one["ci"], math.nan, 0, 0)
+    groups = 100  # of documents' standard error, which is a bootstrap's: its degrees of freedom are not the narrow part
+    return seeds.combine([seeds.from_records([one["value"] for one in found], [one["se"] for one in found], groups, groups)])
+
+
+def _cell(estimate: Estimate) -> str:
+    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+
+
+def matrices(summaries: Sequence[Summary]) -> list[Table]:
+    """R[t][i] of every task after every training, mean over seeds: a table a method."""
+    done = []
+    for one in summaries:
+        found = [entry.record["stream"] for entry in one.entries if "stream" in entry.record]
+        if not found:
+            continue
+        stages = found[0]["stages"]
+        rows = []
+        for task, row in found[0]["matrix"].items():
+            r = np.mean([stream["matrix"][task]["performance"] for stream in found], axis=0)
+            rows.append([f"{task} ({row['metric']})", *(f"{value:.3f}" for value in r)])
+        done.append(Table(f"{one.label}: after each training", ["task", "start model", *stages], rows))
+    return done
+
+
+def costs(summaries: Sequence[Summary]) -> Table | None:
+    """Trained parameters, peak memory and time of every method; None for records that do not hold them."""
+    chosen = [one for one in summaries if "parameters" in one.entries[0].record["train"]]
+    if not chosen:
+        return None
+    rows = []
+    for one in chosen:
+        trains = [entry.record["train"] for entry in one.entries]
+        seconds = float(np.mean([train["seconds"] for train in trains]))
+        tokens = float(np.mean([train["tokens"] for train in trains]))
+        rows.append([
+            one.label, f"{trains[0]['parameters'] / 1e6:.2f}", f"{max(train['peak_bytes'] for train in trains) / 1e9:.2f}",
+            f"{seconds:.0f}", f"{tokens / seconds:.0f}" if seconds else "",
+        ])  # fmt: skip
+    note = "peak: of the GPU in training; without one, of the process so far, so that only a cell that ran alone shows its own"
+    return Table("Costs", ["method", "M trained", "peak GB", "s of training", "tokens/s"], rows, note)

@@ -1,0 +1,72 @@
+"""The YAML's `train`: every field of transformers.TrainingArguments, by its name and type."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from cltk.errors import InputError
+from cltk.run.methods import nearest
+
+
+@cache
+def train_model() -> type[BaseModel]:
+    """A pydantic model with every field of transformers.TrainingArguments, under its own name and type."""
+    from transformers import TrainingArguments
+
+    hints = typing.get_type_hints(TrainingArguments)
+    definitions: dict[str, Any] = {
+        field.name: (_plain_type(hints[field.name]), Field(None, description=field.metadata.get("help")))
+        for field in fields(TrainingArguments)
+        if field.init
+    }
+    return create_model("TrainingArguments", __config__=ConfigDict(extra="forbid", protected_namespaces=()), **definitions)
+
+
+def _plain_type(hint: Any) -> Any:
+    """The part of a type that YAML can hold."""
+    plain = [t for t in flatten(hint) if t in (str, int, float, bool)]
+    if any(
+        origin in (dict, list) for origin in [typing.get_origin(hint), *map(typing.get_origin, typing.get_args(hint))]
+    ) or any(t in (dict, list) for t in flatten(hint)):
+        return Any
+    if not plain:
+        return str | bool | int | float | None  # an enum, given by its value
+    union: Any = None
+    for t in (bool, int, float, str):
+        if t in plain:
+            union = t if union is None else union | t
+    return union | None
+
+
+def check_train(train: dict[str, Any], where: Any) -> dict[str, Any]:
+    """Names and types of the training arguments, then what TrainingArguments itself has to say."""
+    cls = train_model()
+    unknown = [key for key in train if key not in cls.model_fields]
+    if unknown:
+        key = unknown[0]
+        raise InputError(f"{where((key,))}: train.{key}: unknown training argument{nearest(str(key), cls.model_fields)}")
+    try:
+        checked = cls.model_validate(train).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = problem["loc"][0]
+        got = repr(problem["input"])[:60]
+        raise InputError(
+            f"{where((field,))}: train.{field}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {got}"
+        ) from None
+    from cltk.run.train import training_arguments
+
+    training_arguments(checked, 0, Path("unused"), where)
+    return checked
+
+
+def flatten(annotation: Any) -> list[Any]:
+    """The types inside a type."""
+    arguments = typing.get_args(annotation)
+    return [annotation] if not arguments else [x for a in arguments for x in flatten(a)]

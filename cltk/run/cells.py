@@ -1,0 +1,227 @@
+"""One cell: measure the start model, train once or stage by stage, measure, write the record."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cltk import models, tensors
+from cltk.deepspeed import whole
+from cltk.errors import InputError
+from cltk.files import locked, sync_tree
+from cltk.measure.divergence import divergence
+from cltk.measure.evaluate import token_rows
+from cltk.measure.journal import Journal
+from cltk.measure.scores import Scores
+from cltk.mitigate.interface import Plan, Run
+from cltk.ranks import agreed, first
+from cltk.run import records
+from cltk.run.config import Cell
+from cltk.run.inputs import Inputs
+from cltk.run.methods import build_mitigators
+from cltk.run.outcome import Leg, record, training_of, write_lm_eval
+from cltk.run.train import train_cell
+
+Tell = Callable[[str, int, int, str], None]  # what, done, total, detail
+SCORES = "scores.json"
+FAILED = "failed.json"
+STATES, STAGE = "mitigators.safetensors", "stage.json"
+
+
+@dataclass
+class Work:
+    """Does the cells of one output folder. Several processes (torchrun, accelerate) do one cell together; the first writes."""
+
+    inputs: Inputs
+    out: Path
+    say: Tell
+    shared: frozenset[str] = frozenset()  # trainings that several cells end in different averages
+
+    def folder(self, cell: Cell) -> Path:
+        return self.out / f"{cell.name}-{self.inputs.digest(cell)[:10]}"
+
+    def cell(self, cell: Cell, order: int) -> dict[str, Any]:
+        """All of it; the record. What an interrupted run left is taken up: scores, checkpoints, finished stages."""
+        begin = time.time()
+        folder = self.folder(cell)
+        pre = self.base(cell)
+        legs = self._legs(cell, folder)
+        last = legs[-1]
+        model, tokenizer = last.model, self.inputs.tokenizer(cell)
+        moved = self._divergence(cell, model, tokenizer)
+        found = record(self.inputs, cell, order, pre, legs) | {"divergence": moved, "seconds": round(time.time() - begin, 2)}
+        if first():
+            records.write_json(folder / SCORES, last.scores.to_json())
+            write_lm_eval(last.scores, folder / "lm_eval", cell.config.model.pretrained)
+            if cell.config.keep_model:
+                model.save_pretrained(folder / "model")
+                tokenizer.save_pretrained(folder / "model")
+                sync_tree(folder / "model")
+            records.write_json(folder / records.RECORD, found)
+            clean(folder)
+        agreed(None)  # no rank goes on before the record is there
+        del legs, last, model
+        gc.collect()
+        return found
+
+    def base(self, cell: Cell) -> Scores:
+        """Perf_pre: scored once for every (model, measures), then read back."""
+        folder = self.base_folder(cell)
+        file = folder / SCORES
+        if agreed(file.exists()):
+            return Scores.from_json(records.read_json(file))
+        scores = self._evaluate(cell, *self.inputs.model(cell), "start model")
+        if first():
+            write_lm_eval(scores, folder / "lm_eval", cell.config.model.pretrained)
+            records.write_json(file, scores.to_json())
+        return scores
+
+    def base_folder(self, cell: Cell) -> Path:
+        key = [self.inputs.model_digest(cell.config.model.pretrained), self.inputs.measures(cell)]
+        return self.out / f"base-{records.digest_of(key)[:10]}"
+
+    def _legs(self, cell: Cell, folder: Path) -> list[Leg]:
+        """Every training of the cell in its order; the last one's weights are in memory."""
+        stages, done = cell.trainings, []
+        for number, stage in enumerate(stages):
+            place = folder / "stages" / f"{number + 1}-{stage.stage}" if stage.stage else folder
+            before = folder / "stages" / f"{number}-{stages[number - 1].stage}" if number else None
+            there = bool(stage.stage) and agreed((place / STAGE).exists())
+            done.append(_finished(place) if there else self._train(cell, stage, place, before))
+            if number + 1 < len(stages):
+                done[-1].model = None
+                gc.collect()
+        if done[-1].model is None:  # scored again, from the journal, for lm-eval's own files
+            model, tokenizer = models.load_model(place / "model", dtype=cell.config.model.dtype)
+            done[-1] = Leg(self._evaluate(cell, model, tokenizer, cell.name), done[-1].train, model)
+        return done
+
+    def _train(self, cell: Cell, stage: Cell, place: Path, before: Path | None) -> Leg:
+        """One training, measured; of a stream also kept, with all that the next one goes on from."""
+        mitigators = build_mitigators(stage.config.mitigators, self.inputs.plan.folder)
+        name = ": ".join(filter(None, [stage.name, stage.stage]))
+        key = self.inputs.training(stage)
+        if key in self.shared:
+            train, tuned = self._average(stage, mitigators, self.out / "cache" / f"trained-{key[:16]}", name)
+        else:
+            train, tuned = self._fit(stage, mitigators, place / "checkpoints", name, before)
+        tokenizer = self.inputs.tokenizer(stage)
+        leg = Leg(self._evaluate(cell, tuned, tokenizer, name), train, tuned)
+        if stage.stage and first():
+            _keep(leg, place, tokenizer, mitigators)
+        return leg
+
+    def _fit(
+        self, stage: Cell, mitigators: list[Any], checkpoints: Path, name: str, before: Path | None = None
+    ) -> tuple[dict[str, Any], Any]:
+        """Train from the start model, or from what the stage before left. The record's section, and the whole model."""
+        if before is None:
+            model, tokenizer = self.inputs.model(stage)
+        else:
+            model, tokenizer = models.load_model(before / "model", dtype=stage.config.model.dtype)
+            carried = tensors.load_tree(before / STATES)
+            for i, mitigator in enumerate(mitigators):
+                if state := carried.get(str(i)):
+                    mitigator.load_state_dict(state)
+
+        def training(step: int, steps: int, last: dict[str, float]) -> None:
+            self.say(f"{name}: train", step, steps, f"loss {last['loss']:.3f}" if "loss" in last else "")
+
+        data, cache = self.inputs.data(stage), self.out / "cache"
+        trained = train_cell(stage, model, tokenizer, data, mitigators, checkpoints, cache=cache, tell=training)
+        return training_of(trained), self._unsharded(stage, trained.model)
+
+    def _average(self, stage: Cell, mitigators: list[Any], kept: Path, name: str) -> tuple[dict[str, Any], Any]:
+        """A training that other cells share, up to the averages of whole weights at its end: done once, and kept.
+
+        The averages mix the same weights with the start model's as they would behind a training of their own.
+        """
+        model, tokenizer = self.inputs.model(stage)
+        with locked(kept, wait=True):
+            if agreed((kept / STAGE).exists()):
+                train, tuned = _finished(kept).train, models.load_model(kept / "model", dtype=stage.config.model.dtype)[0]
+            else:
+                rest = [mitigator for mitigator in mitigators if not mitigator.averages]
+                train, tuned = self._fit(stage, rest, kept / "checkpoints", name)
+                if first():
+                    _keep(Leg(Scores("", {}), train, tuned), kept, tokenizer, rest)
+        data = self.inputs.data(stage)
+        plan = Plan(model, data.train, None, tokenizer, data.validation)
+        ends = [mitigator for mitigator in mitigators if mitigator.averages]
+        for mitigator in ends:
+            mitigator.setup(plan)
+        with torch.no_grad():
+            for mitigator in ends:
+                mitigator.finish(Run(tuned, tuned))
+        return {**train, "notes": {**train["notes"], **plan.notes}}, tuned
+
+    def _unsharded(self, cell: Cell, model: Any) -> Any:
+        """The model itself, or a whole copy on every rank of one that is in pieces (FSDP, ZeRO-3)."""
+        named = dict(model.named_parameters())
+        if not any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in named.values()):
+            return model
+        copy, _ = self.inputs.model(cell)
+        with whole(model):
+            for name, parameter in copy.named_parameters():
+                parameter.data.copy_(tensors.whole(named[name].detach()))
+        return copy
+
+    def _evaluate(self, cell: Cell, model: Any, tokenizer: Any, who: str) -> Scores:
+        digest = tensors.digest(model)
+        journal = Journal(self.out / "cache" / f"journal-{digest[:16]}-{cell.config.evals.scorer}.jsonl", write=first())
+        return self.inputs.suite(cell).evaluate(
+            model, tokenizer, digest=digest, batch_size=cell.config.evals.batch_size, journal=journal,
+            scorer=cell.config.evals.scorer,
+            progress=lambda what, done, total, tokens: self.say(
+                f"{who}: {what}", done, total, f"{tokens} tokens" if tokens else ""
+            ),
+        )  # fmt: skip
+
+    def _divergence(self, cell: Cell, tuned: Any, tokenizer: Any) -> dict[str, Any]:
+        """Forward KL(start || tuned) on every text: the old ones, and new-task prompts."""
+        limit = cell.config.evals.kl_rows
+        if not limit:
+            return {}
+        start = self.inputs.model(cell)[0]
+        sets = {text.name: token_rows(text, tokenizer) for text in self.inputs.suite(cell).texts}
+        tell: Any = lambda what, done, total, _: self.say(f"{cell.name}: {what}", done, total, "")  # noqa: E731
+        return divergence(start, tuned, sets, limit, tell)
+
+
+def clean(folder: Path) -> None:
+    """Remove what a cell with a record needs no more."""
+    (folder / FAILED).unlink(missing_ok=True)
+    for left in ("checkpoints", "stages"):
+        shutil.rmtree(folder / left, ignore_errors=True)
+
+
+def _files(place: Path) -> dict[str, str]:
+    """What a finished training hands on, by digest."""
+    return {"model": models.stored_digest(place / "model"), "mitigators": models.file_digest(place / STATES)}
+
+
+def _keep(leg: Leg, place: Path, tokenizer: Any, mitigators: list[Any]) -> None:
+    """Keep a training for what goes on from it. Its own file is written last: with it, everything else is there."""
+    leg.model.save_pretrained(place / "model")
+    tokenizer.save_pretrained(place / "model")
+    tensors.save_tree(place / STATES, {str(i): m.state_dict() for i, m in enumerate(mitigators)})
+    sync_tree(place / "model")
+    records.write_json(place / STAGE, {"scores": leg.scores.to_json(), "train": leg.train, "files": _files(place)})
+    shutil.rmtree(place / "checkpoints", ignore_errors=True)
+
+
+def _finished(place: Path) -> Leg:
+    """A kept training, without its weights. Raises InputError when its files are not as they were."""
+    kept = records.read_json(place / STAGE)
+    if _files(place) != kept["files"]:
+        raise InputError(
+            f"{place}: the weights or states of this finished training are damaged; delete the folder to train again"
+        )
+    return Leg(Scores.from_json(kept["scores"]), kept["train"])

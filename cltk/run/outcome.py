@@ -1,0 +1,126 @@
+"""What a cell left -> its record, and lm-eval's own files."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cltk.files import check_json
+from cltk.measure.forgetting import Result, compare, headline
+from cltk.measure.scores import Scores
+from cltk.measure.stream import summarise
+from cltk.run import records
+from cltk.run.config import Cell
+from cltk.run.inputs import Inputs
+from cltk.run.train import Trained
+
+
+@dataclass
+class Leg:
+    """What one training left: its scores, what the record says of it, and the weights while they are in memory."""
+
+    scores: Scores
+    train: dict[str, Any]
+    model: Any = None
+
+
+def record(inputs: Inputs, cell: Cell, order: int, pre: Scores, legs: list[Leg]) -> dict[str, Any]:
+    """All that is known of a cell: its configuration, digests, environment, training, and what it forgot and learned."""
+    learn, post = inputs.learned(cell), legs[-1].scores
+    retain = [name for name in pre.tasks if name not in learn]
+    results = {
+        role: compare(_only(pre, names), _only(post, names), margins=cell.config.evals.margins or None)
+        for role, names in (("retain", retain), ("learn", learn))
+        if names
+    }
+    return {
+        "format": records.FORMAT, "experiment": inputs.plan.file.stem, "order": order, "cell": cell.name,
+        "method": cell.method, "labels": cell.labels, "seed": cell.config.seed,
+        "config": cell.config.model_dump(), "folder": str(inputs.plan.file),
+        "digests": {
+            "cell": inputs.digest(cell), "start_model": pre.digest, "tuned_model": post.digest,
+            "model_files": inputs.model_digest(cell.config.model.pretrained), "tasks": inputs.tasks(cell),
+            **inputs.files(cell),
+        },
+        "environment": records.environment(),
+        "train": _training(cell, legs),
+        **{role: without_samples(result) for role, result in results.items()},
+        **({"stream": stream(cell, [pre, *(leg.scores for leg in legs)])} if cell.config.stages else {}),
+    }  # fmt: skip
+
+
+def stream(cell: Cell, scores: list[Scores]) -> dict[str, Any]:
+    """R[t][i] of every task after 0 to T trainings, and ACC, BWT, FWT and forgetting over the tasks of the stages."""
+    stages = cell.config.stages
+    chosen = [stage.score or stage.name for stage in stages]
+    first_scores = scores[0].tasks
+    signed = {
+        name: [np.asarray(one.tasks[name].values[metric]) * (1 if task.higher_is_better[metric] else -1) for one in scores]
+        for name, task in first_scores.items()
+        if (metric := headline(list(task.values)))
+    }
+    found = summarise([np.stack(signed[name]) for name in chosen], [first_scores[name].cluster or None for name in chosen])
+    return {
+        "stages": [stage.name for stage in stages], "tasks": chosen,
+        "matrix": {
+            name: {"metric": headline(list(first_scores[name].values)), "performance": [float(row.mean()) for row in rows]}
+            for name, rows in signed.items()
+        },
+        **{name: {"value": m.value, "se": m.se, "ci": list(m.ci)} for name, m in found.items()},
+    }  # fmt: skip
+
+
+def training_of(trained: Trained) -> dict[str, Any]:
+    """A training's section of the record."""
+    return {
+        "steps": trained.steps, "seconds": round(trained.seconds, 2), "tokens": trained.tokens,
+        "parameters": trained.parameters, "peak_bytes": trained.peak_bytes,
+        "history": trained.history, "notes": trained.notes,
+    }  # fmt: skip
+
+
+def _training(cell: Cell, legs: list[Leg]) -> dict[str, Any]:
+    """The one training's section; of a stream sums, the largest peak, and histories and notes by stage."""
+    if not cell.config.stages:
+        return legs[0].train
+    parts = [(stage.name, leg.train) for stage, leg in zip(cell.config.stages, legs, strict=True)]
+    return {
+        **{key: sum(part[key] for _, part in parts) for key in ("steps", "seconds", "tokens")},
+        **{key: max(part[key] for _, part in parts) for key in ("parameters", "peak_bytes")},
+        "history": [{"stage": name, **line} for name, part in parts for line in part["history"]],
+        "notes": {name: part["notes"] for name, part in parts},
+    }
+
+
+def without_samples(result: Result) -> dict[str, Any]:
+    """A result for a record; the documents stand in scores.json beside it."""
+    return {key: value for key, value in result.to_json().items() if key != "samples"}
+
+
+def _only(scores: Scores, names: list[str]) -> Scores:
+    return Scores(scores.digest, {name: scores.tasks[name] for name in names if name in scores.tasks})
+
+
+def write_lm_eval(scores: Scores, folder: Path, model: str) -> None:
+    """lm-eval's own result and sample files, by lm-eval's own writer."""
+    if not scores.lm_eval:
+        return
+    from lm_eval.loggers import EvaluationTracker
+
+    shutil.rmtree(folder, ignore_errors=True)  # names carry the time: an interrupted run's files would stay beside
+    tracker = EvaluationTracker(output_path=str(folder))
+    tracker.general_config_tracker.log_experiment_args(
+        model_source="hf", model_args=f"pretrained={model}", system_instruction=None, chat_template=None,
+        fewshot_as_multiturn=False,
+    )  # fmt: skip
+    results = {key: value for key, value in scores.lm_eval.items() if key != "samples"}
+    results["config"] = {"model": "hf", "model_args": f"pretrained={model}", "weights_sha256": scores.digest}
+    samples = scores.lm_eval["samples"]
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for name, rows in samples.items():
+        tracker.save_results_samples(task_name=name, samples=rows)
+    check_json(folder)  # lm-eval's writer keeps a full disk to itself

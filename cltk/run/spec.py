@@ -1,0 +1,115 @@
+"""The sections of an experiment's YAML, their keys and types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1, strict=False)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSpec(Section):
+    """The start model; it is never written to."""
+
+    pretrained: str = Field(description="hub id, folder, or asset:NAME")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="what the weights are trained in")
+    trust_remote_code: bool = Field(False, description="whether Python that comes with the model may run")
+
+
+class Source(Section):
+    """Rows of prompts and completions."""
+
+    path: str = Field(description="a .jsonl, .json, .csv, .parquet or .txt file, a saved data set, asset:NAME/FILE or hub id")
+    name: str | None = Field(None, description="the configuration of a hub data set")
+    split: str | None = Field(None, description="the split of a data set")
+    prompt: str | None = Field(None, description="column, or template such as 'Question: {question}\\nAnswer:'")
+    completion: str | None = Field(None, description="column or template")
+    limit: Count | None = Field(None, description="the first N rows")
+
+
+class DataSpec(Section):
+    """The new task."""
+
+    train: Source
+    validation: Source | Fraction = Field(0.1, description="for choices during training; a fraction is split off by prompt")
+    heldout: Source | Fraction = Field(0.1, description="for the reported gain; a fraction is split off by prompt")
+    max_length: Count = Field(512, description="tokens; longer sequences are cut on the right")
+    chat_template: bool = Field(False, description="one user and one assistant turn")
+    completion_only: bool = Field(True, description="whether prompt tokens are left out of the loss")
+
+
+class TextSpec(Section):
+    """Held-out text whose token NLL is measured."""
+
+    text: str = Field(description="file, asset:NAME/FILE or hub id")
+    name: str | None = Field(None, description="the row's name in tables; the file's name when not given")
+    limit: Count | None = Field(None, description="N rows, evenly spread over the file")
+    cluster: str | None = Field(None, description="column that groups dependent rows")
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return self.name or Path(self.text).stem
+
+
+class EvalSpec(Section):
+    """What is measured before and after."""
+
+    retain: list[str | TextSpec] = Field(default_factory=list, description="lm-eval tasks, suite files, held-out texts")
+    learn: list[str | TextSpec] = Field(default_factory=list, description="more measures of the gain, beside held-out NLL")
+    limit: Count | None = Field(None, description="documents of each lm-eval task")
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    include_path: str | None = Field(None, description="folder of task YAML; its !function runs Python")
+    chat_template: bool = False
+    batch_size: Count | Literal["auto"] = "auto"
+    kl_rows: Annotated[int, Field(ge=0)] = Field(16, description="rows of each text on which KL(start || tuned) is measured")
+    margins: dict[str, float] = Field(default_factory=dict, description="{metric: loss that does not matter}")
+    scorer: Literal["prefix", "stock"] = Field("prefix", description="contexts computed once, or lm-eval's own HFLM")
+
+
+Switch = Literal["auto", True, False]
+
+
+class SpeedSpec(Section):
+    """What makes training faster with the same result: auto (where exact), true (or an error), false."""
+
+    packing: Switch = Field("auto", description="sequences end to end instead of padding")
+    grouping: Switch = Field("auto", description="batches of like lengths; auto: where packing is not exact")
+    label_head: Switch = Field("auto", description="the output head only where a label is")
+    autocast: Switch = Field("auto", description="bfloat16 autocast; auto: where its products are faster")
+    fused: Switch = Field("auto", description="AdamW in one kernel")
+    onednn: Switch = Field("auto", description="float32 products through oneDNN; auto: where float32 and faster")
+    allocator: Switch = Field("auto", description="freed memory is kept; `cltk run` on glibc only")
+
+
+class StageSpec(Section):
+    """One training of a stream: it goes on with the weights, and with what the mitigators keep, of the training before."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,60}$")] = Field(description="in tables and folders")
+    data: DataSpec
+    train: dict[str, Any] = Field(default_factory=dict, description="training arguments that go before the experiment's")
+    score: str | None = Field(None, description="the entry of evals.learn that ACC, BWT, FWT take; else held-out NLL")
+
+
+class Experiment(Section):
+    """One experiment: a cell for every combination of the grid."""
+
+    base: str | None = Field(None, description="a YAML file whose keys hold where this one has none")
+    model: ModelSpec
+    data: DataSpec | None = Field(None, description="the new task; a stream has `stages` instead")
+    stages: list[StageSpec] = Field(default_factory=list, description="trainings in a row, each on a new task")
+    seed: int = Field(0, description="of training: data order, dropout, sampled labels")
+    train: dict[str, Any] = Field(default_factory=dict, description="transformers.TrainingArguments, by their names")
+    mitigators: list[Any] = Field(default_factory=list, description="applied in this order: name -> arguments")
+    evals: EvalSpec = Field(default_factory=lambda: EvalSpec())
+    speed: SpeedSpec = Field(default_factory=lambda: SpeedSpec())
+    grid: dict[str, list[Any] | dict[str, Any]] = Field(default_factory=dict, description="key -> values, or name -> value")
+    keep_model: bool = Field(True, description="whether the fine-tuned weights are kept")

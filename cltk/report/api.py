@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cltk.report import export, tables
+from cltk.report import export, streams, tables
 from cltk.report.aggregate import Summary, summarize
 from cltk.report.sources import read_entries
 
@@ -41,7 +41,13 @@ def report(
     summaries = summarize(read_entries(runs))
     if lm_eval is not None:
         export.write(summaries, Path(lm_eval))
-    found = [tables.overview(summaries), tables.against_plain(summaries), tables.seeds(summaries), tables.details(summaries)]
+    found = [
+        tables.overview(summaries),
+        tables.against_plain(summaries),
+        streams.streams(summaries),
+        *streams.matrices(summaries),
+    ]
+    found += [tables.seeds(summaries), tables.details(summaries), streams.costs(summaries)]
     parts = [part for part in found if part is not None]
     words = tables.verdict(summaries)
     text = "\n".join(["\n".join(f"- {line}" for line in words), "", *[part.markdown() for part in parts]])

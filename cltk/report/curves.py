@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cltk.report.aggregate import Summary
 from cltk.report.figures import MOST, STYLE, colour, marker, short
@@ -82,5 +83,6 @@ def _panel(axes: Axes, name: str, runs: Sequence[tuple[int, Curve]], summaries: 
         lines[i] = axes.plot([step for step, _ in curve], [value for _, value in curve], **style)[0]
     axes.set_title(short(TITLES.get(name, name), 40))
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.6)
     return lines

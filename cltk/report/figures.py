@@ -128,11 +128,11 @@ def _frontier(axes: Axes, plain: Sequence[Point]) -> None:
     """What plain training reaches at its best learning rates: below and right of the line is dominated; rates are named."""
     if not plain:
         return
-    right = axes.get_xlim()[1]
+    (_, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     edge = frontier([(point.f, point.g) for point in plain])
-    across, up = [edge[0][0], *[f for f, _ in edge], right], [0.0, *[g for _, g in edge], edge[-1][1]]
+    across, up = [edge[0][0], *[f for f, _ in edge], right], [bottom, *[g for _, g in edge], edge[-1][1]]
     axes.plot(across, up, drawstyle="steps-post", color=LIGHT["muted"], lw=1, ls="--", zorder=0)
-    axes.set_xlim(right=right)
+    axes.set(xlim=(None, right), ylim=(bottom, top))
     rates = [learning_rate(point.summary.entries[0].record) for point in plain]
     for point, rate in zip(plain, rates, strict=True) if len(set(rates)) > 1 else ():
         style: Any = {"xytext": (8, -10), "textcoords": "offset points", "fontsize": 7.5, "color": LIGHT["muted"]}

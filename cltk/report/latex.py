@@ -67,7 +67,7 @@ def small_table(table: tables.Table, label: str) -> str:
 
 def _number_or_text(cell: str) -> str:
     """Numbers in mathematics, so that a hyphen is a minus."""
-    return f"${cell.replace(' ', '~')}$" if re.fullmatch(r"[-+\d.,\[\] ]+", cell) else escape(cell)
+    return f"${cell.replace(' ', '~').replace('-', '{-}')}$" if re.fullmatch(r"[-+\d.,\[\] ]+", cell) else escape(cell)
 
 
 def main_table(study: Study) -> str:
@@ -122,10 +122,11 @@ def caption(study: Study, marks: Sequence[Sequence[Mark]]) -> str:
 
 def tasks_table(summaries: Sequence[Summary]) -> str:
     """One line a (method, task), over as many pages as it takes."""
+    heads = r"\toprule method & task & $n$ & before & after & forgetting & $p$ \\ \midrule"
     lines = [
         r"\begin{longtable}{llrrrrr}", r"\caption{Forgetting task by task; $p$ adjusted (Holm on the primary endpoint,"
-        r" Benjamini--Hochberg elsewhere).}\label{tab:tasks}\\", r"\toprule",
-        r"method & task & $n$ & before & after & forgetting & $p$ \\", r"\midrule", r"\endhead", r"\bottomrule", r"\endfoot",
+        r" Benjamini--Hochberg elsewhere).}\label{tab:tasks}\\", heads, r"\endfirsthead", heads, r"\endhead",
+        r"\bottomrule", r"\endfoot",
     ]  # fmt: skip
     for k, summary in enumerate(summaries):
         lines += [r"\addlinespace"] if k else []

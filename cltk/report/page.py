@@ -150,7 +150,7 @@ def pictures(summaries: Sequence[Summary]) -> list[Picture]:
          " fine-tuning; below and right of the dashed line is what it reaches at one of its learning rates."),
         ("forgetting", "What was forgotten", figures.forgetting(summaries),
          "Right of 0 is forgetting. Lines are 95 % intervals, dots below them are seeds."),
-        ("tasks", "Task by task", figures.tasks(summaries),
+        ("tasks", "Forgetting by task", figures.tasks(summaries),
          "Forgetting of each task: bars right of 0 are losses; lines are paired 95 % intervals."),
         ("curves", "During training", curves(summaries), "What the runs logged, step by step; a line a seed."),
     ]  # fmt: skip

@@ -199,8 +199,9 @@ def area_table(study: Study) -> Table | None:
     note = (
         f"The area between a method's settings (forgetting on {old.task}, new-task NLL fall) and a corner that all methods"
         " share: no gain, and forgetting a tenth of the study's range beyond the worst setting. Larger is better; a method"
-        " tried at more settings has more chances, so compare equal numbers. Brackets: 95 % intervals, from a bootstrap in"
-        " which all settings meet the same seeds and documents."
+        " tried at more settings has more chances, so compare equal numbers. Plain is fine-tuning without a method at any"
+        " learning rate, low_lr alone included. Brackets: 95 % intervals, from a bootstrap in which all settings meet the"
+        " same seeds and documents."
     )
     name = f"area, {unit(old.metric) or 'units'} × nats"
     return Table("What each method dominates (hypervolume)", ["method", "settings", name, "more than plain"], rows, note)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as distributions
+from scipy.special import stdtr, stdtrit
 
 from cltk.measure.bootstrap import resample
 from cltk.measure.stats import Estimate, Floats, cluster_sums, paired_mean, sign_flip
@@ -65,8 +65,8 @@ def combine(tasks: Sequence[Evidence], alpha: float = 0.05, draws: int = DRAWS, 
     whole = all(task.d is not None for task in tasks)
     drawn = float(np.var(_draw(tasks, draws, seed), ddof=1)) + training / seeds if whole else training + documents
     se = math.sqrt(drawn)
-    half = float(distributions.t.ppf(1 - alpha / 2, degrees)) * se
-    p = 2 * float(distributions.t.sf(abs(mean) / se, degrees)) if se > 0 else float(mean == 0)
+    half = float(stdtrit(degrees, 1 - alpha / 2)) * se
+    p = 2 * float(stdtr(degrees, -abs(mean) / se)) if se > 0 else float(mean == 0)
     return Estimate(mean, se, mean - half, mean + half, max(p, _flip(tasks, seed)) if whole else p, n, max(2, int(degrees) + 1))
 
 

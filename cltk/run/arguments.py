@@ -19,7 +19,7 @@ def train_model() -> type[BaseModel]:
     """A pydantic model with every field of transformers.TrainingArguments, under its own name and type."""
     from transformers import TrainingArguments
 
-    hints = typing.get_type_hints(TrainingArguments)
+    hints = typing.get_type_hints(TrainingArguments) | {"fsdp": bool | str}  # documented as `fsdp=True`, and annotated as str
     definitions: dict[str, Any] = {
         field.name: (_plain_type(hints[field.name]), Field(None, description=field.metadata.get("help")))
         for field in fields(TrainingArguments)

@@ -106,10 +106,12 @@ def resolve_path(value: str, folder: Path, key: str) -> str:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """ "; did you mean ...?" for an unknown name, or the list of what there is."""
+    """ "; did you mean ...?" for an unknown name, or the list of what there is, or where to find it."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; valid keys are {', '.join(known)}"
+    near = difflib.get_close_matches(name, known, 1, 0.5) or difflib.get_close_matches(name.lower(), known, 1, 0.5)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; valid keys are {', '.join(known)}" if len(known) <= 60 else "; `cltk schema` lists the valid keys"
 
 
 def signature_schema(cls: type) -> dict[str, Any]:

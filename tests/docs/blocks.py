@@ -1,10 +1,17 @@
-"""The code blocks of a Markdown file."""
+"""The code blocks of a Markdown file, and a reader who follows them.
+
+    python blocks.py FILE.md...
+
+writes every block with a title as a file of the current folder and runs the others in their order: Python as it stands, bash
+line by line, where every line is a call of `cltk`. All in one process: importing torch, transformers and lm-eval takes longer
+than most of these calls do.
+"""
 
 from __future__ import annotations
 
-import os
+import glob
 import re
-import subprocess
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +33,32 @@ def blocks(text: str) -> list[Block]:
     return [Block(found["language"], found["title"] or "", found["code"]) for found in FENCED.finditer(text)]
 
 
-def run(block: Block, folder: Path) -> None:
-    """As a reader would: write the file, or run the code in the folder; `cltk` and `python` are those of this test."""
+def follow(block: Block) -> None:
+    """As a reader would, in the current folder."""
     if block.title:
-        (folder / block.title).parent.mkdir(parents=True, exist_ok=True)
-        (folder / block.title).write_text(block.code)
-        return
-    command = [sys.executable, "-c", block.code] if block.language == "python" else ["bash", "-ec", block.code]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "CLTK_CACHE": str(folder / "cache")}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{block.code}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+        Path(block.title).parent.mkdir(parents=True, exist_ok=True)
+        Path(block.title).write_text(block.code)
+    elif block.language == "python":
+        exec(compile(block.code, "block", "exec"), {"__name__": "__main__"})
+    elif block.language == "bash":
+        for line in block.code.replace("\\\n", " ").splitlines():
+            call(shlex.split(line, comments=True))
+    else:
+        raise SystemExit(f"a block in {block.language or 'no language'} can only be looked at: give it a title\n{block.code}")
+
+
+def call(words: list[str]) -> None:
+    """One line of a shell, file name patterns and all."""
+    from cltk.cli import main
+
+    if words:
+        assert words[0] == "cltk", words
+        code = main([name for word in words[1:] for name in (sorted(glob.glob(word)) or [word])])
+        assert code == 0, f"{shlex.join(words)}: exit code {code}"
+
+
+if __name__ == "__main__":
+    for file in sys.argv[1:]:
+        for one in blocks(Path(file).read_text()):
+            print(f"--- {Path(file).name}: {one.title or one.language}", flush=True)
+            follow(one)

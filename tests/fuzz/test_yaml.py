@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields
@@ -185,10 +184,8 @@ def check(document: bytes, folder: Path, seen: dict[str, int]) -> None:
 def test_a_plan_or_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     seen = {"refused": 0, "planned": 0}
-    environment = dict(os.environ)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TrainingArguments' own advice
         check(folder=folder, seen=seen)
     assert sum(seen.values()) >= 2000
     assert min(seen.values()) > 100, seen  # both ends are reached
-    assert dict(os.environ) == environment

@@ -124,8 +124,9 @@ FSDP = "fsdp: true, fsdp_config: {version: 2, transformer_layer_cls_to_wrap: [Ll
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_two_processes_equal_one(experiment: Path, engine: str) -> None:
-    """Same rows a step (2 x 2 for 4): weights, scores and divergences agree to rounding."""
-    text = experiment.read_text()
+    """Same rows a step (2 x 2 for 4): scores and divergences agree to rounding. (An mc Fisher draws labels by rank.)"""
+    text = experiment.read_text().replace("normalize: mean", "normalize: mean, kind: empirical")
+    experiment.write_text(text)
     ended(cltk_run("experiment.yaml", "--out", "one"))
     halves = text.replace("per_device_train_batch_size: 4", "per_device_train_batch_size: 2")
     Path("two.yaml").write_text(halves.replace("per", FSDP, 1) if engine == "fsdp2" else halves)
@@ -135,7 +136,7 @@ def test_two_processes_equal_one(experiment: Path, engine: str) -> None:
     for method in one:
         for name, value in one[method].items():
             if name.startswith(("retain.rows", "learn.rows", "divergence")) and name.endswith((".pre", ".post", ".kl")):
-                assert two[method][name] == pytest.approx(value, rel=2e-4, abs=2e-5), (method, name)
+                assert two[method][name] == pytest.approx(value, rel=1e-5, abs=1e-6), (method, name)
     base = [json.loads(path.read_text())["tasks"] for out in ("one", "two") for path in Path(out).glob("base-*/scores.json")]
     for task in base[0]:
         for metric, values in base[0][task]["values"].items():

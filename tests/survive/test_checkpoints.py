@@ -251,6 +251,11 @@ WITH_WARNING: dict[str, Any] = {
 }  # fmt: skip
 
 
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    """What cltk itself warned of."""
+    return "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("cltk"))
+
+
 @pytest.mark.slow
 def test_whatever_is_damaged_the_result_is_the_same(
     stopped: dict[str, Any], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
@@ -258,15 +263,15 @@ def test_whatever_is_damaged_the_result_is_the_same(
     shutil.copytree("out", "whole")
     assert main(["run", "x.yaml", "--out", "whole"]) == 0
     assert results(Path("whole")) == stopped
-    assert "checkpoint" not in caplog.text
+    assert not said(caplog)
     for name, damage in WITH_WARNING.items():
         shutil.copytree("out", name)
         damage(name)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert main(["run", "x.yaml", "--out", name]) == 0, (name, capsys.readouterr().err)
-        if name != "a journal's end lost":
-            assert any(word in caplog.text for word in ("set aside", "removed", "damaged", "sha256")), name
+        if name != "a journal's end lost":  # a line without an end is what every kill leaves
+            assert any(word in said(caplog) for word in ("set aside", "removed", "damaged", "sha256")), name
         assert results(Path(name)) == stopped, name
 
 

@@ -19,7 +19,7 @@ from cltk import assets, packages
 from tests.survive.victim import SIGNALS, Striker, ended, start
 
 FILE = "kill.yaml"
-TIMES = ("seconds", "runtime", "per_second", "peak_bytes", "sha256")
+TIMES = ("seconds", "runtime", "per_second", "peak_bytes", "sha256", "git_commit")
 LIMITS = (8_000, 20_000, 60_000, 90_000, 200_000)  # bytes that a file may have; the log is one, too
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,6 +59,6 @@ def divergence(
     for name, rows in sets.items():
         some = rows if limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
         tell = (lambda a, b, name=name: progress(f"KL on {name}", a, b, 0)) if progress else None
-        estimate = paired_mean(shared(lambda part, tell=tell: row_kl(start, tuned, part, progress=tell), some))
+        estimate = paired_mean(shared(partial(row_kl, start, tuned, progress=tell), some))
         done[name] = {"kl": estimate.mean, "se": estimate.se, "ci": list(estimate.ci), "n": len(some)}
     return done

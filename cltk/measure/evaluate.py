@@ -128,8 +128,14 @@ class Suite:
 
     def digests(self) -> dict[str, str]:
         """sha256 (hex) of every task's requests and of every text's rows: equal digests, equal measurements."""
-        asked = {name: [[str(part) for part in args] for args in found] for name, found in self._requests().items()}
-        asked |= {text.name: [row.get("input_ids") or text_of(row, text.name) for row in text.rows] for text in self.texts}
+        asked: dict[str, list[Any]] = {
+            name: [[str(part) for part in args] for args in found] for name, found in self._requests().items()
+        }
+        for text in self.texts:
+            asked[text.name] = [
+                [list(row["input_ids"]), list(row.get("labels", []))] if "input_ids" in row else text_of(row, text.name)
+                for row in text.rows
+            ]
         return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in asked.items()}
 
     def tokens(self, tokenizer: Any) -> int:

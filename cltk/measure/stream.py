@@ -78,10 +78,10 @@ def summarise(
         totals = resample(columns, draws, rng)
         drawn.append(totals[:, :-1] / totals[:, -1:])
         means.append(rows.mean(axis=1))
-    values, spread = measures(np.stack(means, axis=-1)), measures(np.stack(drawn, axis=-1))
+    found, spread = measures(np.stack(means, axis=-1)), measures(np.stack(drawn, axis=-1))
     return {
         name: Measure(float(value), float(spread[name].std(ddof=1)), _percentiles(spread[name], alpha))
-        for name, value in values.items()
+        for name, value in found.items()
     }
 
 

@@ -112,7 +112,8 @@ def table(found: Sequence[Matched], reference: str) -> Table:
 
 def _settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, tuple[Losses, Losses]]:
     """Method -> its losses [seeds, n] on the new and the old task, seeds in the same order for all."""
-    files, groups = ScoreFiles(), {}
+    files = ScoreFiles()
+    groups: dict[str, dict[int, Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.record["method"], {})[entry.record["seed"]] = entry
     seeds = sorted(next(iter(groups.values())))
@@ -123,7 +124,7 @@ def _settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, 
                 f"{name}: has the seeds {sorted(by_seed)}, others have {seeds}; a paired comparison needs the same"
             )
         losses = [files.losses(by_seed[seed]) for seed in seeds]
-        sides = []
+        sides: list[Losses] = []
         for task in (new, old or _first_retained(by_seed[seeds[0]].record)):
             if any(one is None or task not in one for one in losses):
                 raise InputError(f"{name}: no scores of {task!r} beside its records; name the folders that `cltk run` wrote")

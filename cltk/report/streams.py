@@ -35,7 +35,7 @@ def measure(summary: Summary, name: str) -> Estimate:
     found = [entry.record["stream"][name] for entry in summary.entries]
     if len(found) == 1:
         one = found[0]
-        return Estimate(one["value"], one["se"], *one["ci"], math.nan, 0, 0)
+        return Estimate(one["value"], one["se"], one["ci"][0], one["ci"][1], math.nan, 0, 0)
     groups = 100  # of documents' standard error, which is a bootstrap's: its degrees of freedom are not the narrow part
     return seeds.combine([seeds.from_records([one["value"] for one in found], [one["se"] for one in found], groups, groups)])
 

@@ -6,6 +6,7 @@ their number, and one GPU where the cluster has any. Nodes must share the file s
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def run_cells(run: ExperimentRun, todo: list[int], address: str, say: Tell) -> d
     cores = torch.get_num_threads()
     try:
         where = {"num_cpus": os.cpu_count(), "include_dashboard": False} if address == "local" else {"address": address}
-        ray.init(log_to_driver=False, logging_level="ERROR", **where)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise InputError(f"--ray {address}: {str(error).splitlines()[0]}") from None
     try:

@@ -168,7 +168,8 @@ def train_cell(
     keeper = Keeper(trainer, output, counter, {what: speed.on(what) for what in MEASURED}, kept)
     for callback in (*make_callbacks(trainer, output, tell, counter), keeper):
         trainer.add_callback(callback)
-    parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    trained: Any = trainer.model
+    parameters = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     under_way: Any = lambda: trainer.state.global_step + 1  # noqa: E731

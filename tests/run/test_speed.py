@@ -13,8 +13,9 @@ from cltk import tensors
 from cltk.data import IGNORED, Collator
 from cltk.errors import InputError
 from cltk.run import machine, speed
-from cltk.run.config import Cell, SpeedSpec, load_config
+from cltk.run.config import Cell, load_config
 from cltk.run.methods import build_mitigators
+from cltk.run.spec import SpeedSpec
 from cltk.run.speed import Choice, choose, say, tune_allocator
 from cltk.run.train import Counter, Prepared, Trained, prepare_data, train_cell
 

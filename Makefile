@@ -3,16 +3,25 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.dev
 
 .PHONY: quickstart test check format docs install clean
 
+PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
+
+# what a user needs; compiled on first import, which is quicker than all of it here
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"
+	$(PIP) setuptools
+	$(PIP) --no-compile --no-build-isolation -e .
 	touch $(STAMP)
 
-install: $(STAMP)
+# and what tests, lint and documentation need
+$(DEV): $(STAMP)
+	$(PIP) --no-compile --no-build-isolation -e ".[dev]"
+	touch $(DEV)
+
+install: $(DEV)
 
 # fetch the pinned model and data, run the main job on them, print the report
 quickstart: $(STAMP)
@@ -22,22 +31,22 @@ quickstart: $(STAMP)
 
 # the whole suite: the fast tests, the slow ones (real model, several processes, browser), and the main job, alone and with all
 # threads, because its numbers are compared with the committed ones to the last bit
-test: $(STAMP)
+test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -p no:cacheprovider
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal -p no:cacheprovider --ignore tests/run/test_quickstart.py
 	$(BIN)/python -m pytest -m slow -p no:cacheprovider tests/run/test_quickstart.py
 
-check: $(STAMP)
+check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP)
+format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # the documentation, strictly: a broken link or a missing name is an error; site/index.html opens from disk (search: from a server)
-docs: $(STAMP)
+docs: $(DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir site
 
 clean:

@@ -305,7 +305,7 @@ def test_what_may_stand_twice(train: Any) -> None:
 
 REPORTED = {  # pairs that the literature reports as additive
     "hft + replay": lambda: [cltk.Replay(OLD, 0.25), cltk.HFT()],
-    "stm + lora": lambda: [cltk.LoRA(4, rate=1.0), cltk.TokenWeights("stm", tau=1000.0)],
+    "stm + lora": lambda: [cltk.LoRA(4, rate=1.0), cltk.TokenWeights("stm", tau=280.0)],
     "sam + replay": lambda: [cltk.Replay(OLD, 0.25), cltk.SAM(0.05)],
 }
 

@@ -211,7 +211,7 @@ LABELS = ["../../x", "..", ".", "/etc/x", "a/../../b", "..\\x", "C:\\x", "\u202e
 @pytest.mark.parametrize("label", LABELS)
 def test_a_cell_stays_in_the_output_folder(label: str, experiment: Path, tmp_path: Path) -> None:
     head = experiment.read_text().split("grid:")[0]
-    experiment.write_text(head + f"grid: {{mitigators: {{{json.dumps(label)}: []}}}}\n", encoding="utf-8")
+    experiment.write_text(head + f"grid: {{mitigators: {{{json.dumps(label, ensure_ascii=False)}: []}}}}\n", encoding="utf-8")
     (cell,) = load_config(experiment).cells
     made = tmp_path / "runs" / f"{cell.name}-0123456789"
     made.mkdir(parents=True)  # the system takes the name
@@ -244,14 +244,14 @@ def test_a_task_name_is_no_path(capsys: pytest.CaptureFixture[str], experiment: 
     Path("tasks/toy.yaml").write_text(text.replace("task: toy", "task: ../../../../evil"))
     Path("tasks/group.yaml").write_text("group: several\ntask: ['../../../../evil']\n")
     experiment.write_text(EXPERIMENT.split("mitigators:")[0].replace("[toy,", "[several,") + "keep_model: false\n")
+    above = Path().absolute().parent.parent
+    before = set(above.glob("*evil*")) | set(above.glob("*/*evil*"))
     code = main(["run", "experiment.yaml", "--out", "out"])
     said = capsys.readouterr().err
     assert code in (0, 1, 2)
     assert "Traceback" not in said
-    found = [
-        path for path in Path().absolute().parent.parent.rglob("*evil*") if (Path() / "out").absolute() not in path.parents
-    ]
-    assert not found
+    assert set(above.glob("*evil*")) | set(above.glob("*/*evil*")) == before
+    assert not [path for path in Path().rglob("*evil*") if Path("out") not in path.parents]
 
 
 def test_labels_are_text_in_a_page(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:

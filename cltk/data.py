@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ IGNORED = -100  # a label that does not count, as in transformers
 def locate(source: str | Path) -> Path | None:
     """The file or folder that `source` names ("asset:NAME/FILE" or a path); None when it can only be a hub id."""
     found = assets.resolve(str(source))
-    if found.exists():
+    if os.path.exists(found):
         return found
     looks_like_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) and found.suffix not in READERS
     if looks_like_hub_id:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,12 +69,12 @@ def load_tokenizer(spec: str | Path, *, trust_remote_code: bool = False) -> Any:
 def locate_model(spec: str | Path) -> str:
     """A folder on disk, or the hub id as it is. Raises InputError for a folder that is none or has no config.json."""
     path = assets.resolve(str(spec))
-    if path.is_dir():
+    if os.path.isdir(path):
         if not (path / "config.json").exists():
             raise InputError(f"model {spec}: the folder has no config.json, so it holds no transformers model")
         return str(path)
     text = str(spec)
-    if path.exists() or text.startswith((".", "/", "~")) or text.count("/") > 1:
+    if os.path.exists(path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise InputError(f"model {spec}: no such folder")
     return text
 
@@ -82,7 +83,7 @@ def stored_digest(spec: str | Path) -> str:
     """sha256 (hex) of the stored weights and config, without loading them; of the commit for a model on the hub."""
     where = Path(locate_model(spec))
     sha = hashlib.sha256()
-    if where.is_dir():
+    if os.path.isdir(where):
         for file in sorted(where.iterdir()):
             if file.suffix in (".safetensors", ".json", ".bin", ".model"):
                 sha.update(file.name.encode() + b"\0" + file_digest(file).encode())

@@ -7,6 +7,7 @@ only inheritance. An unknown key is an error that names the file, the line, the 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -233,7 +234,7 @@ def _check_files(experiment: Experiment, folder: Path, where: Where) -> None:
         places += [(("evals", role, i, "text"), e.text) for i, e in enumerate(entries) if isinstance(e, TextSpec)]
     if evals.include_path:
         places.append((("evals", "include_path"), evals.include_path))
-        if not (folder / evals.include_path).is_dir():
+        if not os.path.isdir(folder / evals.include_path):
             raise InputError(f"{where(places[-1][0])}: evals.include_path: {folder / evals.include_path} is not a folder")
     for keys, value in places:
         try:

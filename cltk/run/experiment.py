@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ def load(file: str | Path, out: str | Path | None = None, trust: bool = False) -
     default = plan.cells[0].config.train.get("output_dir") or Path("runs") / plan.file.stem
     folder = Path(out) if out is not None else Path(default)
     model = assets.resolve(plan.experiment.model.pretrained) if _is_local(plan) else None
-    if model is not None and model.is_dir() and folder.resolve() in (model.resolve(), *model.resolve().parents):
+    if model is not None and os.path.isdir(model) and folder.resolve() in (model.resolve(), *model.resolve().parents):
         raise InputError(f"--out {folder}: this is the start model's folder (or holds it); choose another output folder")
     if model is not None and model.is_dir() and model.resolve() in folder.resolve().parents:
         raise InputError(f"--out {folder}: lies inside the start model's folder; choose another output folder")
@@ -44,7 +45,7 @@ def load(file: str | Path, out: str | Path | None = None, trust: bool = False) -
 
 def _is_local(plan: Plan) -> bool:
     spec = plan.experiment.model.pretrained
-    return not spec.startswith("asset:") and Path(spec).exists()
+    return not spec.startswith("asset:") and os.path.exists(spec)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -127,7 +128,7 @@ class Inputs:
 
     def path(self, spec: str) -> str:
         local = self.plan.folder / spec
-        return str(local) if not spec.startswith("asset:") and local.is_dir() else spec
+        return str(local) if not spec.startswith("asset:") and os.path.isdir(local) else spec
 
     def model_digest(self, spec: str) -> str:
         if spec not in self._digests:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import typing
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def resolve_path(value: str, folder: Path, key: str) -> str:
         find(value.removeprefix("asset:").partition("/")[0])  # an unknown name is an error now, not after training
         return value
     path = folder / value
-    if path.exists():
+    if os.path.exists(path):  # False, not an error, for a name that is too long
         return str(path)
     if path.suffix in (*READERS, ".safetensors", ".yaml") or value.startswith(("/", ".")) or value.count("/") > 1:
         raise InputError(f"{key}: {path}: no such file")

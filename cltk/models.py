@@ -30,7 +30,7 @@ def load_model(spec: str | Path, *, dtype: str = "float32", trust_remote_code: b
 
     path = locate_model(spec)
     try:
-        with warnings.catch_warnings(), no_bars():
+        with warnings.catch_warnings(), no_bars(), unsplit():
             warnings.simplefilter("ignore")
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -40,6 +40,19 @@ def load_model(spec: str | Path, *, dtype: str = "float32", trust_remote_code: b
         raise InputError(f"model {spec}: cannot be loaded ({_first_line(error)})") from None
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device), tokenizer
+
+
+@contextmanager
+def unsplit() -> Iterator[None]:
+    """Whole weights inside: while a ZeRO-3 configuration is alive, transformers loads every model in pieces."""
+    from transformers.integrations import deepspeed
+
+    kept = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 @contextmanager

@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-# what a user needs; compiled on first import, which is quicker than all of it here
+# what a user needs; modules are compiled when they are first imported
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools

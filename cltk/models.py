@@ -116,5 +116,14 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def tree_digest(path: Path) -> str:
+    """`file_digest` of a file; of a folder that of all its files and their names."""
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    listed = "".join(f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:240]

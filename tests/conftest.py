@@ -110,13 +110,18 @@ def study(tmp_path: Path, tiny_folder: Path) -> Path:
     return tmp_path
 
 
-EXPERIMENT = """\
+TINY = """\
 model: {pretrained: tiny-llama}
 data:
   train: {path: new.jsonl, prompt: question, completion: answer}
   validation: 0.15
   heldout: 0.2
   max_length: 64
+"""  # the model and the new task of `study`
+
+EXPERIMENT = (
+    TINY
+    + """\
 train: {learning_rate: 3.0e-3, max_steps: 6, per_device_train_batch_size: 4, save_strategy: "no", logging_steps: 2}
 evals:
   retain: [toy, {text: old.jsonl, name: old_text, limit: 12, cluster: document}]
@@ -131,6 +136,7 @@ grid:
     ewc: [ewc: {strength: 1.0, importance: {memory: old.jsonl, samples: 8, block: 32, normalize: mean}}]
 keep_model: false
 """
+)
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ class Measure:
     value: float
     se: float
     ci: tuple[float, float]
+    clusters: int  # independent groups of documents, over all tasks
+    n: int  # documents, over all tasks
 
 
 def measures(r_TI: Floats) -> dict[str, Floats]:
@@ -70,7 +72,7 @@ def summarise(
     Forgetting takes a maximum, which noise raises: with few documents its interval lies a little high.
     """
     rng = np.random.default_rng(seed)
-    means, drawn = [], []
+    means, drawn, clustered, n = [], [], 0, 0
     for values, labels in zip(scores, clusters, strict=True):
         rows = np.atleast_2d(np.asarray(values, dtype=np.float64))
         sums = [cluster_sums(row, labels) for row in rows]
@@ -78,9 +80,10 @@ def summarise(
         totals = resample(columns, draws, rng)
         drawn.append(totals[:, :-1] / totals[:, -1:])
         means.append(rows.mean(axis=1))
+        clustered, n = clustered + len(columns), n + rows.shape[1]
     found, spread = measures(np.stack(means, axis=-1)), measures(np.stack(drawn, axis=-1))
     return {
-        name: Measure(float(value), float(spread[name].std(ddof=1)), _percentiles(spread[name], alpha))
+        name: Measure(float(value), float(spread[name].std(ddof=1)), _percentiles(spread[name], alpha), clustered, n)
         for name, value in found.items()
     }
 

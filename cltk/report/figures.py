@@ -51,6 +51,7 @@ def colour(i: int, summary: Summary) -> str:
 
 
 def marker(i: int, summary: Summary) -> str:
+    """Plain training is a square, methods take turns."""
     return "s" if summary.family == PLAIN else MARKERS[i % len(MARKERS)]
 
 

@@ -7,7 +7,8 @@ between them. A setting m is judged by
     D_m = F_m - F_ref(G_m),    negative: it forgets less than the reference does at the same gain.
 
 Where G_m is above every gain of the reference there is no D. Interval: m and all reference settings meet the same draws of
-seeds and of documents (both tasks, by cluster), so that what they share cancels; t on S - 1 degrees of freedom.
+seeds and of documents (both tasks, by cluster), so that what they share cancels; t on S - 1 degrees of freedom, normal
+with one seed (which leaves training noise out).
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ def _settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, 
     files = ScoreFiles()
     groups: dict[str, dict[int, Entry]] = {}
     for entry in entries:
-        groups.setdefault(entry.record["method"], {})[entry.record["seed"]] = entry
+        name, seed = _name(entry.record), entry.record["seed"]
+        if groups.setdefault(name, {}).setdefault(seed, entry) is not entry:
+            raise InputError(f"{name}: two records have seed {seed}; give settings names of their own in the YAML's grid")
     seeds = sorted(next(iter(groups.values())))
     done: dict[str, tuple[Losses, Losses]] = {}
     for name, by_seed in groups.items():
@@ -135,6 +138,12 @@ def _settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, 
             sides.append(whole)
         done[name] = (sides[0], sides[1])
     return done
+
+
+def _name(record: dict[str, Any]) -> str:
+    """The method, and what else the grid varies: "plain learning_rate=0.0001"."""
+    labels = {key: value for key, value in record.get("labels", {}).items() if key not in ("mitigators", "seed")}
+    return " ".join([record["method"], *(f"{key.split('.')[-1]}={value}" for key, value in labels.items())])
 
 
 def _first_retained(record: dict[str, Any]) -> str:

@@ -77,6 +77,7 @@ def tone(words: str) -> str:
 
 
 def title(summaries: Sequence[Summary]) -> str:
+    """The names of the experiments."""
     names = dict.fromkeys(str(e.record.get("experiment")) for s in summaries for e in s.entries if e.record.get("experiment"))
     return ", ".join(names) or "cltk report"
 

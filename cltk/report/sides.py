@@ -34,6 +34,7 @@ class Side:
 
 
 def common_seeds(a: Side, b: Side) -> list[int]:
+    """The seeds that both have, in the order of a's."""
     return [seed for seed in a.seeds if seed in b.seeds]
 
 

@@ -35,9 +35,9 @@ def measure(summary: Summary, name: str) -> Estimate:
     found = [entry.record["stream"][name] for entry in summary.entries]
     if len(found) == 1:
         one = found[0]
-        return Estimate(one["value"], one["se"], one["ci"][0], one["ci"][1], math.nan, 0, 0)
-    groups = 100  # of documents' standard error, which is a bootstrap's: its degrees of freedom are not the narrow part
-    return seeds.combine([seeds.from_records([one["value"] for one in found], [one["se"] for one in found], groups, groups)])
+        return Estimate(one["value"], one["se"], one["ci"][0], one["ci"][1], math.nan, one["n"], one["clusters"])
+    values, errors = ([one[key] for one in found] for key in ("value", "se"))
+    return seeds.combine([seeds.from_records(values, errors, found[0]["clusters"], found[0]["n"])])
 
 
 def _cell(estimate: Estimate) -> str:

@@ -99,7 +99,7 @@ class Work:
                 done[-1].model = None
                 gc.collect()
         if done[-1].model is None:  # scored again, from the journal, for lm-eval's own files
-            model, tokenizer = models.load_model(place / "model", dtype=cell.config.model.dtype)
+            model, tokenizer = _kept_model(cell, place)
             done[-1] = Leg(self._evaluate(cell, model, tokenizer, cell.name), done[-1].train, model)
         return done
 
@@ -125,7 +125,7 @@ class Work:
         if before is None:
             model, tokenizer = self.inputs.model(stage)
         else:
-            model, tokenizer = models.load_model(before / "model", dtype=stage.config.model.dtype)
+            model, tokenizer = _kept_model(stage, before)
             carried = tensors.load_tree(before / STATES)
             for i, mitigator in enumerate(mitigators):
                 if state := carried.get(str(i)):
@@ -143,15 +143,15 @@ class Work:
 
         The averages mix the same weights with the start model's as they would behind a training of their own.
         """
-        model, tokenizer = self.inputs.model(stage)
         with locked(kept, wait=True):
             if agreed((kept / STAGE).exists()):
-                train, tuned = _finished(kept).train, models.load_model(kept / "model", dtype=stage.config.model.dtype)[0]
+                train, tuned = _finished(kept).train, _kept_model(stage, kept)[0]
             else:
                 rest = [mitigator for mitigator in mitigators if not mitigator.averages]
                 train, tuned = self._fit(stage, rest, kept / "checkpoints", name)
                 if first():
-                    _keep(Leg(Scores("", {}), train, tuned), kept, tokenizer, rest)
+                    _keep(Leg(Scores("", {}), train, tuned), kept, self.inputs.tokenizer(stage), rest)
+        model, tokenizer = self.inputs.model(stage)
         data = self.inputs.data(stage)
         plan = Plan(model, data.train, None, tokenizer, data.validation)
         ends = [mitigator for mitigator in mitigators if mitigator.averages]
@@ -215,6 +215,12 @@ def _keep(leg: Leg, place: Path, tokenizer: Any, mitigators: list[Any]) -> None:
     sync_tree(place / "model")
     records.write_json(place / STAGE, {"scores": leg.scores.to_json(), "train": leg.train, "files": _files(place)})
     shutil.rmtree(place / "checkpoints", ignore_errors=True)
+
+
+def _kept_model(cell: Cell, place: Path) -> tuple[Any, Any]:
+    """The weights of a kept training and its tokeniser."""
+    spec = cell.config.model
+    return models.load_model(place / "model", dtype=spec.dtype, trust_remote_code=spec.trust_remote_code)
 
 
 def _finished(place: Path) -> Leg:

@@ -65,10 +65,11 @@ def _run(ray: Any, run: ExperimentRun, todo: list[int], cores: int, say: Tell) -
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     task = ray.remote(_task).options(num_cpus=cores, num_gpus=gpus, max_retries=RETRIES, name="cltk cell")
     call = (str(Path.cwd()), str(run.plan.file), str(run.out), run.trust, sys.argv, cores)
-    bases: dict[Path, Any] = {}  # the start model is scored once for all cells that share its measures
-    for order in todo:
-        bases.setdefault(run.work().base_folder(run.cells[order]), task.remote(call, order, True))
-    places = {task.remote(call, order, False, bases[run.work().base_folder(run.cells[order])]): order for order in todo}
+    work = run.work()
+    folders = {order: work.base_folder(run.cells[order]) for order in todo}
+    firsts = {folder: order for order, folder in reversed(folders.items())}  # scores the start model for all that share it
+    bases = {folder: task.remote(call, order, True) for folder, order in firsts.items()}
+    places = {task.remote(call, order, False, bases[folder]): order for order, folder in folders.items()}
     failed, waiting = {}, list(places)
     while waiting:
         (one,), waiting = ray.wait(waiting, num_returns=1)

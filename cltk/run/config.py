@@ -78,6 +78,7 @@ def load_config(file: str | Path) -> Plan:
 
 
 def read_with_base(file: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Keys, int], dict[Keys, Path]]:
+    """A file's data over that of its `base`; the line of every key, and the file it stands in. `above`: files under way."""
     if file.resolve() in above:
         raise InputError(f"{file}: `base` leads back to this file")
     data, lines = read_yaml(file)

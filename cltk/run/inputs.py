@@ -12,7 +12,7 @@ from cltk.errors import InputError
 from cltk.measure.evaluate import Suite, TextTask
 from cltk.run import records
 from cltk.run.config import Cell, Plan
-from cltk.run.methods import PATH_KEYS, resolve_path
+from cltk.run.methods import PATH_KEYS, PATH_LISTS, resolve_path
 from cltk.run.spec import Source, TextSpec
 from cltk.run.train import Prepared, prepare_data
 from cltk.run.yaml import read_yaml
@@ -138,7 +138,7 @@ class Inputs:
     def file_digest(self, spec: str) -> str:
         if spec not in self._digests:
             found = locate(resolve_path(spec, self.plan.folder, "path"))
-            self._digests[spec] = models.file_digest(found) if found is not None and found.is_file() else spec
+            self._digests[spec] = spec if found is None else models.tree_digest(found)
         return self._digests[spec]
 
 
@@ -150,11 +150,13 @@ def _averages(entry: Any) -> bool:
 
 
 def memories(entries: list[Any]) -> list[str]:
-    """Every file that mitigators read."""
+    """Every file and folder that mitigators read."""
     found = []
     for entry in entries:
         for key, value in entry.items() if isinstance(entry, dict) else ():
-            if isinstance(value, dict):
+            if key in PATH_LISTS:
+                found += [path for path in (value.values() if isinstance(value, dict) else value) if isinstance(path, str)]
+            elif isinstance(value, dict):
                 found += memories([value])
             elif key in PATH_KEYS and isinstance(value, str):
                 found.append(value)

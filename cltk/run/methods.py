@@ -77,12 +77,13 @@ def _check_arguments(name: str, cls: type, arguments: dict[str, Any], at: Any) -
 
 
 PATH_KEYS = ("memory", "importance", "validation", "prompts")
+PATH_LISTS = ("memories", "models", "others")  # of several paths: a list, or by name
 
 
 def _resolve(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
     resolved: dict[str, Any] = {}
     for key, value in arguments.items():
-        if key == "memories":  # several paths: by name or in a list
+        if key in PATH_LISTS:
             named = value.items() if isinstance(value, dict) else enumerate(value)
             found = {name: resolve_path(one, folder, key) if isinstance(one, str) else one for name, one in named}
             resolved[key] = found if isinstance(value, dict) else list(found.values())

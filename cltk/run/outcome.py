@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +55,18 @@ def record(inputs: Inputs, cell: Cell, order: int, pre: Scores, legs: list[Leg])
 
 def stream(cell: Cell, scores: list[Scores]) -> dict[str, Any]:
     """R[t][i] of every task after 0 to T trainings, and ACC, BWT, FWT and forgetting over the tasks of the stages."""
-    stages = cell.config.stages
+    stages, start = cell.config.stages, scores[0].tasks
     chosen = [stage.score or stage.name for stage in stages]
-    first_scores = scores[0].tasks
-    signed = {
-        name: [np.asarray(one.tasks[name].values[metric]) * (1 if task.higher_is_better[metric] else -1) for one in scores]
-        for name, task in first_scores.items()
-        if (metric := headline(list(task.values)))
-    }
-    found = summarise([np.stack(signed[name]) for name in chosen], [first_scores[name].cluster or None for name in chosen])
+    heads = {name: headline(list(task.values)) for name, task in start.items()}
+    signs = {name: 1 if task.higher_is_better[heads[name]] else -1 for name, task in start.items()}
+    signed = {name: np.array([one.tasks[name].values[heads[name]] for one in scores]) * signs[name] for name in start}
+    found = summarise([signed[name] for name in chosen], [start[name].cluster or None for name in chosen])
     return {
         "stages": [stage.name for stage in stages], "tasks": chosen,
         "matrix": {
-            name: {"metric": headline(list(first_scores[name].values)), "performance": [float(row.mean()) for row in rows]}
-            for name, rows in signed.items()
+            name: {"metric": heads[name], "performance": rows.mean(axis=1).tolist()} for name, rows in signed.items()
         },
-        **{name: {"value": m.value, "se": m.se, "ci": list(m.ci)} for name, m in found.items()},
+        **{name: {**asdict(m), "ci": list(m.ci)} for name, m in found.items()},
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from cltk.files import locked
 from cltk.run import records
 from cltk.run.config import Cell, Plan, validate
 from cltk.run.experiment import ExperimentRun
+from cltk.run.trouble import explained
 
 Tell = Callable[[str, int, int, str], None]
 TIMES = ("runtime", "per_second", "seconds")  # parts of keys whose numbers no rerun repeats
@@ -154,7 +155,7 @@ def _rerun(file: Path, old: dict[str, Any], run: ExperimentRun, tolerance: float
     cell, work = run.cells[0], run.work(tell)
     scores = file.with_name("scores.json")
     documents = records.read_json(scores) if scores.exists() else None
-    with locked(run.out):
+    with locked(run.out), explained(cell.config, run.folder(cell)):
         new = work.cell(cell, int(old.get("order", 0)))
     sides = [dict(values_of(record)) for record in (old, new)]
     if documents is not None:

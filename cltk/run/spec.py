@@ -13,6 +13,8 @@ Count = Annotated[int, Field(ge=1, strict=False)]
 
 
 class Section(BaseModel):
+    """A mapping of the YAML: frozen, and no key that it does not name."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 

@@ -59,4 +59,5 @@ def test_intervals_hold_what_new_documents_give() -> None:
     four = [np.repeat(s[:, :20], 4, axis=1) for s in sample]
     labels = [str(i // 4) for i in range(80)]
     naive, clustered = summarise(four, [None, None]), summarise(four, [labels, labels])
+    assert (naive["ACC"].clusters, clustered["ACC"].clusters, clustered["ACC"].n) == (160, 40, 160)
     assert clustered["ACC"].se == pytest.approx(2 * naive["ACC"].se, rel=0.1)

@@ -13,7 +13,7 @@ from cltk.cli import main
 from cltk.errors import InputError
 from cltk.measure.scores import Scores, TaskScores
 from cltk.report.matched import interpolated, matched
-from cltk.run.records import write_json
+from cltk.run.records import read_json, write_json
 
 N, SEEDS = 60, (0, 1, 2, 3, 4)
 
@@ -85,11 +85,26 @@ def test_another_reference(runs: Path) -> None:
     assert found["good"].difference == pytest.approx(-0.35, abs=0.03)
 
 
+def test_a_sweep_of_the_grid_is_a_setting_each(runs: Path) -> None:
+    """`grid: {train.learning_rate: [...]}` leaves one method name: "plain"."""
+    expected = [(one.method, one.difference) for one in matched([runs])]
+    for file in runs.glob("plain*/record.json"):
+        record = read_json(file)
+        name, _, rate = record["method"].partition(" ")
+        write_json(file, record | {"method": name, "labels": {"seed": record["seed"], "train.learning_rate": int(rate) * 1e-4}})
+    assert [(one.method, one.difference) for one in matched([runs])] == expected
+
+
 def test_bad_input(runs: Path) -> None:
     with pytest.raises(InputError, match="no method has such a name"):
         matched([runs], reference="absent*")
     with pytest.raises(InputError, match="no scores of 'piqa'"):
         matched([runs], old="piqa")
+    record = read_json(runs / "good_4" / "record.json")
+    write_json(runs / "good_5" / "record.json", record)
+    with pytest.raises(InputError, match="good: two records have seed 4"):
+        matched([runs])
+    (runs / "good_5" / "record.json").unlink()
     (runs / "good_4" / "record.json").unlink()
     with pytest.raises(InputError, match=r"good: has the seeds \[0, 1, 2, 3\]"):
         matched([runs])

@@ -16,7 +16,7 @@ from cltk.report.streams import costs, matrices, measure, streams
 
 def summary(values: list[float], **train: Any) -> Summary:
     def record(seed: int, value: float) -> dict[str, Any]:
-        one = {"value": value, "se": 0.01, "ci": [value - 0.02, value + 0.02]}
+        one = {"value": value, "se": 0.01, "ci": [value - 0.02, value + 0.02], "clusters": 40, "n": 80}
         matrix = {
             "a": {"metric": "nll", "performance": [-3.0, -2.0 - value, -2.5]},
             "b": {"metric": "acc", "performance": [0.2, 0.3, 0.6]},

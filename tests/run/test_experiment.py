@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 import cltk
 from cltk.cli import main
@@ -116,3 +118,42 @@ def test_code_named_by_a_file_needs_consent(
     assert not Path("out").exists()
     assert main(["run", str(experiment), "--out", "out", "--trust"]) == 0
     assert Path("ran").exists() == ("!function" in message)
+
+
+def test_everything_that_a_method_reads_is_in_its_digest(experiment: Path) -> None:
+    """Memories in lists and by name, and the folders of other models."""
+    head = experiment.read_text().split("grid:")[0]
+    shutil.copytree("tiny-llama", "other")
+    shutil.copy("old.jsonl", "older.jsonl")
+    for entry, file in (
+        ("gem: {memories: {old: older.jsonl}}", "older.jsonl"),
+        ("gem: {memories: [older.jsonl]}", "older.jsonl"),
+        ("lm_cocktail: {models: [other]}", "other/model.safetensors"),
+        ("ties: {others: [other]}", "other/model.safetensors"),
+    ):
+        experiment.write_text(f"{head}mitigators: [{entry}]\n")
+        run = cltk.load(experiment, "out")
+        before = run.inputs.digest(run.cells[0])
+        with Path(file).open("ab") as changed:
+            changed.write(b" ")
+        run = cltk.load(experiment, "out")
+        assert run.inputs.digest(run.cells[0]) != before, entry
+
+
+def test_models_are_loaded_whole_while_zero_3_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks a global reference whether to load in pieces."""
+    from transformers.integrations import deepspeed
+
+    asked: list[Any] = []
+    configured = lambda: None  # noqa: E731  what a weak reference is to transformers: something to call
+    monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", configured)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+        asked.append(deepspeed._hf_deepspeed_config_weak_ref)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    load_model("tiny-llama")
+    assert asked == [None]
+    assert deepspeed._hf_deepspeed_config_weak_ref is configured

@@ -10,15 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 import cltk
 from cltk.cli import main
 from cltk.errors import InputError
 from cltk.files import locked
+from cltk.run import cluster
 from cltk.run.records import read_json
 from cltk.run.reproduce import values_of
 
@@ -53,6 +54,32 @@ def test_ray_that_is_not_installed_is_said(experiment: Path, monkeypatch: pytest
         cltk.load(experiment, "out").run(ray="local")
 
 
+class Task:
+    """What `ray.remote` gives: remembers its calls; an answer is its own reference."""
+
+    calls: list[tuple[int, bool]]
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.calls = []
+
+    def options(self, **_: Any) -> Task:
+        return self
+
+    def remote(self, call: Any, order: int, base: bool, *_: Any) -> tuple[int, bool]:
+        self.calls.append((order, base))
+        return order, base
+
+
+def test_the_start_model_is_scored_once_for_all_cells(experiment: Path) -> None:
+    task = Task()
+    ray = SimpleNamespace(
+        cluster_resources=dict, remote=lambda _: task, wait=lambda waiting, num_returns: (waiting[:1], waiting[1:]),
+        get=lambda one: "", exceptions=SimpleNamespace(RayError=ZeroDivisionError),
+    )  # fmt: skip
+    assert cluster._run(ray, cltk.load(experiment, "out"), [1, 2, 4], 1, lambda *_: None) == {}
+    assert task.calls == [(1, True), (1, False), (2, False), (4, False)]
+
+
 def cltk_run(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     command = [sys.executable, "-m", "cltk", "run", *arguments]
@@ -80,7 +107,6 @@ def workers() -> list[int]:
 @pytest.mark.slow
 def test_ray_gives_the_records_of_a_serial_run_even_when_a_worker_is_killed(experiment: Path) -> None:
     pytest.importorskip("ray")
-    torch.set_num_threads(1)
     text = experiment.read_text().replace("max_steps: 6", "max_steps: 60")
     experiment.write_text(text)
     ended(cltk_run("experiment.yaml", "--out", "serial"))

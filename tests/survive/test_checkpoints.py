@@ -19,7 +19,8 @@ from cltk.run import checkpoints
 from cltk.run.checkpoints import SEAL, newest, opened, seal
 from cltk.run.records import read_json
 from cltk.run.train import Counter
-from tests.survive.trials import results
+from tests.conftest import TINY
+from tests.survive.trials import TRAINED, results
 
 KEPT = {
     "step": 4, "tokens": 7, "seconds": 1.5, "loss": 0.25, "loss_sum": 3.0, "logged": 2, "finished": False, "choices": {},
@@ -181,20 +182,9 @@ def test_half_written_json_is_found(tmp_path: Path) -> None:
         files.check_json(tmp_path)
 
 
-EXPERIMENT = """\
-model: {pretrained: tiny-llama}
-data:
-  train: {path: new.jsonl, prompt: question, completion: answer}
-  validation: 0.15
-  heldout: 0.2
-  max_length: 64
-train:
-  learning_rate: 3.0e-3
-  max_steps: 6
-  per_device_train_batch_size: 4
-  save_strategy: steps
-  save_steps: 2
-  logging_steps: 4
+EXPERIMENT = (
+    f"{TINY}{TRAINED}"
+    + """\
 evals: {retain: [toy, {text: old.jsonl, name: old_text, limit: 8}], include_path: tasks, limit: 6, kl_rows: 4}
 speed: {onednn: false, autocast: false}
 mitigators:
@@ -202,6 +192,7 @@ mitigators:
   - ema: {decay: 0.5}
 keep_model: false
 """
+)
 
 
 @pytest.fixture

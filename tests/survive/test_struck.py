@@ -13,22 +13,21 @@ from typing import Any
 
 import pytest
 
+from tests.survive.trials import TRAINED
+
 ROOT = Path(__file__).parents[2]
-EXPERIMENT = """\
+STREAM = """\
 model: {pretrained: tiny-llama}
-data:
-  train: {path: new.jsonl, prompt: question, completion: answer}
-  validation: 0.15
-  heldout: 0.2
-  max_length: 64
-train:
-  learning_rate: 3.0e-3
-  max_steps: 6
-  per_device_train_batch_size: 4
-  save_strategy: steps
-  save_steps: 2
-  save_total_limit: 1
-  logging_steps: 4
+stages:
+  - name: first
+    data: {train: {path: new.jsonl, prompt: question, completion: answer}, validation: 0.15, heldout: 0.2}
+  - name: second
+    data: {train: {path: old.jsonl, prompt: "{document}", completion: " {text}"}, validation: 0.15, heldout: 0.2}
+    train: {max_steps: 3}
+"""
+EXPERIMENT = (
+    f"{STREAM}{TRAINED}  save_total_limit: 1\n"
+    + """\
 evals:
   retain: [toy, {text: old.jsonl, name: old_text, limit: 8, cluster: document}]
   include_path: tasks
@@ -42,6 +41,7 @@ grid:
       - reservoir: {size: 8, fraction: 0.25, memory: old.jsonl, length: 32}
       - early_stopping: {patience: 1, every: 2, budget: 5.0, memory: old.jsonl, limit: 8}
 """
+)
 
 
 def struck(kind: str, study: Path, trials: int) -> dict[str, Any]:

@@ -19,6 +19,15 @@ from cltk import assets, packages
 from tests.survive.victim import SIGNALS, Striker, ended, start
 
 FILE = "kill.yaml"
+TRAINED = """\
+train:
+  learning_rate: 3.0e-3
+  max_steps: 6
+  per_device_train_batch_size: 4
+  save_strategy: steps
+  save_steps: 2
+  logging_steps: 4
+"""  # with checkpoints
 TIMES = ("seconds", "runtime", "per_second", "peak_bytes", "sha256", "git_commit")
 LIMITS = (8_000, 20_000, 60_000, 90_000, 200_000)  # bytes that a file may have; the log is one, too
 

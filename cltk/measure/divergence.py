@@ -51,6 +51,20 @@ def _kl(start_NV: torch.Tensor, tuned_NV: torch.Tensor, chunk: int = 256) -> tor
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
+def distance(start: torch.nn.Module, tuned: torch.nn.Module) -> dict[str, float]:
+    """How far the weights went: "l2" = ||tuned - start||_2 over all parameters (tied ones once), "relative" to ||start||_2.
+
+    A weak predictor of forgetting beside the KL divergence on new-task prompts (Shenfeld et al. 2025, arXiv 2509.04259).
+    Float64 sums. Raises KeyError when the models' parameters have different names.
+    """
+    other, moved, size = dict(tuned.named_parameters()), 0.0, 0.0
+    with torch.no_grad():
+        for name, p in start.named_parameters():
+            moved += float((other[name].to(p.device).float() - p.float()).square().sum(dtype=torch.float64))
+            size += float(p.float().square().sum(dtype=torch.float64))
+    return {"l2": moved**0.5, "relative": (moved / size) ** 0.5 if size else 0.0}
+
+
 def divergence(
     start: Any, tuned: Any, sets: Mapping[str, Sequence[Row]], limit: int, progress: Any = None
 ) -> dict[str, dict[str, Any]]:

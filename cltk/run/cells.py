@@ -16,7 +16,7 @@ from cltk import models, tensors
 from cltk.deepspeed import whole
 from cltk.errors import InputError
 from cltk.files import locked, sync_tree
-from cltk.measure.divergence import divergence
+from cltk.measure.divergence import distance, divergence
 from cltk.measure.evaluate import token_rows
 from cltk.measure.journal import Journal
 from cltk.measure.scores import Scores
@@ -55,8 +55,8 @@ class Work:
         legs = self._legs(cell, folder)
         last = legs[-1]
         model, tokenizer = last.model, self.inputs.tokenizer(cell)
-        moved = self._divergence(cell, model, tokenizer)
-        found = record(self.inputs, cell, order, pre, legs) | {"divergence": moved, "seconds": round(time.time() - begin, 2)}
+        moved = self._moved(cell, model, tokenizer)
+        found = record(self.inputs, cell, order, pre, legs) | moved | {"seconds": round(time.time() - begin, 2)}
         if first():
             records.write_json(folder / SCORES, last.scores.to_json())
             write_lm_eval(last.scores, folder / "lm_eval", cell.config.model.pretrained)
@@ -184,15 +184,15 @@ class Work:
             ),
         )  # fmt: skip
 
-    def _divergence(self, cell: Cell, tuned: Any, tokenizer: Any) -> dict[str, Any]:
-        """Forward KL(start || tuned) on every text: the old ones, and new-task prompts."""
+    def _moved(self, cell: Cell, tuned: Any, tokenizer: Any) -> dict[str, Any]:
+        """How far the model went: forward KL(start || tuned) on every text, the old ones and the new task's, and in weights."""
         limit = cell.config.evals.kl_rows
         if not limit:
-            return {}
+            return {"divergence": {}}
         start = self.inputs.model(cell)[0]
         sets = {text.name: token_rows(text, tokenizer) for text in self.inputs.suite(cell).texts}
         tell: Any = lambda what, done, total, _: self.say(f"{cell.name}: {what}", done, total, "")  # noqa: E731
-        return divergence(start, tuned, sets, limit, tell)
+        return {"divergence": divergence(start, tuned, sets, limit, tell), "distance": distance(start, tuned)}
 
 
 def clean(folder: Path) -> None:

@@ -18,17 +18,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from scipy import stats as distributions
 
 from cltk.errors import InputError
-from cltk.measure.stats import Floats, cluster_sums, holm
-from cltk.report.sources import Entry, Losses, ScoreFiles, read_entries, stack
+from cltk.measure.stats import Floats, holm
+from cltk.report.draws import DRAWS, Draws, drawn, settings
+from cltk.report.sources import read_entries
 from cltk.report.tables import Table
-
-DRAWS = 4_000
 
 
 @dataclass(frozen=True)
@@ -75,22 +72,15 @@ def matched(
     Raises:
         InputError: no method fits the pattern, a task is missing, scores.json is missing, or documents or seeds differ.
     """
-    found = _settings([entry for folder in runs for entry in read_entries(folder)], new, old)
+    found = settings([entry for folder in runs for entry in read_entries(folder)], new, old)
     chosen = [name for name in found if fnmatchcase(name, reference)]
     if not chosen:
         raise InputError(f"--reference {reference!r}: no method has such a name; there are {', '.join(found)}")
-    rng = np.random.default_rng(0)
-    first = found[chosen[0]]
-    seeds = len(first[0].d)
-    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
-    documents = [_weights(side, draws, rng) for side in first]
-    g, f = ({name: _drawn(sides[i], weights, documents[i]) for name, sides in found.items()} for i in (0, 1))
+    means = drawn(found, draws)
     done = []
     for name in found:
         if name not in chosen:
-            gain, forgetting = (float(x[name][0]) for x in (g, f))
-            at = interpolated(np.stack([-g[k] for k in chosen]), np.stack([f[k] for k in chosen]), -g[name])
-            done.append(_judged(name, seeds, -gain, forgetting, float(at[0]), f[name][1:] - at[1:]))
+            done.append(_judged(name, means, chosen))
     adjusted = iter(holm([one.p for one in done if one.p is not None]))
     return [Matched(**{**asdict(one), "adjusted": next(adjusted)}) if one.p is not None else one for one in done]
 
@@ -111,68 +101,14 @@ def table(found: Sequence[Matched], reference: str) -> Table:
     return Table(f"Forgetting at matched new-task gain, against {reference}", heads, rows, note)
 
 
-def _settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, tuple[Losses, Losses]]:
-    """Method -> its losses [seeds, n] on the new and the old task, seeds in the same order for all."""
-    files = ScoreFiles()
-    groups: dict[str, dict[int, Entry]] = {}
-    for entry in entries:
-        name, seed = _name(entry.record), entry.record["seed"]
-        if groups.setdefault(name, {}).setdefault(seed, entry) is not entry:
-            raise InputError(f"{name}: two records have seed {seed}; give settings names of their own in the YAML's grid")
-    seeds = sorted(next(iter(groups.values())))
-    done: dict[str, tuple[Losses, Losses]] = {}
-    for name, by_seed in groups.items():
-        if sorted(by_seed) != seeds:
-            raise InputError(
-                f"{name}: has the seeds {sorted(by_seed)}, others have {seeds}; a paired comparison needs the same"
-            )
-        losses = [files.losses(by_seed[seed]) for seed in seeds]
-        sides: list[Losses] = []
-        for task in (new, old or _first_retained(by_seed[seeds[0]].record)):
-            if any(one is None or task not in one for one in losses):
-                raise InputError(f"{name}: no scores of {task!r} beside its records; name the folders that `cltk run` wrote")
-            whole = stack([one[task] for one in losses if one is not None])
-            first = next(iter(done.values()))[len(sides)] if done else whole
-            if whole is None or first is None or whole.documents != first.documents:
-                raise InputError(f"{name}: its documents of {task!r} are not those of the other runs")
-            sides.append(whole)
-        done[name] = (sides[0], sides[1])
-    return done
-
-
-def _name(record: dict[str, Any]) -> str:
-    """The method, and what else the grid varies: "plain learning_rate=0.0001"."""
-    labels = {key: value for key, value in record.get("labels", {}).items() if key not in ("mitigators", "seed")}
-    return " ".join([record["method"], *(f"{key.split('.')[-1]}={value}" for key, value in labels.items())])
-
-
-def _first_retained(record: dict[str, Any]) -> str:
-    return str(record["retain"]["rows"][0]["task"])
-
-
-def _weights(side: Losses, draws: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """How often each cluster is drawn [1 + draws, G]; the first row has each once. And the clusters' sizes."""
-    _, sizes = cluster_sums(side.d[0], side.cluster or None)
-    drawn = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=draws)
-    return np.vstack([np.ones((1, len(sizes))), drawn]), sizes
-
-
-def _drawn(side: Losses, seeds: Floats, documents: tuple[Floats, Floats]) -> Floats:
-    """The mean over seeds and documents, as it is and in every draw: [1 + draws]."""
-    counts, sizes = documents
-    sums = np.stack([cluster_sums(row, side.cluster or None)[0] for row in side.d])  # [S, G]
-    weights = np.vstack([np.full((1, len(sums)), 1 / len(sums)), seeds])
-    return np.einsum("ds,sg,dg->d", weights, sums, counts) / (counts @ sizes)
-
-
-def _judged(name: str, seeds: int, gain: float, forgetting: float, reference: float, drawn: Floats) -> Matched:
-    """SE from the draws that have a D (at least nine of ten), stretched because S seeds are drawn from S."""
-    inside = drawn[~np.isnan(drawn)]
-    if math.isnan(reference) or len(inside) < 0.9 * len(drawn):
-        return Matched(name, seeds, gain, forgetting, None if math.isnan(reference) else reference, None, None, None, None)
-    difference = forgetting - reference
-    se = float(inside.std(ddof=1)) * math.sqrt(seeds / (seeds - 1) if seeds > 1 else 1.0)
-    df = seeds - 1 if seeds > 1 else math.inf
-    reach = float(distributions.t.ppf(0.975, df)) * se
-    p = float(2 * distributions.t.sf(abs(difference) / se, df)) if se else float(difference == 0)
-    return Matched(name, seeds, gain, forgetting, reference, difference, se, (difference - reach, difference + reach), p)
+def _judged(name: str, means: Draws, chosen: Sequence[str]) -> Matched:
+    """D of one setting; none where fewer than nine of ten draws have one."""
+    gain, forgetting = float(means.gain[name][0]), float(means.forgetting[name][0])
+    at = interpolated(
+        np.stack([means.gain[k] for k in chosen]), np.stack([means.forgetting[k] for k in chosen]), means.gain[name]
+    )
+    reference = None if math.isnan(at[0]) else float(at[0])
+    found = means.estimate(means.forgetting[name] - at)
+    if reference is None or found is None:
+        return Matched(name, means.seeds, gain, forgetting, reference, None, None, None, None)
+    return Matched(name, means.seeds, gain, forgetting, reference, found.mean, found.se, found.ci, found.p)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -27,14 +27,21 @@ class ModelSpec(Section):
 
 
 class Source(Section):
-    """Rows of prompts and completions."""
+    """Rows of prompts and completions, or of plain text."""
 
     path: str = Field(description="a .jsonl, .json, .csv, .parquet or .txt file, a saved data set, asset:NAME/FILE or hub id")
     name: str | None = Field(None, description="the configuration of a hub data set")
     split: str | None = Field(None, description="the split of a data set")
     prompt: str | None = Field(None, description="column, or template such as 'Question: {question}\\nAnswer:'")
     completion: str | None = Field(None, description="column or template")
+    text: str | None = Field(None, description="column or template of plain text, cut into blocks of max_length tokens")
     limit: Count | None = Field(None, description="the first N rows")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.text and (self.prompt or self.completion):
+            raise ValueError("plain text (text) has no prompt and no completion; give the one or the other")
+        return self
 
 
 class DataSpec(Section):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cltk.data import IGNORED, Collator, Row, fill, pad_id, read_rows, split_by, tokenize_pairs
+from cltk.data import IGNORED, Collator, Row, blocks, fill, pad_id, read_rows, split_by, tokenize_pairs
 from cltk.errors import InputError, RunError
 from cltk.ranks import agreed, first, gathered
 from cltk.run.config import Cell
@@ -53,7 +53,8 @@ def prepare_data(spec: DataSpec, tokenizer: Any, folder: Path) -> Prepared:
     rows = {"train": _rows(spec.train, folder, "data.train")}
     fractions = {key: value for key in ("validation", "heldout") if isinstance(value := getattr(spec, key), float)}
     if fractions:
-        keys = [fill(_prompt(spec.train), row, f"data.train, row {i}") for i, row in enumerate(rows["train"])]
+        key = spec.train.text or _prompt(spec.train)
+        keys = [fill(key, row, f"data.train, row {i}") for i, row in enumerate(rows["train"])]
         parts = split_by(keys, list(fractions.values()))
         for key, part in zip(fractions, parts[1:], strict=True):
             rows[key] = [rows["train"][i] for i in part]
@@ -66,13 +67,24 @@ def prepare_data(spec: DataSpec, tokenizer: Any, folder: Path) -> Prepared:
         if not some:
             raise InputError(f"data.{key}: no rows are left for it; give it a file of its own or a larger fraction")
         source = getattr(spec, key) if isinstance(getattr(spec, key), Source) else spec.train
-        done[key] = tokenize_pairs(
-            some, tokenizer, prompt=source.prompt or _prompt(spec.train),
-            completion=source.completion or _completion(spec.train),
-            max_length=spec.max_length, chat_template=spec.chat_template, completion_only=spec.completion_only,
-            where=f"data.{key} ({source.path})",
-        )  # fmt: skip
+        done[key] = _tokenized(some, source, spec, tokenizer, f"data.{key} ({source.path})")
     return Prepared(**done)
+
+
+def _tokenized(rows: list[Row], source: Source, spec: DataSpec, tokenizer: Any, where: str) -> list[Row]:
+    """Pairs, or blocks of plain text in which every token counts; what the source does not say is as in data.train."""
+    said = source.text or source.prompt or source.completion
+    text = source.text if said else spec.train.text
+    if text:
+        texts = [fill(text, row, f"{where}, row {i}") for i, row in enumerate(rows)]
+        done = [{**row, "labels": list(row["input_ids"])} for row in blocks(texts, tokenizer, spec.max_length)]
+        if not done:
+            raise InputError(f"{where}: holds no text")
+        return done
+    return tokenize_pairs(
+        rows, tokenizer, prompt=source.prompt or _prompt(spec.train), completion=source.completion or _completion(spec.train),
+        max_length=spec.max_length, chat_template=spec.chat_template, completion_only=spec.completion_only, where=where,
+    )  # fmt: skip
 
 
 def _rows(source: Source, folder: Path, where: str) -> list[Row]:

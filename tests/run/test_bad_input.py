@@ -60,6 +60,9 @@ EDITS: list[tuple[str, Callable[[str], str], list[str]]] = [
     ("Python in YAML", lambda t: t + "seed: !!python/object/apply:os.system ['touch pwned']\n", ["python"]),
     ("a base that is not there", lambda t: t + "base: gone.yaml\n", ["gone.yaml", "no such file"]),
     ("a base that is itself", lambda t: t + "base: experiment.yaml\n", ["base"]),
+    ("plain text that has a prompt", lambda t: t.replace("prompt: question", "text: answer, prompt: question"),
+     ["experiment.yaml:3", "plain text", "prompt"]),
+    ("plain text column missing", lambda t: t.replace("prompt: question, completion: answer", "text: body"), ["'body'"]),
     ("held-out file of the wrong kind", lambda t: t.replace("heldout: 0.2", "heldout: {path: tiny-llama/model.safetensors}"),
      ["model.safetensors"]),
 ]  # fmt: skip

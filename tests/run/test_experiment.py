@@ -12,8 +12,11 @@ import transformers
 
 import cltk
 from cltk.cli import main
+from cltk.data import split_by
 from cltk.models import load_model
 from cltk.run.records import read_json
+from cltk.run.spec import DataSpec
+from cltk.run.train import prepare_data
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +160,19 @@ def test_models_are_loaded_whole_while_zero_3_is_configured(monkeypatch: pytest.
     load_model("tiny-llama")
     assert asked == [None]
     assert deepspeed._hf_deepspeed_config_weak_ref is configured
+
+
+def test_plain_text_is_cut_into_blocks_that_count_whole(tokenizer: Any) -> None:
+    rows = [json.loads(line) for line in Path("old.jsonl").read_text().splitlines()]
+    spec = DataSpec.model_validate(
+        {"train": {"path": "old.jsonl", "text": "text"}, "validation": 0.2, "heldout": 0.2, "max_length": 16}
+    )
+    found = prepare_data(spec, tokenizer, Path())
+    parts = split_by([row["text"] for row in rows], [0.2, 0.2])
+    for part, some in zip(parts, (found.train, found.validation, found.heldout), strict=True):
+        stream = [t for i in part for t in [*tokenizer(rows[i]["text"])["input_ids"], tokenizer.eos_token_id]]
+        assert [t for row in some for t in row["input_ids"]] == stream[: len(stream) // 16 * 16]
+        assert all(row["labels"] == row["input_ids"] and len(row["labels"]) == 16 for row in some)
+    pairs = {"path": "new.jsonl", "prompt": "question", "completion": "answer"}
+    mixed = DataSpec.model_validate({**spec.model_dump(), "heldout": pairs, "max_length": 64})
+    assert -100 in prepare_data(mixed, tokenizer, Path()).heldout[0]["labels"]  # a source says for itself what it is

@@ -64,24 +64,35 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
+Worker = subprocess.Popen[str]
+
+
+def start(side: str, command: list[str]) -> Worker | None:
+    """A worker that is loaded and waits for its turn. One that cannot run is None, and said."""
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert worker.stdout is not None
+    if worker.stdout.readline() == "ready\n":
+        return worker
+    print(f"{side} cannot run here; alone it says why: {' '.join(map(repr, command))}", file=sys.stderr)
+    return None
+
+
+def turn(worker: Worker) -> dict[str, Any]:
+    """Let it work once: what it answers."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write("go\n")
+    worker.stdin.flush()
+    return dict(json.loads(worker.stdout.readline()))
+
+
 def alternate(commands: dict[str, list[str]], rounds: int) -> dict[str, list[dict[str, Any]]]:
     """A process for each side, all loaded, one working at a time. A side that cannot run is left out, and said."""
-    workers = {}
-    for side, command in commands.items():
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert worker.stdout is not None
-        if worker.stdout.readline() == "ready\n":
-            workers[side] = worker
-        else:
-            print(f"{side} cannot run here; alone it says why: {' '.join(map(repr, command))}", file=sys.stderr)
+    workers = {side: worker for side, command in commands.items() if (worker := start(side, command)) is not None}
     answers: dict[str, list[dict[str, Any]]] = {side: [] for side in workers}
     for _ in range(rounds):
         for side, worker in workers.items():
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
-            answers[side].append(json.loads(worker.stdout.readline()))
+            answers[side].append(turn(worker))
     for worker in workers.values():
         worker.communicate()
     return answers

@@ -1,11 +1,12 @@
 """What each method costs on a real model: time of a step and peak memory relative to plain training, and its preparation.
 
-    python benchmarks/methods.py                                  # every method, some 20 minutes
+    python benchmarks/methods.py                                  # every method, some 40 minutes
     python benchmarks/methods.py --only ewc,kl --quick            # a random model of 20 M parameters
 
-MedMCQA through a transformers Trainer, 8 rows a step, padded, AdamW (fused), float32. Plain training and the method are two
-processes that take turns, each with a model of its own; a turn is --steps optimiser steps. "Preparation" is `attach`: a
-Fisher, a frozen copy, singular vectors, generated text. Writes results/methods.json and the table of methods.md.
+MedMCQA through a transformers Trainer, 8 rows of at most 64 tokens a step, all padded to 64 so that every step has the same
+shape, as have old rows; AdamW (fused), float32. Plain training and the method are two processes that take turns, each with a
+model of its own; a turn is --steps optimiser steps. "Preparation" is `attach`: a Fisher, a frozen copy, singular vectors,
+generated text. Writes results/methods.json and the table of methods.md, after every method.
 """
 
 from __future__ import annotations
@@ -21,23 +22,29 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from driver import alternate, arguments_of, load, write
+from driver import arguments_of, load, start, turn, write
 
-OLD = "asset:brown/memory.jsonl"
+OLD = "asset:brown/probe.jsonl"
+LENGTH = 64
+WARM = 2  # steps before the first turn
+FISHER = {"memory": OLD, "samples": 16, "block": 256}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "a_gem": {"memory": OLD}, "dare": {"drop": 0.5}, "der_pp": {"memory": OLD}, "early_stopping": {"every": 0},
-    "ema": {"decay": 0.99}, "ewc": {"strength": 1.0, "importance": {"memory": OLD, "samples": 64}},
-    "freeze": {"layers": 0.5}, "gem": {"memories": [OLD]}, "hft": {}, "kl": {"strength": 0.1}, "l2_sp": {"strength": 0.1},
-    "lm_cocktail": {}, "lora": {"r": 16}, "low_lr": {"factor": 0.5}, "lwf": {"strength": 0.1},
-    "mas": {"strength": 1.0, "memory": OLD}, "mofo": {"fraction": 0.15},
-    "online_ewc": {"strength": 1.0, "importance": {"memory": OLD, "samples": 64}}, "osft": {"keep": 0.5},
-    "replay": {"memory": OLD, "fraction": 0.05}, "replay_loss": {"memory": OLD, "strength": 0.5},
-    "reservoir": {"size": 100, "fraction": 0.05},
-    "rewarm": {}, "rwalk": {"strength": 1.0, "importance": {"memory": OLD, "samples": 64}}, "sam": {"rho": 0.05},
-    "self_replay": {"fraction": 0.05, "samples": 8, "max_new_tokens": 64}, "si": {"strength": 0.1},
+    "a_gem": {"memory": OLD, "length": LENGTH}, "dare": {"drop": 0.5},
+    "der_pp": {"memory": OLD, "samples": 32, "length": LENGTH}, "early_stopping": {"every": 0}, "ema": {"decay": 0.99},
+    "ewc": {"strength": 1.0, "importance": FISHER}, "freeze": {"layers": 0.5}, "gem": {"memories": [OLD], "length": LENGTH},
+    "hft": {}, "kl": {"strength": 0.1}, "l2_sp": {"strength": 0.1}, "lm_cocktail": {}, "lora": {"r": 16},
+    "low_lr": {"factor": 0.5}, "lwf": {"strength": 0.1}, "mas": {"strength": 1.0, "memory": OLD, "samples": 16},
+    "mofo": {"fraction": 0.15}, "online_ewc": {"strength": 1.0, "importance": FISHER}, "osft": {"keep": 0.5},
+    "replay": {"memory": OLD, "fraction": 0.05, "length": LENGTH},
+    "replay_loss": {"memory": OLD, "strength": 0.5, "length": LENGTH}, "reservoir": {"size": 100, "fraction": 0.05},
+    "rewarm": {}, "rwalk": {"strength": 1.0, "importance": FISHER}, "sam": {"rho": 0.05},
+    "self_replay": {"fraction": 0.05, "samples": 8, "max_new_tokens": 32}, "si": {"strength": 0.1},
     "task_arithmetic": {"scale": 0.5}, "ties": {"density": 0.2}, "token_weights": {"setting": "stm"},
     "ulmfit": {}, "wise_ft": {"alpha": 0.5},
 }  # fmt: skip
+
+
+TABLE = Path(__file__).parent / "methods.md"
 
 
 def rows_of(arguments: argparse.Namespace, tokenizer: Any) -> list[Any]:
@@ -47,7 +54,8 @@ def rows_of(arguments: argparse.Namespace, tokenizer: Any) -> list[Any]:
     from cltk.data import read_rows, tokenize_pairs
 
     rows = read_rows("asset:medmcqa/train.jsonl")[:400]
-    return tokenize_pairs(rows, tokenizer, prompt="prompt", completion="completion", max_length=256)
+    found = tokenize_pairs(rows, tokenizer, prompt="prompt", completion="completion", max_length=256)
+    return [row for row in found if len(row["input_ids"]) <= LENGTH]
 
 
 def work(arguments: argparse.Namespace) -> None:
@@ -70,7 +78,7 @@ def work(arguments: argparse.Namespace) -> None:
             tempfile.mkdtemp(), max_steps=100_000, per_device_train_batch_size=8, learning_rate=1e-5, report_to="none",
             save_strategy="no", disable_tqdm=True, logging_steps=1_000_000, dataloader_pin_memory=False,
         ),
-        train_dataset=rows[8:], eval_dataset=rows[:8], data_collator=Collator(0), processing_class=tokenizer,
+        train_dataset=rows[8:], eval_dataset=rows[:8], data_collator=Collator(0, LENGTH), processing_class=tokenizer,
     )  # fmt: skip
     begin = time.perf_counter()
     if arguments.worker != "plain":
@@ -85,11 +93,11 @@ def work(arguments: argparse.Namespace) -> None:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             nonlocal began
-            if state.global_step < 3:
+            if state.global_step < WARM:
                 return
-            if state.global_step == 3:
+            if state.global_step == WARM:
                 print("ready", flush=True)
-            elif (state.global_step - 3) % arguments.steps == 0:
+            elif (state.global_step - WARM) % arguments.steps == 0:
                 seconds = (time.perf_counter() - began) / arguments.steps
                 mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
                 print(f'{{"seconds": {seconds}, "mib": {mib}, "answer": {prepared}}}', flush=True)
@@ -116,31 +124,35 @@ def _rows(value: Any, rows: list[Any]) -> Any:
 def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--only", default="", help="methods, separated by commas")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.worker:
-        return work(arguments)
+        work(arguments)
+        return
     if arguments.quick:
         arguments.model, arguments.rounds = "random", 2
     own = [sys.executable, __file__, "--model", arguments.model, "--steps", str(arguments.steps), "--worker"]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    plain = start("plain", [*own, "plain"])
+    assert plain is not None
     for name in arguments.only.split(",") if arguments.only else SETTINGS:
-        found = alternate({side: [*own, side] for side in ("plain", name)}, arguments.rounds)
-        if name not in found:
+        worker = start(name, [*own, name])
+        if worker is None:
             continue
-        pairs = list(zip(found["plain"], found[name], strict=True))
+        pairs = [(turn(plain), turn(worker)) for _ in range(arguments.rounds)]
+        worker.communicate()
         rows.append({
             "method": name, "settings": SETTINGS[name], "seconds": statistics.median(b["seconds"] for _, b in pairs),
             "time": statistics.median(b["seconds"] / a["seconds"] for a, b in pairs), "mib": pairs[-1][1]["mib"],
             "memory": pairs[-1][1]["mib"] / pairs[-1][0]["mib"], "preparation": pairs[-1][1]["answer"],
         })  # fmt: skip
         print(line(rows[-1]), flush=True)
-    write("methods", arguments, rows)
-    if not arguments.quick and not arguments.out:
-        head = "| method | settings | time of a step | peak memory | preparation, s |\n| --- | --- | ---: | ---: | ---: |\n"
-        text = (Path(__file__).parent / "methods.md").read_text().split("| method |")[0]
-        (Path(__file__).parent / "methods.md").write_text(text + head + "\n".join(map(line, rows)) + "\n")
-    return None
+        write("methods", arguments, rows)
+        if not arguments.quick and not arguments.out:
+            head = "| method | settings | time of a step | peak memory | preparation, s |\n| --- | --- | ---: | ---: | ---: |\n"
+            text = TABLE.read_text().split("| method |")[0]
+            TABLE.write_text(text + head + "\n".join(map(line, rows)) + "\n")
+    plain.communicate()
 
 
 def line(row: dict[str, Any]) -> str:

@@ -1,0 +1,357 @@
+"""The checks S0 to S13: the rule of each, and its statistics from the runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from checks import CONTRADICTED, HOLDS, UNDECIDED, Check, Part, adjusted
+from runs import DRAWS, EXPERIMENTS, OLD, Missing, Runs
+from scipy import stats
+
+from cltk.measure.stats import Estimate, Floats
+from cltk.report.matched import interpolated
+from cltk.report.seeds import combine, from_documents
+
+RATES = ["plain lr 2e-5", "plain lr 1e-4", "plain", "plain lr 2.5e-3"]
+FRONTIER = [*RATES, "plain lr 2e-4", "plain lr 3.5e-4"]
+EXACT = 1e-5
+
+
+def checks(runs: Runs, experiments: Path = EXPERIMENTS) -> list[Check]:
+    """All of them, in order; one whose settings were not run says which."""
+    found = []
+    for key, (question, rule, confirmatory, compute) in RULES.items():
+        check = Check(key, question, rule, confirmatory)
+        try:
+            answer = compute(runs, experiments)
+        except Missing as error:
+            found.append(replace(check, missing=error.names))
+        else:
+            found.append(replace(check, **answer))
+    return adjusted(found)
+
+
+def sanity(runs: Runs, _: Path) -> dict[str, Any]:
+    """S0: settings whose result is known."""
+    numbers = {}
+    for key, name in (("rate", "plain lr 0"), ("alpha", "wise_ft 0"), ("endless", "ewc 1e14")):
+        numbers[key] = max(float(np.abs(side.d).max()) for side in runs.sides([name])[name])
+    both = runs.sides(["ewc 0", "plain"])
+    numbers["lambda"] = max(float(np.abs(a.after - b.after).max()) for a, b in zip(both["ewc 0"], both["plain"], strict=True))
+    return {"numbers": numbers, "decided": HOLDS if max(numbers.values()) < EXACT else CONTRADICTED, "seeds": 1}
+
+
+def old_only(runs: Runs, _: Path) -> dict[str, Any]:
+    """S0b: training on old text alone."""
+    return _parts(runs, ["old text only"], Part("old", "rise of old NLL", -1, runs.forgetting({"old text only": 1})))
+
+
+def rates(runs: Runs, _: Path) -> dict[str, Any]:
+    """S1: forgetting against the learning rate."""
+    steps = [
+        Part(f"step{i}", f"{high} against {low}", 1, runs.forgetting({high: 1, low: -1}))
+        for i, (low, high) in enumerate(itertools.pairwise(RATES), 1)
+    ]
+    return _parts(runs, RATES, *steps)
+
+
+STEPS = [f"plain constant max_steps={n}" for n in (4, 8, 16)]
+
+
+def steps(runs: Runs, _: Path) -> dict[str, Any]:
+    """S2: F ~ N^b from the least and the most steps."""
+    draws = runs.draws(STEPS)
+    few, many = draws.forgetting[STEPS[0]], draws.forgetting[STEPS[-1]]
+    with np.errstate(all="ignore"):
+        b = np.where((few > 0) & (many > 0), np.log(many / few) / math.log(4), np.nan)
+    found = draws.estimate(b)
+    less = None if found is None else replace(found, mean=1 - found.mean, low=1 - found.high, high=1 - found.low)
+    return _parts(
+        runs, STEPS,
+        Part("grows", "16 steps against 4", 1, runs.forgetting({STEPS[2]: 1, STEPS[0]: -1})),
+        Part("exponent", "b", 1, found), Part("concave", "1 - b", 1, less),
+    )  # fmt: skip
+
+
+def linear(runs: Runs, _: Path) -> dict[str, Any]:
+    """S3: R² of forgetting on new loss within plain fine-tuning, over runs."""
+    numbers = {}
+    for key, names in (("steps", STEPS), ("rates", RATES)):
+        found = runs.sides(names)
+        x = np.concatenate([found[name][0].after.mean(axis=1) for name in names])
+        y = np.concatenate([found[name][1].d.mean(axis=1) for name in names])
+        numbers[key], numbers[f"{key}.n"] = float(np.corrcoef(x, y)[0, 1] ** 2), len(x)
+    least = numbers["steps"]
+    verdict = HOLDS if least >= 0.9 else CONTRADICTED if least < 0.5 else UNDECIDED
+    return {"numbers": numbers, "decided": verdict, "seeds": _seeds(runs, [*STEPS, *RATES])}
+
+
+def replay(runs: Runs, _: Path) -> dict[str, Any]:
+    """S4: a little replay removes most forgetting, with falling returns in log share."""
+    few, some, much = (f"replay {share}" for share in (0.01, 0.05, 0.2))
+    a, b = 1 / math.log(5), 1 / math.log(4)
+    return _parts(
+        runs, ["plain", few, some, much],
+        Part("half", "5 % replay against half of plain's", -1, runs.forgetting({some: 1, "plain": -0.5})),
+        Part("fifth", "1 % replay against four fifths of plain's", -1, runs.forgetting({few: 1, "plain": -0.8})),
+        Part("returns", "fall per log share, 5 to 20 % less 1 to 5 %", -1,
+             runs.forgetting({some: b + a, much: -b, few: -a})),
+        numbers={name.replace("replay ", "share"): runs.forgetting({name: 1}).mean for name in (few, some, much)},
+    )  # fmt: skip
+
+
+def price(runs: Runs, _: Path) -> dict[str, Any]:
+    """S5: replay costs the new task at most 2 %."""
+    return _parts(
+        runs, ["plain", "replay 0.05", "replay 0.2"],
+        Part("margin", "new loss at 5 % replay less 1.02 of plain's", -1, runs.loss({"replay 0.05": 1, "plain": -1.02})),
+        Part("more", "new loss at 20 % less that at 5 %", 1, runs.loss({"replay 0.2": 1, "replay 0.05": -1})),
+        numbers={"percent": 100 * (runs.loss({"replay 0.05": 1}).mean / runs.loss({"plain": 1}).mean - 1)},
+    )  # fmt: skip
+
+
+def corpus(runs: Runs, _: Path) -> dict[str, Any]:
+    """S6: the share of forgetting that replay removes, on its own corpus and on another."""
+    shares = []
+    for old in (OLD, "other_text"):
+        draws = runs.draws(["plain", "replay 0.2"], old)
+        shares.append((draws, 1 - draws.forgetting["replay 0.2"] / draws.forgetting["plain"]))
+    same = shares[0][0].seeds == shares[1][0].seeds
+    difference = shares[0][0].estimate(shares[0][1] - shares[1][1]) if same else None
+    return _parts(
+        runs, ["plain", "replay 0.2"], Part("share", "share removed, own corpus less other", 1, difference),
+        numbers={"own": float(shares[0][1][0]), "other": float(shares[1][1][0])}, old="other_text",
+    )  # fmt: skip
+
+
+def _best(runs: Runs) -> str:
+    """The plain setting with the largest gain."""
+    return max((name for name in runs.names() if name in FRONTIER),
+               key=lambda name: runs.gain({name: 1}).mean)  # fmt: skip
+
+
+def lora(runs: Runs, _: Path) -> dict[str, Any]:
+    """S7: LoRA learns less and forgets less, and its rank moves both."""
+    best, small, large = _best(runs), "lora r2 x4", "lora x4"
+    return _parts(
+        runs, [best, small, large],
+        Part("forgets", "forgetting, LoRA less plain at its best rate", -1, runs.forgetting({large: 1, best: -1})),
+        Part("learns", "gain, LoRA less plain at its best rate", -1, runs.gain({large: 1, best: -1})),
+        Part("rank_forgets", "forgetting, rank 16 less rank 2", 1, runs.forgetting({large: 1, small: -1})),
+        Part("rank_learns", "gain, rank 16 less rank 2", 1, runs.gain({large: 1, small: -1})),
+    )  # fmt: skip
+
+
+def curve(runs: Runs, _: Path) -> dict[str, Any]:
+    """S7b: LoRA against plain's frontier at its own gain."""
+    numbers, estimate = {}, None
+    for name in ("lora x4", "lora r2 x4", "lora x1"):
+        found = _matched(runs, name, FRONTIER)
+        if found is not None and estimate is None:
+            estimate, numbers["rank"] = found, 2 if "r2" in name else 16
+    matched = Part("matched", "forgetting at matched gain, LoRA less plain", -1, estimate)
+    return _parts(runs, ["lora x4"], matched, numbers=numbers)
+
+
+def _matched(runs: Runs, name: str, reference: list[str]) -> Estimate | None:
+    """D of `cltk matched` with the reference's settings that were run; None where it cannot be reached."""
+    chosen = [one for one in reference if one in runs.names()]
+    draws = runs.draws([name, *chosen])
+    at = interpolated(
+        np.stack([draws.gain[one] for one in chosen]), np.stack([draws.forgetting[one] for one in chosen]), draws.gain[name]
+    )
+    return draws.estimate(draws.forgetting[name] - at)
+
+
+def path(runs: Runs, _: Path) -> dict[str, Any]:
+    """S8: between the start and the tuned weights NLL is convex, and the middle keeps the gain."""
+    half, bent = "wise_ft 0.5", []
+    both = runs.sides([half, "plain"])
+    for key, side, what in (("new", 0, "new"), ("old", 1, "old")):
+        middle, end = both[half][side], both["plain"][side]
+        below = middle.after - (middle.before + end.after) / 2
+        found = combine([from_documents(below, middle.cluster)])
+        bent.append(Part(key, f"{what} NLL in the middle less the mean of the ends", -1, found))
+    return _parts(
+        runs, [half, "plain"], *bent,
+        Part("keeps", "gain in the middle less 0.8 of plain's", 1, runs.gain({half: 1, "plain": -0.8})),
+    )  # fmt: skip
+
+
+def predictor(runs: Runs, _: Path) -> dict[str, Any]:
+    """S9: what predicts forgetting over methods, KL on new-task rows or the distance of the weights."""
+    rows, labels = [], []
+    for name in runs.names():
+        for entry in runs.one(name).values():
+            kl, moved = entry.record.get("divergence", {}).get("heldout"), entry.record.get("distance")
+            if kl and moved:
+                rows.append((kl["kl"], moved["l2"], entry.record["retain"]["rows"][0]["forgetting"]))
+                labels.append(name)
+    if len(rows) < 20:
+        raise Missing(("20 runs with divergences",))
+    table, groups = np.array(rows), np.array(labels)
+    names = sorted(set(labels))
+    rng, drawn = np.random.default_rng(0), []
+    for _draw in range(DRAWS):
+        picked = np.concatenate([np.flatnonzero(groups == name) for name in rng.choice(names, len(names))])
+        drawn.append([_quadratic(table[picked, k], table[picked, 2]) for k in (0, 1)])
+    kl, moved = (_quadratic(table[:, k], table[:, 2]) for k in (0, 1))
+    differences = np.array(drawn)[:, 0] - np.array(drawn)[:, 1]
+    low, high = (float(x) for x in np.quantile(differences, [0.025, 0.975]))
+    p = 2 * min(float((differences <= 0).mean()), float((differences >= 0).mean()))
+    difference = Estimate(kl - moved, float(differences.std(ddof=1)), low, high, max(p, 1 / DRAWS), len(rows), len(names))
+    numbers = {"kl": kl, "distance": moved, "runs": len(rows), "settings": len(names)}
+    enough = HOLDS if kl >= 0.7 else CONTRADICTED if kl < 0.4 else UNDECIDED
+    return {"parts": (Part("more", "R² of KL less R² of distance", 1, difference),), "numbers": numbers, "decided": enough}
+
+
+def _quadratic(x: Floats, y: Floats) -> float:
+    """R² of a parabola."""
+    if len(np.unique(x)) < 3:
+        return math.nan
+    residuals = y - np.polyval(np.polyfit(x, y, 2), x)
+    return float(1 - residuals.var() / y.var())
+
+
+PATH = ["plain", "ewc 1e1", "ewc 1e3", "ewc 1e5"]
+
+
+def strength(runs: Runs, _: Path) -> dict[str, Any]:
+    """S10: with lambda, forgetting falls."""
+    parts = [
+        Part(f"old{i}", f"forgetting, {weak} less {strong}", 1, runs.forgetting({weak: 1, strong: -1}))
+        for i, (weak, strong) in enumerate(itertools.pairwise(PATH), 1)
+    ]
+    return _parts(runs, PATH, *parts)
+
+
+def stiffness(runs: Runs, _: Path) -> dict[str, Any]:
+    """S10b: with lambda, new loss rises."""
+    parts = [
+        Part(f"new{i}", f"new loss, {strong} less {weak}", 1, runs.loss({strong: 1, weak: -1}))
+        for i, (weak, strong) in enumerate(itertools.pairwise(PATH), 1)
+    ]
+    return _parts(runs, PATH, *parts)
+
+
+def elastic(runs: Runs, _: Path) -> dict[str, Any]:
+    """S11: EWC against L2-SP at matched new loss, and against a shuffled Fisher."""
+    reference = [f"l2_sp 1e{k}" for k in (1, 2, 3)]
+    return _parts(
+        runs, ["ewc 1e1", "shuffled 1e1", *reference],
+        Part("shuffled", "forgetting, EWC less shuffled Fisher, strength 10", -1,
+             runs.forgetting({"ewc 1e1": 1, "shuffled 1e1": -1})),
+        Part("matched", "forgetting at matched gain, EWC (strength 10) less L2-SP", -1, _matched(runs, "ewc 1e1", reference)),
+    )  # fmt: skip
+
+
+def estimators(_: Runs, experiments: Path) -> dict[str, Any]:
+    """S12: what three estimators of the Fisher give on average."""
+    file = experiments / "shapes" / "results" / "fisher.json"
+    if not file.exists():
+        raise Missing(("shapes/fisher.py",))
+    found = json.loads(file.read_text())
+    truth = np.array(found["per_sequence"])
+    gnb = _t(np.array(found["batched_gradient"]) / truth)
+    means = {f"mean{size}": float(np.mean(value / truth)) for size, value in found["mean_gradient"].items()}
+    shares = list(means.values())
+    small = max(shares) <= 0.2 and shares == sorted(shares, reverse=True)
+    bug = gnb.high < 0.8 or gnb.low > 1.25
+    equal = gnb.low >= 0.9 and gnb.high <= 1.1
+    numbers = {**means, "ratio": gnb.mean, "ratio.low": gnb.low, "ratio.high": gnb.high, "sequences": found["sequences"]}
+    return {
+        "numbers": numbers, "decided": CONTRADICTED if bug else HOLDS if equal and small else UNDECIDED, "seeds": len(truth),
+    }  # fmt: skip
+
+
+def _t(values: Floats) -> Estimate:
+    se = float(values.std(ddof=1)) / math.sqrt(len(values))
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * se
+    mean = float(values.mean())
+    return Estimate(mean, se, mean - reach, mean + reach, 1.0, len(values), len(values))
+
+
+WEIGHTS = ["stm", "talr", "flow", "eaft"]
+
+
+def tokens(runs: Runs, _: Path) -> dict[str, Any]:
+    """S13: token reweighting against plain and against a random mask."""
+    parts = [
+        Part(f"{name}.{other.split()[0]}", f"forgetting, {name} less {other}", -1, runs.forgetting({name: 1, other: -1}))
+        for name in WEIGHTS
+        for other in ("plain", "random 0.87")
+    ]
+    return _parts(runs, [*WEIGHTS, "plain", "random 0.87"], *parts)
+
+
+def _seeds(runs: Runs, names: list[str], old: str = OLD) -> int:
+    return len(next(iter(runs.sides(names, old).values()))[0].d)
+
+
+def _parts(
+    runs: Runs, names: list[str], *parts: Part, numbers: dict[str, float] | None = None, old: str = OLD
+) -> dict[str, Any]:
+    return {"parts": parts, "numbers": numbers or {}, "seeds": _seeds(runs, names, old)}
+
+
+Compute = Callable[[Runs, Path], dict[str, Any]]
+RULES: dict[str, tuple[str, str, bool, Compute]] = {
+    "S0": (
+        "Do settings with a known result give it?",
+        "rate 0, alpha 0, an endless strength: the start model; strength 0: plain fine-tuning; to 1e-5 nats", False, sanity,
+    ),
+    "S0b": ("Does training on old text alone lower old NLL?", "rise below 0", False, old_only),
+    "S1": ("Does forgetting grow with the learning rate?", "at each of three steps of the rate by 5 or more", True, rates),
+    "S2": ("Is forgetting concave in steps?", "F ~ N^b, 0 < b < 1", False, steps),
+    "S3": (
+        "Is forgetting linear in new loss within one method?", "R² of at least 0.9 over steps; below 0.5 contradicts", False,
+        linear,
+    ),
+    "S4": (
+        "Does a little replay remove most of it?",
+        "5 % leaves at most half, 1 % at most four fifths; returns fall in the logarithm of the share", True, replay,
+    ),
+    "S5": (
+        "Is replay cheap for the new task?", "5 % costs at most 2 % of new loss; 20 % costs more than 5 %", True, price,
+    ),
+    "S6": (
+        "Does replay help less off its own corpus?", "share of forgetting removed: larger on the replayed corpus", False,
+        corpus,
+    ),
+    "S7": (
+        "Does LoRA learn less and forget less?", "both, against plain at its best rate; both rise with the rank", True, lora,
+    ),
+    "S7b": ("Does LoRA forget less at matched gain?", "against plain's frontier over rates", False, curve),
+    "S8": (
+        "Does interpolating the weights pay?",
+        "half way, NLL is below the mean of the ends, new and old (so less than half is forgotten), and 80 % of the gain is"
+        " kept", True, path,
+    ),
+    "S9": (
+        "Does KL on new-task rows predict forgetting?",
+        "R² of a parabola at least 0.7 (below 0.4 contradicts) and above that of the distance of the weights", False,
+        predictor,
+    ),
+    "S10": ("Does EWC's strength lower forgetting?", "at each of three steps of the strength", True, strength),
+    "S10b": ("Does EWC's strength cost new loss?", "at each of three steps of the strength", False, stiffness),
+    "S11": (
+        "Does the Fisher matter?", "EWC forgets less than with a shuffled Fisher, and than L2-SP at matched gain", True,
+        elastic,
+    ),
+    "S12": (
+        "Which Fisher estimators agree?",
+        "squared batch gradients of sampled labels within 10 % of per-sequence ones; squared mean gradients at most a fifth,"
+        " less with larger batches", False, estimators,
+    ),
+    "S13": (
+        "Do token weights protect, beyond masking at random?",
+        "STM, TALR, FLOW, EAFT: less forgetting than plain and than a random mask of STM's share", True, tokens,
+    ),
+}  # fmt: skip

@@ -1,0 +1,90 @@
+"""The runs of experiments/*/results: which settings there are, and paired estimates over their seeds and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cltk.measure.stats import Estimate, Floats
+from cltk.report.draws import Draws, drawn, name_of, settings
+from cltk.report.seeds import combine, from_documents
+from cltk.report.sources import Entry, Losses, read_entries
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+OLD = "old_text"
+DRAWS = 4_000
+Sides = Mapping[str, tuple[Losses, Losses]]
+Picked = Callable[[Losses], Floats]
+
+
+def folders(experiments: Path = EXPERIMENTS) -> list[Path]:
+    """Every folder of records that the paper reads."""
+    found = [experiments / "ewc-path" / "results", experiments / "methods-study" / "results"]
+    return found + sorted(path for path in (experiments / "shapes" / "results").glob("*") if path.is_dir())
+
+
+@dataclass(frozen=True)
+class Missing(Exception):
+    """Settings that were not run."""
+
+    names: tuple[str, ...]
+
+
+@dataclass
+class Runs:
+    """Entries by (old text, setting, seed). A statistic is taken over the seeds that all of its settings have."""
+
+    entries: list[Entry]
+    _by: dict[tuple[str, str], dict[int, Entry]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for entry in self.entries:
+            old = str(entry.record["retain"]["rows"][0]["task"])
+            self._by.setdefault((old, name_of(entry.record)), {})[entry.record["seed"]] = entry
+
+    @classmethod
+    def read(cls, experiments: Path = EXPERIMENTS) -> Runs:
+        """Every run that is there."""
+        return cls([entry for folder in folders(experiments) for entry in read_entries(folder)])
+
+    def names(self, old: str = OLD) -> list[str]:
+        """The settings that were measured on this old text."""
+        return [name for text, name in self._by if text == old]
+
+    def one(self, name: str, old: str = OLD) -> dict[int, Entry]:
+        """A setting's runs by seed. Raises Missing when there are none."""
+        if (old, name) not in self._by:
+            raise Missing((name,))
+        return self._by[old, name]
+
+    def sides(self, names: Sequence[str], old: str = OLD) -> Sides:
+        """Losses on the new task and on the old text of every setting, over the seeds that all have."""
+        if missing := [name for name in names if (old, name) not in self._by]:
+            raise Missing(tuple(missing))
+        seeds = set.intersection(*(set(self._by[old, name]) for name in names))
+        return settings([self._by[old, name][seed] for name in names for seed in sorted(seeds)], "heldout", old)
+
+    def contrast(self, weights: Mapping[str, float], side: int, pick: Picked = lambda one: one.d, old: str = OLD) -> Estimate:
+        """sum of weight x mean over seeds and documents, paired; side 0 is the new task, 1 the old text."""
+        found = self.sides(list(weights), old)
+        matrix = np.sum([weight * pick(found[name][side]) for name, weight in weights.items()], axis=0)
+        return combine([from_documents(matrix, next(iter(found.values()))[side].cluster)])
+
+    def forgetting(self, weights: Mapping[str, float], old: str = OLD) -> Estimate:
+        """Of the rise of old-text NLL."""
+        return self.contrast(weights, 1, old=old)
+
+    def gain(self, weights: Mapping[str, float]) -> Estimate:
+        """Of the fall of new-task NLL."""
+        return self.contrast(weights, 0, lambda one: -one.d)
+
+    def loss(self, weights: Mapping[str, float], side: int = 0) -> Estimate:
+        """Of the NLL after training itself."""
+        return self.contrast(weights, side, lambda one: one.after)
+
+    def draws(self, names: Sequence[str], old: str = OLD) -> Draws:
+        """For statistics that are no plain mean; texts with as many seeds share their draws of seeds."""
+        return drawn(self.sides(names, old), DRAWS)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.dev
 
-.PHONY: quickstart test check format docs install clean
+.PHONY: quickstart test check format docs paper install clean
 
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
@@ -48,6 +48,10 @@ format: $(DEV)
 # the documentation, strictly: a broken link or a missing name is an error; site/index.html opens from disk (search: from a server)
 docs: $(DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir site
+
+# the paper from experiments/*/results: paper/build/paper.pdf where there is a pdflatex
+paper: $(STAMP)
+	$(BIN)/python paper/build.py
 
 clean:
 	rm -rf $(VENV) build site *.egg-info

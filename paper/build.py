@@ -3,8 +3,8 @@
     python paper/build.py [--out paper/build]      # what `make paper` runs; without pdflatex all but the PDF
 
 In paper.tex every number is \\val{name} (or \\est{name}, with its interval), and every statement of a result is
-\\claim{check}{verdict}{sentence}. The build fails when a name does not exist, a verdict is not what the runs say, a check has no
-claim, or a digit stands in the text itself.
+\\claim{check}{verdict}{sentence}. The build fails when a name does not exist, a verdict is not what the runs say, a check has
+no claim, or a digit stands in the text itself.
 """
 
 from __future__ import annotations

@@ -1,0 +1,168 @@
+"""The paper: verdicts from a known truth, and a text that cannot say what the runs do not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cltk
+from cltk.report.sources import Losses
+
+ROOT = Path(cltk.__file__).parent.parent
+sys.path.insert(0, str(ROOT / "paper"))
+
+import build  # noqa: E402
+import rules  # noqa: E402
+from checks import CONTRADICTED, HOLDS, UNDECIDED, Check, Part, adjusted  # noqa: E402
+from runs import Missing, Runs  # noqa: E402
+
+SEEDS, DOCUMENTS = 5, 40
+
+
+def losses(rise: float, key: int, noise: float = 0.02, before: float = 3.0) -> Losses:
+    """A rise of the loss with noise of seeds and documents that all settings share, and some of its own."""
+    common = np.random.default_rng(1)
+    shared = common.normal(size=(1, DOCUMENTS)) * 0.3 + common.normal(size=(SEEDS, 1)) * 0.1
+    shared -= shared.mean()
+    own = np.random.default_rng(key).normal(size=(SEEDS, DOCUMENTS)) * noise
+    start = np.full((SEEDS, DOCUMENTS), before)
+    d = rise + rise * shared + own
+    return Losses(d, [], None, [f"{i}" for i in range(DOCUMENTS)], start, start + d)
+
+
+class Known(Runs):
+    """Settings of a known truth: name -> (fall of new loss, rise of old loss)."""
+
+    def __init__(self, truth: dict[str, tuple[float, float]]) -> None:
+        self.truth = {name: (losses(-g, 2 * i), losses(f, 2 * i + 1)) for i, (name, (g, f)) in enumerate(truth.items())}
+        super().__init__([])
+
+    def names(self, old: str = "old_text") -> list[str]:
+        return list(self.truth)
+
+    def sides(self, names: Sequence[str], old: str = "old_text") -> dict[str, tuple[Losses, Losses]]:
+        if missing := [name for name in names if name not in self.truth]:
+            raise Missing(tuple(missing))
+        return {name: self.truth[name] for name in names}
+
+
+def verdict(compute: Any, truth: dict[str, tuple[float, float]]) -> str:
+    return Check("S", "?", "?", True, **compute(Known(truth), ROOT)).verdict
+
+
+def test_contrasts_are_means_of_paired_differences() -> None:
+    known = Known({"a": (1.0, 0.5), "b": (2.0, 0.2)})
+    (new_a, old_a), (new_b, old_b) = known.truth["a"], known.truth["b"]
+    assert known.forgetting({"a": 1, "b": -0.5}).mean == pytest.approx((old_a.d - 0.5 * old_b.d).mean())
+    assert known.gain({"a": 1, "b": -1}).mean == pytest.approx((new_b.d - new_a.d).mean())
+    assert known.loss({"a": 1, "b": -1.02}).mean == pytest.approx((new_a.after - 1.02 * new_b.after).mean())
+
+
+def test_rates() -> None:
+    names = rules.RATES
+    grows = dict(zip(names, [(1, 0.01), (2, 0.1), (2, 0.5), (1, 2.0)], strict=True))
+    assert verdict(rules.rates, grows) == HOLDS
+    assert verdict(rules.rates, {**grows, "plain lr 2.5e-3": (1, 0.2)}) == CONTRADICTED
+    assert verdict(rules.rates, {**grows, "plain lr 2e-5": (1, 0.1)}) == UNDECIDED
+
+
+@pytest.mark.parametrize(("b", "expected"), [(0.5, HOLDS), (1.5, CONTRADICTED)])
+def test_the_exponent_of_steps_is_found(b: float, expected: str) -> None:
+    truth = {name: (1.0, 0.1 * n**b) for name, n in zip(rules.STEPS, (4, 8, 16), strict=True)}
+    assert verdict(rules.steps, truth) == expected
+    found = rules.steps(Known(truth), ROOT)["parts"]
+    assert next(part for part in found if part.key == "exponent").estimate.mean == pytest.approx(b, abs=0.05)
+
+
+def test_replay() -> None:
+    good = {"plain": (2.0, 1.0), "replay 0.01": (2.0, 0.7), "replay 0.05": (2.01, 0.3), "replay 0.2": (1.8, 0.2)}
+    assert verdict(rules.replay, good) == HOLDS
+    assert verdict(rules.price, good) == HOLDS
+    assert verdict(rules.replay, {**good, "replay 0.05": (2.0, 0.6)}) == CONTRADICTED
+    assert verdict(rules.price, {**good, "replay 0.05": (1.8, 0.3)}) == CONTRADICTED
+
+
+def test_the_middle_of_the_path() -> None:
+    assert verdict(rules.path, {"plain": (2.0, 1.0), "wise_ft 0.5": (1.8, 0.2)}) == HOLDS
+    assert verdict(rules.path, {"plain": (2.0, 1.0), "wise_ft 0.5": (0.8, 0.2)}) == CONTRADICTED
+
+
+def test_matched_forgetting_uses_the_frontier() -> None:
+    plain = dict(zip(rules.RATES, [(1.0, 0.0), (2.0, 0.1), (1.8, 0.6), (1.0, 2.0)], strict=True))
+    found = rules.curve(Known({**plain, "lora x4": (1.5, 0.2), "lora r2 x4": (1.2, 0.1), "lora x1": (1, 0)}), ROOT)
+    assert found["parts"][0].estimate.mean == pytest.approx(0.2 - 0.05, abs=0.02)  # half way between the first two rates
+    assert found["numbers"] == {"rank": 16}
+
+
+def test_what_was_not_run_is_said() -> None:
+    found = {one.key: one for one in rules.checks(Known({"plain": (2.0, 1.0)}), ROOT / "nowhere")}
+    assert found["S13"].verdict == "not run"
+    assert "stm" in found["S13"].missing
+
+
+def test_holm_over_the_confirmatory_checks_alone() -> None:
+    def check(key: str, p: float, confirmatory: bool, mean: float = 1.0) -> Check:
+        from cltk.measure.stats import Estimate
+
+        return Check(key, "?", "?", confirmatory, (Part("a", "?", 1, Estimate(mean, 0.1, mean - 0.2, mean + 0.2, p, 9, 9)),))
+
+    found = adjusted([check("A", 0.01, True), check("B", 0.04, True), check("C", 0.001, False), check("D", 0.001, True, -1.0)])
+    assert [one.adjusted for one in found] == [pytest.approx(0.03), pytest.approx(0.08), None, 1.0]
+
+
+TEXT = r"""
+\claim{S1}{holds}{It grows by \est{S1.step1}.} Table~\ref{tab:1}
+% 12 is a comment's
+"""
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (("", ""), None),
+        (("{holds}", "{contradicted}"), "line 2: the text says that S1 is 'contradicted'; the runs say 'holds'"),
+        (("S1.step1", "S1.step2"), "line 2: there is no number 'S1.step2'"),
+        (("grows", "grows 12-fold"), "line 2: a number of its own"),
+        ((r"\claim{S1}{holds}", ""), "nothing is said of S1"),
+    ],
+)
+def test_the_text_is_held_against_the_runs(edit: tuple[str, str], message: str | None) -> None:
+    values = {"S1.step1": 0.1, "S1.step1.low": 0.0, "S1.step1.high": 0.2}
+    found = list(build.faults(TEXT.replace(*edit), [Check("S1", "?", "?", True, decided="holds")], values))
+    assert any(one.startswith(message) for one in found) if message else found == []
+
+
+def test_numbers_as_printed() -> None:
+    shown = [build.shown(value) for value in (0.12345, -1.5, 12.345, 3.0, 4, 0.00012, "a_b")]
+    assert shown == ["0.123", "-1.500", "12.3", "3", "4", r"1.2\cdot 10^{-4}", r"a\_b"]
+
+
+@pytest.mark.slow
+def test_the_paper_agrees_with_the_records_and_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["build.py", "--out", str(tmp_path / "out")])
+    assert build.main() == 0
+    assert (tmp_path / "out" / "numbers.tex").stat().st_size > 1000
+    if shutil.which("pdflatex"):
+        assert (tmp_path / "out" / "paper.pdf").read_bytes().startswith(b"%PDF")
+        log = (tmp_path / "out" / "paper.log").read_text(errors="replace")
+        assert "undefined" not in log
+
+
+@pytest.mark.slow
+def test_other_results_do_not_build(tmp_path: Path) -> None:
+    for folder in ("ewc-path", "methods-study", "shapes"):
+        shutil.copytree(ROOT / "experiments" / folder / "results", tmp_path / folder / "results")
+    for file in (tmp_path / "ewc-path" / "results").rglob("plain_seed=*.scores.json"):
+        scores = json.loads(file.read_text())
+        values = scores["tasks"]["old_text"]["values"]
+        values["nll"] = [value - 1.0 for value in values["nll"]]
+        file.write_text(json.dumps(scores))
+    with pytest.raises(build.TextError, match="the text says that"):
+        build.build(tmp_path / "out", tmp_path)

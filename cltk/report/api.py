@@ -44,8 +44,7 @@ def report(
     found = [
         tables.overview(summaries),
         tables.against_plain(summaries),
-        streams.streams(summaries),
-        *streams.matrices(summaries),
+        *streams.all_tables(summaries),
     ]
     found += [tables.seeds(summaries), tables.details(summaries), streams.costs(summaries)]
     parts = [part for part in found if part is not None]

@@ -30,6 +30,12 @@ def streams(summaries: Sequence[Summary]) -> Table | None:
     return Table("Streams", ["method", "seeds", *names], rows, note)
 
 
+def all_tables(summaries: Sequence[Summary]) -> list[Table]:
+    """The streams, then a matrix a method; empty when nothing was a stream."""
+    found = streams(summaries)
+    return [] if found is None else [found, *matrices(summaries)]
+
+
 def measure(summary: Summary, name: str) -> Estimate:
     """One of `NAMES` over the seeds of a method, with an interval for new documents and, with several seeds, new trainings."""
     found = [entry.record["stream"][name] for entry in summary.entries]

@@ -7,6 +7,7 @@ import pytest
 from study_cases import base_scores, record, tuned_scores, write_study
 
 from cltk.cli import main
+from cltk.measure.stream import NAMES
 from cltk.report import curves, figures, lost, page, tables
 from cltk.report.aggregate import summarize
 from cltk.report.pairs import Study
@@ -250,3 +251,19 @@ def test_large_studies_are_cut_and_say_so(tmp_path, monkeypatch):
     assert len(parsed.tables["details-table"]) == 1 + 4
     assert "The first 4 of 12 rows; the Markdown report has all." in text
     assert text.count('class="flow"') == 3  # one method on three tasks
+
+
+def test_streams_and_costs_have_their_tables(tmp_path):
+    out = write_study(tmp_path / "out", methods=("plain", "ewc"), seeds=2)
+    assert "stream-1-table" not in Page(page.render(Study(summarize(read_entries(out))))).tables
+    entries = read_entries(out)
+    one = {"value": 0.25, "se": 0.01, "ci": [0.2, 0.3], "clusters": 40, "n": 80}
+    matrix = {"arc": {"metric": "acc", "performance": [0.2, 0.3, 0.6]}}
+    for entry in entries:
+        entry.record["stream"] = {"stages": ["a", "b"], "tasks": ["arc"], "matrix": matrix, **dict.fromkeys(NAMES, one)}
+        entry.record["train"] |= {"parameters": 1_000_000, "peak_bytes": 2_000_000_000, "seconds": 4.0, "tokens": 100}
+    found = Page(page.render(Study(summarize(entries)))).tables
+    assert found["stream-1-table"][1][:2] == ["plain", "2"]
+    assert found["stream-1-table"][1][2].startswith("+0.250 [")
+    assert [found[f"stream-{i}-table"][1] for i in (2, 3)] == [["arc (acc)", "0.200", "0.300", "0.600"]] * 2
+    assert found["costs-table"][2] == ["ewc", "1.00", "2.00", "4", "25"]

@@ -1,4 +1,4 @@
-"""What a live logger sees: forgetting, probes, penalties and KL come through Trainer's own log lines."""
+"""What a live logger sees: forgetting, probes, penalties and KL come through Trainer's own log lines, and into TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import cltk
@@ -30,7 +32,7 @@ def test_loggers_get_forgetting_penalty_and_kl(tiny: Any, tokenizer: Any, tmp_pa
         [{"q": f"{s} why", "a": f" {s.split()[0]}"} for s in sentences(40, seed=5)], tokenizer, prompt="q", completion="a"
     )
     args = TrainingArguments(
-        str(tmp_path), max_steps=20, per_device_train_batch_size=4, learning_rate=3e-3, report_to="none", use_cpu=True,
+        str(tmp_path), max_steps=20, per_device_train_batch_size=4, learning_rate=3e-3, report_to="tensorboard", use_cpu=True,
         save_strategy="no", disable_tqdm=True, logging_steps=10, remove_unused_columns=False, dataloader_pin_memory=False,
     )  # fmt: skip
     recorder, old = Recorder(), sentences(20, seed=1)
@@ -51,3 +53,13 @@ def test_loggers_get_forgetting_penalty_and_kl(tiny: Any, tokenizer: Any, tmp_pa
     assert {step: logs["old_nll_rise"] for step, logs in seen.items()} == {s: p["old_nll_rise"] for s, p in probes.items()}
     assert seen[20]["ewc_ratio"] > 0
     assert seen[20]["kl"] > 0
+    events = EventAccumulator(str(logs_of(tmp_path)))  # what TensorBoard itself would show
+    events.Reload()
+    for name in WANTED:
+        shown = {event.step: event.value for event in events.Scalars(f"train/{name}")}
+        assert shown == {step: pytest.approx(logs[name], rel=1e-6) for step, logs in seen.items()}, name
+
+
+def logs_of(folder: Path) -> Path:
+    (file,) = folder.rglob("events.out.tfevents.*")
+    return file.parent

@@ -12,6 +12,7 @@ generated text. Writes results/methods.json and the table of methods.md, after e
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import resource
 import statistics
@@ -22,7 +23,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from driver import arguments_of, load, start, turn, write
+from driver import RESULTS, arguments_of, load, start, turn, write
 
 OLD = "asset:brown/probe.jsonl"
 LENGTH = 64
@@ -123,7 +124,7 @@ def _rows(value: Any, rows: list[Any]) -> Any:
 
 def main() -> None:
     parser = arguments_of(__doc__)
-    parser.add_argument("--only", default="", help="methods, separated by commas")
+    parser.add_argument("--only", default="", help="methods, separated by commas; the rows of others are kept")
     parser.add_argument("--steps", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -132,7 +133,7 @@ def main() -> None:
     if arguments.quick:
         arguments.model, arguments.rounds = "random", 2
     own = [sys.executable, __file__, "--model", arguments.model, "--steps", str(arguments.steps), "--worker"]
-    rows: list[dict[str, Any]] = []
+    kept = known(arguments)
     plain = start("plain", [*own, "plain"])
     assert plain is not None
     for name in arguments.only.split(",") if arguments.only else SETTINGS:
@@ -141,18 +142,27 @@ def main() -> None:
             continue
         pairs = [(turn(plain), turn(worker)) for _ in range(arguments.rounds)]
         worker.communicate()
-        rows.append({
+        kept[name] = {
             "method": name, "settings": SETTINGS[name], "seconds": statistics.median(b["seconds"] for _, b in pairs),
             "time": statistics.median(b["seconds"] / a["seconds"] for a, b in pairs), "mib": pairs[-1][1]["mib"],
             "memory": pairs[-1][1]["mib"] / pairs[-1][0]["mib"], "preparation": pairs[-1][1]["answer"],
-        })  # fmt: skip
-        print(line(rows[-1]), flush=True)
+        }  # fmt: skip
+        print(line(kept[name]), flush=True)
+        rows = [kept[one] for one in SETTINGS if one in kept]
         write("methods", arguments, rows)
         if not arguments.quick and not arguments.out:
             head = "| method | settings | time of a step | peak memory | preparation, s |\n| --- | --- | ---: | ---: | ---: |\n"
             text = TABLE.read_text().split("| method |")[0]
             TABLE.write_text(text + head + "\n".join(map(line, rows)) + "\n")
     plain.communicate()
+
+
+def known(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """With --only: the rows of the other methods, from the last run."""
+    file = arguments.out or RESULTS / "methods.json"
+    if not arguments.only or arguments.quick or not file.exists():
+        return {}
+    return {row["method"]: row for row in json.loads(file.read_text())["results"]}
 
 
 def line(row: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -28,7 +29,7 @@ from runs import EXPERIMENTS, Missing, Runs
 from cltk.report import figures
 from cltk.report.aggregate import summarize
 from cltk.report.latex import escape, main_table, small_table
-from cltk.report.matched import matched, table
+from cltk.report.matched import against, table
 from cltk.report.pairs import Study
 
 LABELS = re.compile(r"plain( lr | constant max_steps=|$)")
@@ -37,7 +38,7 @@ CLAIM = re.compile(r"\\claim\{(\w+)\}\{([\w ]+)\}")
 NAME = re.compile(r"\\(?:val|est|pvalue)\{([^}]+)\}")
 SILENT = re.compile(  # where digits are no results: names of checks, commands with arguments that are no text
     r"%.*|\\(?:claim\{\w+\}|val|est|pvalue|cite|label|ref|input|includegraphics(?:\[[^]]*\])?|usepackage(?:\[[^]]*\])?"
-    r"|documentclass(?:\[[^]]*\])?|vspace|check)\{[^}]*\}|\\\w+"
+    r"|documentclass(?:\[[^]]*\])?|vspace)\{[^}]*\}|\\\w+"
 )
 
 
@@ -165,12 +166,17 @@ def build(out: Path, experiments: Path = EXPERIMENTS, text: str | None = None) -
     if wrong := list(faults(text.split(r"\begin{document}")[1], found, values)):
         raise TextError("\n".join(wrong))
     out.mkdir(parents=True, exist_ok=True)
-    main = [entry for name in runs.names() for entry in runs.one(name).values() if len(runs.one(name)) > 1]
+    main = [  # one study, whichever file its runs came from
+        replace(entry, record=entry.record | {"experiment": "paper"})
+        for name in runs.names()
+        for entry in runs.one(name).values()
+        if len(runs.one(name)) > 1
+    ]
     study = Study(summarize(main))
-    against = matched([experiments / name / "results" for name in ("ewc-path", "methods-study")])
+    beaten = against(runs.sides([name for name in runs.names() if len(runs.one(name)) > 2]))
     parts = {
         "numbers.tex": numbers_tex(values), "checks.tex": checks_tex(found), "settings.tex": main_table(study),
-        "matched.tex": small_table(table(against, "plain fine-tuning"), "matched"), "paper.tex": text,
+        "matched.tex": small_table(table(beaten, "plain fine-tuning"), "matched"), "paper.tex": text,
     }  # fmt: skip
     for name, content in parts.items():
         (out / name).write_text(content, encoding="utf-8")

@@ -14,7 +14,7 @@ with one seed (which leaves training noise out).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 from cltk.errors import InputError
 from cltk.measure.stats import Floats, holm
 from cltk.report.draws import DRAWS, Draws, drawn, settings
-from cltk.report.sources import read_entries
+from cltk.report.sources import Losses, read_entries
 from cltk.report.tables import Table
 
 
@@ -70,9 +70,15 @@ def matched(
         old: the task whose rise is the forgetting; the first of `evals.retain` when not given.
 
     Raises:
-        InputError: no method fits the pattern, a task is missing, scores.json is missing, or documents or seeds differ.
+        InputError: no method fits the pattern, a task is missing, scores.json is missing, or documents differ, or no
+            seed is common to all; those that are not are left out.
     """
     found = settings([entry for folder in runs for entry in read_entries(folder)], new, old)
+    return against(found, reference, draws)
+
+
+def against(found: Mapping[str, tuple[Losses, Losses]], reference: str = "plain*", draws: int = DRAWS) -> list[Matched]:
+    """`matched` of settings that were read already (`draws.settings`)."""
     chosen = [name for name in found if fnmatchcase(name, reference)]
     if not chosen:
         raise InputError(f"--reference {reference!r}: no method has such a name; there are {', '.join(found)}")
@@ -97,7 +103,10 @@ def table(found: Sequence[Matched], reference: str) -> Table:
         ]
         for one in found
     ]  # fmt: skip
-    note = "reference: its forgetting at the same gain; difference below 0: the method forgets less; 95 % intervals"
+    note = (
+        "reference: its forgetting at the same gain; difference below 0: the method forgets less; 95 % intervals, over the"
+        " seeds that all settings have"
+    )
     return Table(f"Forgetting at matched new-task gain, against {reference}", heads, rows, note)
 
 

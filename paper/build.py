@@ -60,6 +60,14 @@ def setup(runs: Runs) -> Iterator[tuple[str, float | str]]:
         ("setup.seeds", min(len(runs.one(name)) for name in runs.names() if len(runs.one(name)) > 1)),
         ("plain.gain", runs.gain({"plain": 1}).mean), ("plain.forgetting", runs.forgetting({"plain": 1}).mean),
     )  # fmt: skip
+    for key, name, option in (
+        ("share.few", "replay 0.01", "fraction"), ("share.some", "replay 0.05", "fraction"), ("rank.small", "lora r2 x4", "r"),
+        ("rank.large", "lora x4", "r"),
+    ):  # fmt: skip
+        if name in runs.names():
+            (mitigator,) = next(iter(runs.one(name).values())).record["config"]["mitigators"]
+            value = next(iter(mitigator.values()))[option]
+            yield key, round(100 * value) if option == "fraction" else value
     for name in runs.names():  # ewc_1e1.gain, plain_lr_1e-4.forgetting.low
         key = name.replace(" ", "_").replace("max_steps=", "")
         for what, estimate in (("gain", runs.gain({name: 1})), ("forgetting", runs.forgetting({name: 1}))):

@@ -25,7 +25,7 @@ from cltk.errors import InputError, RunError
 from cltk.mitigate.diagonal import Importance, Info, check_scaling, relative_se, trace, update
 from cltk.mitigate.estimators import Exact, PerSequence, Sampled, untouched
 from cltk.mitigate.sequences import Batch, Rows, data_digest, vocabulary
-from cltk.ranks import ranks
+from cltk.ranks import agreed, ranks
 
 __all__ = ["Importance", "fisher", "update"]
 Named = tensors.Named
@@ -74,7 +74,7 @@ def fisher(
         normalize: "mean" divides F by its mean over all trained parameters (see Importance.finished).
         seed: of the drawn labels.
         floor: adds floor * mean(F) to every element: rows of the vocabulary that `data` lacks have F = 0 otherwise.
-        rtol: stop once the relative standard error of the trace is below it (5 batches at least).
+        rtol: stop once the relative standard error of the trace, over all ranks, is below it (5 batches at least).
         progress: called with the number of sequences done, after every batch.
         first: the index of the first row, to continue another call's rows (Importance.merge).
         partial: a file that keeps the sums so far, every 30 seconds. A call with the same model, data and arguments goes
@@ -101,7 +101,8 @@ def fisher(
         batches = rows.batches(batch_size, _device(model))
         counts = _accumulate(add, batches, sums, KINDS[kind]["level"], rtol, progress, kept)
     counts = _reduce(sums, counts, _device(model))
-    info = {"kind": kind, **KINDS[kind], "method": add.method, "seed": seed, "data_digest": rows.digest, **_counts(counts)}
+    read = agreed(rows.digest)  # where rtol stopped, ranks have read on differently
+    info = {"kind": kind, **KINDS[kind], "method": add.method, "seed": seed, "data_digest": read, **_counts(counts)}
     _divide(sums, info)
     info |= provenance | {"seconds": time.perf_counter() - started + (kept.earlier if kept else 0.0)}
     return Importance(sums, info).finished(normalize, floor)
@@ -122,8 +123,6 @@ def _check(parameters: Parameters, kind: str, samples: int | None, batch_size: i
         raise InputError(f"fisher: seed={seed}; give a number from 0 to 2^64 - 1")
     if rtol is not None and not rtol > 0:
         raise InputError(f"fisher: rtol={rtol}; give a positive relative error such as 0.05")
-    if rtol is not None and ranks()[1] > 1:
-        raise InputError("fisher: rtol works in one process only; give samples instead")
 
 
 def _divide(sums: Named, info: Info) -> None:
@@ -161,23 +160,36 @@ def _accumulate(
     """Adds every batch to `sums`. Returns [tokens, sequences, *moments] (see relative_se)."""
     counts = partial.resume(add, batches, sums) if partial else [0.0] * 8
     before = trace(sums)
-    while not _enough(counts, rtol) and (batch := next(batches, None)) is not None:
-        add(batch)
-        after = trace(sums)
-        n, t = batch.tokens if level == "token" else len(batch.indices), after - before
-        for i, value in enumerate((batch.tokens, len(batch.indices), 1, n, t, t * t, t * n, n * n)):
-            counts[i] += value
-        before = after
-        if partial:
-            partial.keep(add, sums, counts, batch.indices[-1] + 1)
-        if progress:
-            progress(int(counts[1]))
+    while not _enough(counts, rtol, _device_of(sums)):
+        batch = next(batches, None)
+        if batch is not None:
+            add(batch)
+            after = trace(sums)
+            n, t = batch.tokens if level == "token" else len(batch.indices), after - before
+            for i, value in enumerate((batch.tokens, len(batch.indices), 1, n, t, t * t, t * n, n * n)):
+                counts[i] += value
+            before = after
+            if partial:
+                partial.keep(add, sums, counts, batch.indices[-1] + 1)
+            if progress:
+                progress(int(counts[1]))
+        if not _any(batch is not None, rtol, _device_of(sums)):
+            break
     return counts
 
 
-def _enough(counts: list[float], rtol: float | None) -> bool:
-    error = relative_se(counts[2:])
-    return rtol is not None and counts[2] >= MIN_BATCHES and error is not None and error <= rtol
+def _enough(counts: list[float], rtol: float | None, device: torch.device) -> bool:
+    """Whether the estimate of all ranks together is good enough to stop; every rank must ask."""
+    if rtol is None:
+        return False
+    _, _, *moments = _total(counts, device)
+    error = relative_se(moments)
+    return moments[0] >= MIN_BATCHES and error is not None and error <= rtol
+
+
+def _any(more: bool, rtol: float | None, device: torch.device) -> bool:
+    """Whether a rank had a batch. Without rtol ranks do not wait for one another: each goes by its own."""
+    return more if rtol is None else _total([float(more)], device)[0] > 0
 
 
 class Partial:
@@ -235,9 +247,20 @@ def _reduce(sums: Named, counts: list[float], device: torch.device) -> list[floa
         return counts
     for value in sums.values():
         dist.all_reduce(value)
+    return _total(counts, device)
+
+
+def _total(counts: list[float], device: torch.device) -> list[float]:
+    """The sum over ranks."""
+    if ranks()[1] == 1:
+        return counts
     total = torch.tensor(counts, dtype=torch.float64, device=device)
     dist.all_reduce(total)
-    return total.tolist()
+    return [float(value) for value in total.tolist()]
+
+
+def _device_of(sums: Named) -> torch.device:
+    return next(iter(sums.values())).device
 
 
 def _counts(counts: list[float]) -> Info:

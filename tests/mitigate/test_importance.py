@@ -769,3 +769,29 @@ def test_two_processes_equal_one(tmp_path, kind):
     assert_close(found, expected, 1e-5)
     for key in ("tokens", "sequences", "data_digest", "anchor_digest"):
         assert found.info[key] == expected.info[key]
+
+
+def _stops(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/sync", rank=rank, world_size=2)
+    model = trained(Toy(), 50)
+    loose = fisher(model, chain(300, 6, seed=5), "mc", batch_size=2, rtol=0.15)
+    all_of_it = fisher(model, chain(13, 6, seed=5), "mc", batch_size=2, rtol=1e-9)  # 7 rows and 6: 4 batches and 3
+    for name, found in (("loose", loose), ("all", all_of_it)):
+        found.save(f"{folder}/{name}{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together(tmp_path):
+    mp.spawn(_stops, (str(tmp_path),), nprocs=2)
+    for name in ("loose", "all"):
+        first, second = (Importance.load(tmp_path / f"{name}{rank}.safetensors") for rank in (0, 1))
+        assert_close(first, second, 0.0)
+        for key in ("sequences", "batches", "relative_se", "data_digest"):
+            assert first.info[key] == second.info[key]
+        if name == "all":
+            assert (first.info["sequences"], first.info["batches"]) == (13, 7)
+        else:
+            assert first.info["relative_se"] <= 0.15
+            assert 5 <= first.info["batches"] < 150

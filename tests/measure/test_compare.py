@@ -14,7 +14,7 @@ import cltk
 from cltk import tensors
 from cltk.errors import InputError
 from cltk.measure.compare import common_dtype
-from cltk.measure.divergence import divergence, row_kl
+from cltk.measure.divergence import distance, divergence, row_kl
 from cltk.measure.evaluate import Suite, TextTask
 from cltk.probe import row_nll
 
@@ -139,6 +139,18 @@ def test_kl_against_its_definition(tiny: Any) -> None:
         assert value == pytest.approx(kl[positions].mean().item(), rel=1e-4)
     assert row_kl(start, start, rows) == [0, 0]
     assert divergence(start, tuned, {"a": rows}, 1)["a"]["n"] == 1
+
+
+def test_distance_of_weights_counts_a_tied_tensor_once(tiny: Any) -> None:
+    start, tuned = tiny(), tiny()
+    assert distance(start, tuned) == {"l2": 0.0, "relative": 0.0}
+    with torch.no_grad():
+        tuned.get_input_embeddings().weight.add_(0.5)
+    elements = start.get_input_embeddings().weight.numel()
+    size = sum(float(p.detach().square().sum()) for p in start.parameters())
+    found = distance(start, tuned)
+    assert found["l2"] == pytest.approx(0.5 * elements**0.5, rel=1e-6)
+    assert found["relative"] == pytest.approx(0.5 * (elements / size) ** 0.5, rel=1e-5)
 
 
 def test_models_that_must_not_be_compared(pair: Any, tiny: Any, tokenizer: Any) -> None:

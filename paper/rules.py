@@ -22,6 +22,7 @@ from cltk.report.seeds import combine, from_documents
 RATES = ["plain lr 2e-5", "plain lr 1e-4", "plain", "plain lr 2.5e-3"]
 FRONTIER = [*RATES, "plain lr 2e-4", "plain lr 3.5e-4"]
 EXACT = 1e-5
+SEEDS = 3  # that every setting of a check must have
 
 
 def checks(runs: Runs, experiments: Path = EXPERIMENTS) -> list[Check]:
@@ -292,7 +293,11 @@ def tokens(runs: Runs, _: Path) -> dict[str, Any]:
 
 
 def _seeds(runs: Runs, names: list[str], old: str = OLD) -> int:
-    return len(next(iter(runs.sides(names, old).values()))[0].d)
+    """The seeds that all have. Raises Missing below three: training noise would be left out, or a guess."""
+    seeds = len(next(iter(runs.sides(names, old).values()))[0].d)
+    if seeds < SEEDS:
+        raise Missing((f"{SEEDS} seeds of {', '.join(names)}",))
+    return seeds
 
 
 def _parts(

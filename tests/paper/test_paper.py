@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,14 @@ def test_matched_forgetting_uses_the_frontier() -> None:
     found = rules.curve(Known({**plain, "lora x4": (1.5, 0.2), "lora r2 x4": (1.2, 0.1), "lora x1": (1, 0)}), ROOT)
     assert found["parts"][0].estimate.mean == pytest.approx(0.2 - 0.05, abs=0.02)  # half way between the first two rates
     assert found["numbers"] == {"rank": 16}
+
+
+def test_two_seeds_are_not_enough() -> None:
+    known = Known(dict(zip(rules.RATES, [(1, 0.01), (2, 0.1), (2, 0.5), (1, 2.0)], strict=True)))
+    for name, sides in known.truth.items():
+        known.truth[name] = tuple(replace(side, d=side.d[:2], before=side.before[:2], after=side.after[:2]) for side in sides)
+    with pytest.raises(Missing, match="3 seeds of plain lr 2e-5"):
+        rules.rates(known, ROOT)
 
 
 def test_what_was_not_run_is_said() -> None:

@@ -54,4 +54,4 @@ paper: $(STAMP)
 	$(BIN)/python paper/build.py
 
 clean:
-	rm -rf $(VENV) build site *.egg-info
+	rm -rf $(VENV) build paper/build site *.egg-info

@@ -1,6 +1,6 @@
 """What each method costs on a real model: time of a step and peak memory relative to plain training, and its preparation.
 
-    python benchmarks/methods.py                                  # every method, some 40 minutes
+    python benchmarks/methods.py                                  # every method; an hour with --rounds 2 --steps 1, on one core
     python benchmarks/methods.py --only ewc,kl --quick            # a random model of 20 M parameters
 
 MedMCQA through a transformers Trainer, 8 rows of at most 64 tokens a step, all padded to 64 so that every step has the same

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cltk.errors import InputError
 from cltk.measure.stats import Estimate, Floats
 from cltk.report.draws import Draws, drawn, name_of, settings
 from cltk.report.seeds import combine, from_documents
@@ -26,11 +27,12 @@ def folders(experiments: Path = EXPERIMENTS) -> list[Path]:
     return found + sorted(path for path in (experiments / "shapes" / "results").glob("*") if path.is_dir())
 
 
-@dataclass(frozen=True)
 class Missing(Exception):
-    """Settings that were not run."""
+    """Settings that were not run, or not with enough seeds."""
 
-    names: tuple[str, ...]
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__(", ".join(names))
+        self.names = names
 
 
 @dataclass
@@ -43,7 +45,9 @@ class Runs:
     def __post_init__(self) -> None:
         for entry in self.entries:
             old = str(entry.record["retain"]["rows"][0]["task"])
-            self._by.setdefault((old, name_of(entry.record)), {})[entry.record["seed"]] = entry
+            name, seed = name_of(entry.record), entry.record["seed"]
+            if self._by.setdefault((old, name), {}).setdefault(seed, entry) is not entry:
+                raise InputError(f"{entry.path}: {name} with seed {seed} is there twice")
 
     @classmethod
     def read(cls, experiments: Path = EXPERIMENTS) -> Runs:

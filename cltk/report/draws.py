@@ -61,10 +61,10 @@ def drawn(found: Mapping[str, tuple[Losses, Losses]], draws: int = DRAWS, seed: 
 
 
 def settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, tuple[Losses, Losses]]:
-    """Setting -> its losses [seeds, n] on the new and the old task, over the seeds that all settings have, in order.
+    """Setting -> its losses [seeds, n] on the new and the old task, seeds in the same order for all.
 
     Raises:
-        InputError: a task or scores.json is missing, a setting has a seed twice, documents differ, or no seed is common.
+        InputError: a task or scores.json is missing, a setting has a seed twice, or documents or seeds differ.
     """
     files = ScoreFiles()
     groups: dict[str, dict[int, Entry]] = {}
@@ -72,12 +72,13 @@ def settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, t
         name, seed = name_of(entry.record), entry.record["seed"]
         if groups.setdefault(name, {}).setdefault(seed, entry) is not entry:
             raise InputError(f"{name}: two records have seed {seed}; give settings names of their own in the YAML's grid")
-    seeds = sorted(set.intersection(*map(set, groups.values())))
-    if not seeds:
-        listed = "; ".join(f"{name}: {', '.join(map(str, sorted(by_seed)))}" for name, by_seed in groups.items())
-        raise InputError(f"no seed is common to all settings, and a paired comparison needs one ({listed})")
+    seeds = sorted(next(iter(groups.values())))
     done: dict[str, tuple[Losses, Losses]] = {}
     for name, by_seed in groups.items():
+        if sorted(by_seed) != seeds:
+            raise InputError(
+                f"{name}: has the seeds {sorted(by_seed)}, others have {seeds}; a paired comparison needs the same"
+            )
         losses = [files.losses(by_seed[seed]) for seed in seeds]
         sides: list[Losses] = []
         for task in (new, old or _first_retained(by_seed[seeds[0]].record)):

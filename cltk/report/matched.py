@@ -70,8 +70,7 @@ def matched(
         old: the task whose rise is the forgetting; the first of `evals.retain` when not given.
 
     Raises:
-        InputError: no method fits the pattern, a task is missing, scores.json is missing, or documents differ, or no
-            seed is common to all; those that are not are left out.
+        InputError: no method fits the pattern, a task is missing, scores.json is missing, or documents or seeds differ.
     """
     found = settings([entry for folder in runs for entry in read_entries(folder)], new, old)
     return against(found, reference, draws)
@@ -103,10 +102,7 @@ def table(found: Sequence[Matched], reference: str) -> Table:
         ]
         for one in found
     ]  # fmt: skip
-    note = (
-        "reference: its forgetting at the same gain; difference below 0: the method forgets less; 95 % intervals, over the"
-        " seeds that all settings have"
-    )
+    note = "reference: its forgetting at the same gain; difference below 0: the method forgets less; 95 % intervals"
     return Table(f"Forgetting at matched new-task gain, against {reference}", heads, rows, note)
 
 

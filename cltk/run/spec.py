@@ -34,7 +34,9 @@ class Source(Section):
     split: str | None = Field(None, description="the split of a data set")
     prompt: str | None = Field(None, description="column, or template such as 'Question: {question}\\nAnswer:'")
     completion: str | None = Field(None, description="column or template")
-    text: str | None = Field(None, description="column or template of plain text, cut into blocks of max_length tokens")
+    text: str | None = Field(
+        None, description="plain text, a column or template: blocks of max_length tokens, no chat template"
+    )
     limit: Count | None = Field(None, description="the first N rows")
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 import cltk
-from cltk.report.sources import Losses
+from cltk.errors import InputError
+from cltk.report.sources import Entry, Losses
 from cltk.run.records import read_json, write_json
 
 ROOT = Path(cltk.__file__).parent.parent
@@ -88,6 +90,122 @@ def test_replay() -> None:
     assert verdict(rules.price, good) == HOLDS
     assert verdict(rules.replay, {**good, "replay 0.05": (2.0, 0.6)}) == CONTRADICTED
     assert verdict(rules.price, {**good, "replay 0.05": (1.8, 0.3)}) == CONTRADICTED
+
+
+LADDER = {"plain": (2.0, 1.0), "ewc 1e1": (1.8, 0.5), "ewc 1e3": (1.5, 0.2), "ewc 1e5": (1.0, 0.05)}
+PULLED = {
+    **LADDER, "shuffled 1e1": (1.8, 0.9), "l2_sp 1e1": (1.9, 0.9), "l2_sp 1e2": (1.85, 0.8), "l2_sp 1e3": (1.0, 0.4),
+}  # fmt: skip
+RANKS = {"plain": (1.8, 0.9), "plain lr 1e-4": (2.0, 0.5), "lora r2 x4": (1.0, 0.1), "lora x4": (1.5, 0.3)}
+MASKS = {"plain": (2.0, 1.0), "random 0.87": (1.5, 0.8), "stm": (1, 0.3), "talr": (1, 0.3), "flow": (1, 0.3), "eaft": (1, 0.3)}
+
+
+@pytest.mark.parametrize(
+    ("compute", "truth", "worse"),
+    [
+        (rules.strength, LADDER, {"ewc 1e3": (1.5, 0.7)}),
+        (rules.stiffness, LADDER, {"ewc 1e3": (1.9, 0.2)}),
+        (rules.elastic, PULLED, {"shuffled 1e1": (1.8, 0.3)}),
+        (rules.elastic, PULLED, {"l2_sp 1e2": (1.85, 0.1)}),
+        (rules.lora, RANKS, {"lora x4": (1.5, 0.8)}),
+        (rules.lora, RANKS, {"lora x4": (2.5, 0.3)}),
+        (rules.lora, RANKS, {"lora r2 x4": (1.0, 0.45)}),
+        (rules.tokens, MASKS, {"flow": (1, 0.9)}),
+        (rules.tokens, MASKS, {"eaft": (1, 1.2)}),
+        (rules.old_only, {"old text only": (0.1, -0.2)}, {"old text only": (0.1, 0.2)}),
+    ],
+)
+def test_a_rule_holds_and_is_contradicted(compute: Any, truth: dict[str, Any], worse: dict[str, Any]) -> None:
+    assert verdict(compute, truth) == HOLDS
+    assert verdict(compute, {**truth, **worse}) == CONTRADICTED
+
+
+def test_known_results_must_come_to_the_last_digits() -> None:
+    known = Known({"plain": (2.0, 1.0)} | dict.fromkeys(("plain lr 0", "wise_ft 0", "ewc 1e14"), (0.0, 0.0)))
+    for name in ("plain lr 0", "wise_ft 0", "ewc 1e14"):
+        known.truth[name] = tuple(replace(side, d=0 * side.d, after=side.before) for side in known.truth[name])
+    known.truth["ewc 0"] = known.truth["plain"]
+    assert Check("S0", "?", "?", False, **rules.sanity(known, ROOT)).verdict == HOLDS
+    new, old = known.truth["plain"]
+    known.truth["ewc 0"] = (new, replace(old, after=old.after + 1e-4 * (np.arange(DOCUMENTS) == 3)))
+    assert Check("S0", "?", "?", False, **rules.sanity(known, ROOT)).verdict == CONTRADICTED
+
+
+def test_linear_in_new_loss_over_steps() -> None:
+    rates = {name: (1.0 + 0.1 * i, 0.1) for i, name in enumerate(rules.RATES)}
+    straight = dict(zip(rules.STEPS, [(1.0, 0.1), (1.5, 0.35), (2.0, 0.6)], strict=True))
+    bent = dict(zip(rules.STEPS, [(1.0, 0.1), (1.02, 0.9), (1.0, 0.5)], strict=True))
+    found = rules.linear(Known(straight | rates), ROOT)
+    assert found["decided"] == HOLDS
+    assert found["numbers"]["steps"] > 0.99
+    assert (
+        rules.linear(Known(bent | {k: (v[0] + 0.1 * i, v[1]) for i, (k, v) in enumerate(rates.items())}), ROOT)["decided"]
+        != HOLDS
+    )
+
+
+def test_r_squared_is_that_of_a_least_squares_fit() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=30)
+    y = 1 + 2 * x - x**2 + 0.5 * rng.normal(size=30)
+    design = np.stack([np.ones(30), x, x**2], axis=1)
+    residuals = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    assert rules._fit(x, y, 2) == pytest.approx(1 - residuals @ residuals / ((y - y.mean()) @ (y - y.mean())))
+    assert np.isnan(rules._fit(np.array([1.0, 1.0, 2.0]), np.ones(3), 2))
+
+
+@pytest.mark.parametrize(("bent_by", "expected"), [("kl", HOLDS), ("distance", CONTRADICTED)])
+def test_what_predicts_forgetting(bent_by: str, expected: str) -> None:
+    rng = np.random.default_rng(0)
+    entries = []
+    for k in range(16):
+        for seed in (0, 1):
+            kl, moved = rng.uniform(0, 2, size=2)
+            rise = (kl if bent_by == "kl" else moved) ** 2 + 0.01 * rng.normal()
+            entries.append(Entry({
+                "method": f"m{k}", "seed": seed, "divergence": {"heldout": {"kl": kl}}, "distance": {"l2": moved},
+                "retain": {"rows": [{"task": "old_text", "forgetting": rise}]},
+            }))  # fmt: skip
+    found = rules.predictor(Runs(entries), ROOT)
+    assert Check("S9", "?", "?", False, **found).verdict == expected
+    assert found["numbers"]["runs"] == 32
+    with pytest.raises(InputError, match="m0 with seed 0 is there twice"):
+        Runs([*entries, replace(entries[0])])
+    with pytest.raises(Missing):
+        rules.predictor(Runs(entries[:19]), ROOT)
+
+
+@pytest.mark.parametrize(
+    ("batched", "means", "expected"),
+    [
+        ([1.01, 0.99, 1.0, 1.02], {"2": [0.1], "8": [0.05]}, HOLDS),
+        ([1.5, 1.52, 1.49, 1.51], {"2": [0.1], "8": [0.05]}, CONTRADICTED),
+        ([1.3, 0.7, 1.1, 0.9], {"2": [0.1], "8": [0.05]}, UNDECIDED),
+        ([1.01, 0.99, 1.0, 1.02], {"2": [0.3], "8": [0.05]}, UNDECIDED),
+        ([1.01, 0.99, 1.0, 1.02], {"2": [0.1], "8": [0.15]}, UNDECIDED),
+    ],
+)
+def test_estimators(batched: list[float], means: dict[str, list[float]], expected: str, tmp_path: Path) -> None:
+    file = tmp_path / "shapes" / "results" / "fisher.json"
+    file.parent.mkdir(parents=True)
+    body = {"per_sequence": [1.0] * 4, "batched_gradient": batched, "mean_gradient": means, "sequences": 16}
+    file.write_text(json.dumps(body))
+    assert rules.estimators(Known({}), tmp_path)["decided"] == expected
+
+
+def test_replay_off_its_own_corpus() -> None:
+    class Two(Known):
+        def sides(self, names: Sequence[str], old: str = "old_text") -> dict[str, tuple[Losses, Losses]]:
+            return Known(self.others if old == "other_text" else self.own).sides(names)
+
+    known = Two({})
+    known.own = {"plain": (2.0, 1.0), "replay 0.2": (2.0, 0.1)}
+    known.others = {"plain": (2.0, 1.0), "replay 0.2": (2.0, 0.6)}
+    found = rules.corpus(known, ROOT)
+    assert Check("S6", "?", "?", False, **found).verdict == HOLDS
+    assert (found["numbers"]["own"], found["numbers"]["other"]) == (pytest.approx(0.9, abs=0.02), pytest.approx(0.4, abs=0.02))
+    known.own, known.others = known.others, known.own
+    assert Check("S6", "?", "?", False, **rules.corpus(known, ROOT)).verdict == CONTRADICTED
 
 
 def test_the_middle_of_the_path() -> None:

@@ -775,7 +775,7 @@ def _stops(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/sync", rank=rank, world_size=2)
     model = trained(Toy(), 50)
-    loose = fisher(model, chain(300, 6, seed=5), "mc", batch_size=2, rtol=0.15)
+    loose = fisher(model, chain(300, 6, seed=5), "mc", batch_size=2, rtol=0.03)
     sooner = fisher(model, chain(300, 6, seed=5), "mc", batch_size=2, samples=loose.info["sequences"] - 4)
     all_of_it = fisher(model, chain(13, 6, seed=5), "mc", batch_size=2, rtol=1e-9)  # 7 rows and 6: 4 batches and 3
     for name, found in (("loose", loose), ("sooner", sooner), ("all", all_of_it)):
@@ -794,7 +794,7 @@ def test_two_processes_stop_together(tmp_path):
         if name == "all":
             assert (first.info["sequences"], first.info["batches"]) == (13, 7)
         elif name == "loose":
-            assert first.info["relative_se"] <= 0.15
-            assert 5 <= first.info["batches"] < 150
+            assert first.info["relative_se"] <= 0.03
+            assert 10 <= first.info["batches"] < 150
         else:  # a batch less on each rank: by its own estimate, neither would have stopped as early as both together
-            assert first.info["relative_se"] > 0.15
+            assert first.info["relative_se"] > 0.03

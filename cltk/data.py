@@ -16,6 +16,7 @@ from cltk.errors import InputError
 
 Row = dict[str, Any]
 IGNORED = -100  # a label that does not count, as in transformers
+BATCH = 1_000  # texts that are tokenised in one call
 
 
 def locate(source: str | Path) -> Path | None:
@@ -190,8 +191,10 @@ def blocks(texts: Iterable[str], tokenizer: Any, block: int) -> list[Row]:
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stream: list[int] = []
-    for text in texts:
-        stream += tokenizer(text, add_special_tokens=False)["input_ids"] + end
+    texts = list(texts)
+    for start in range(0, len(texts), BATCH):  # a call for each text takes several times as long
+        for ids in tokenizer(texts[start : start + BATCH], add_special_tokens=False)["input_ids"]:
+            stream += ids + end
     if len(stream) < block:
         return [{"input_ids": stream}] if len(stream) > 1 else []
     return [{"input_ids": stream[start : start + block]} for start in range(0, len(stream) - block + 1, block)]

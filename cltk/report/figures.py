@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -100,14 +101,26 @@ def plane(summaries: Sequence[Summary]) -> Figure | None:
         axes = figure.subplots()
         for point in found:
             _point(axes, point)
+        linear = _linear([point.f for point in found])
+        if linear is not None:
+            axes.set_xscale("symlog", linthresh=linear, linscale=4)
+            axes.xaxis.set_major_formatter("{x:g}")
         _frontier(axes, [point for point in found if point.summary.family == PLAIN])
         old = found[0].old
-        axes.set_xlabel(f"{short(old.task)} {old.metric}, forgetting, {unit(old.metric) or 'units'} (← less)")
+        beyond = "" if linear is None else f", logarithmic beyond {linear:g}"
+        axes.set_xlabel(f"{short(old.task)} {old.metric}, forgetting, {unit(old.metric) or 'units'} (← less){beyond}")
         axes.set_ylabel("new-task NLL, fall, nats (more →)")
         axes.grid(alpha=0.6)
         axes.set_axisbelow(True)
         figure.legend(loc="outside right upper", handletextpad=0.4)
     return figure
+
+
+def _linear(values: Sequence[float]) -> float | None:
+    """Up to where an axis is linear when a few values far out would press all others together; None when none is."""
+    sizes = np.abs(values)
+    bulk = float(np.quantile(sizes, 0.75))
+    return float(f"{bulk:.1g}") if bulk > 0 and sizes.max() > 5 * bulk else None
 
 
 def _point(axes: Axes, point: Point) -> None:

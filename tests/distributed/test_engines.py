@@ -23,8 +23,10 @@ BY_RANK = {
     "ewc": "labels of the mc Fisher are drawn batch by batch", "online_ewc": "as ewc", "rwalk": "as ewc",
     "token_weights": "compares a micro-batch's tokens",
 }  # fmt: skip
-PENALTIES = [f"penalty-{how}-{accumulation}" for how in ("ewc", "l2_sp") for accumulation in (1, 4)]
-AUTOGRAD = [f"penalty-autograd-{accumulation}" for accumulation in (1, 4)]
+SETTINGS = [f"{accumulation}-{setting}" for accumulation in (1, 4) for setting in ("clip", "free")]
+PENALTIES = [f"penalty-{how}-{setting}" for how in ("ewc", "l2_sp") for setting in SETTINGS]
+AUTOGRAD = [f"penalty-autograd-{setting}" for setting in SETTINGS]
+NARROW = [f"penalty-{how}-{accumulation}-bf16" for how in ("ewc", "autograd", "none") for accumulation in (1, 4)]
 WRAPPERS = {"ddp": "DistributedDataParallel", "fsdp2": "FSDPLlamaForCausalLM"}
 ZERO = ["zero1", "zero2", "zero3"]
 with_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="pip install cltk-forgetting[deepspeed]")
@@ -60,7 +62,7 @@ def two(folder: Path) -> Callable[[str, str], list[dict[str, Any]]]:
 
     def outcomes(engine: str, job: str) -> list[dict[str, Any]]:
         if engine not in known:
-            known[engine] = launch(engine, folder, [*CASES, *PENALTIES, *([] if engine in ZERO else AUTOGRAD)])
+            known[engine] = launch(engine, folder, [*CASES, *PENALTIES, *([] if engine in ZERO else [*AUTOGRAD, *NARROW])])
         found = known[engine][job]
         assert "broke" not in found[0], f"{job}: {found[0]['broke']}"
         return found
@@ -106,12 +108,21 @@ def test_fsdp2_equals_whole_replicas(name: str, one: Any, two: Any) -> None:
 @pytest.mark.parametrize("job", PENALTIES)
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_penalty_is_what_autograd_gives(engine: str, job: str, one: Any, two: Any) -> None:
-    found, accumulation = two(engine, job)[0], job.rsplit("-", 1)[1]
+    found, setting = two(engine, job)[0], job.split("-", 2)[2]
     if "ewc" in job:
-        assert distance(found, one(f"penalty-autograd-{accumulation}")) < 1e-6
-        assert distance(found, two(engine, f"penalty-autograd-{accumulation}")[0]) < 1e-6
+        assert distance(found, one(f"penalty-autograd-{setting}")) < 1e-6
+        assert distance(found, two(engine, f"penalty-autograd-{setting}")[0]) < 1e-6
     assert distance(found, one(job)) < 1e-6
-    assert distance(found, one(f"penalty-none-{accumulation}")) > 1e-4  # it matters here
+    assert distance(found, one(f"penalty-none-{setting}")) > 1e-4  # it matters here
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("engine", ["single", "ddp", "fsdp2"])
+def test_penalty_is_what_autograd_gives_in_bfloat16(engine: str, accumulation: int, one: Any, two: Any) -> None:
+    jobs = [f"penalty-{how}-{accumulation}-bf16" for how in ("ewc", "autograd", "none")]
+    ours, autograd, without = (one(job) if engine == "single" else two(engine, job)[0] for job in jobs)
+    assert distance(ours, autograd) < 1e-6
+    assert distance(ours, without) > 1e-5
 
 
 @with_deepspeed

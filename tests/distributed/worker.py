@@ -3,7 +3,8 @@
     python -m tests.distributed.worker ENGINE FOLDER JOB...
 
 ENGINE is single, ddp, fsdp2, zero1, zero2 or zero3; FOLDER holds the start model. A job is the name of a case of the table, or
-`penalty-HOW-ACCUMULATION` with HOW one of autograd (the penalty in the loss), ewc, l2_sp, none.
+`penalty-HOW-ACCUMULATION-SETTING` with HOW one of autograd (the penalty in the loss), ewc, l2_sp, none, and SETTING one of clip
+(small gradient norms), free (no clipping), bf16 (autocast, or the engine's own mixed precision).
 """
 
 from __future__ import annotations
@@ -96,9 +97,17 @@ def trainer_of(engine: str, folder: Path, cls: type[Trainer] = Trainer, **change
     )  # fmt: skip
 
 
-def penalty(engine: str, folder: Path, how: str, accumulation: int) -> Any:
-    """SGD and no Adam: its square root would blur what is compared. Clipping is on, and must see the penalty."""
-    changes = {"gradient_accumulation_steps": accumulation, "optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.3}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "clip": {"max_grad_norm": 0.3},  # clipping must see the penalty
+    "free": {"max_grad_norm": 0.0},
+    # two steps: the first has no penalty, so that the second starts from the same bits and its bfloat16 products are the same
+    "bf16": {"max_grad_norm": 0.3, "bf16": True, "max_steps": 2},
+}
+
+
+def penalty(engine: str, folder: Path, how: str, accumulation: int, setting: str) -> Any:
+    """SGD and no Adam: its square root would blur what is compared."""
+    changes = {"gradient_accumulation_steps": accumulation, "optim": "sgd", "learning_rate": 0.05} | SETTINGS[setting]
     trainer = trainer_of(engine, folder, PenaltyInLoss if how == "autograd" else Trainer, **changes)
     model = start(folder)[0]
     trainer.anchors, trainer.weights = tensors.snapshot(model), random_importance(model)
@@ -112,8 +121,8 @@ def penalty(engine: str, folder: Path, how: str, accumulation: int) -> Any:
 def train(engine: str, folder: Path, job: str) -> Any:
     """The trainer after the job. Raises InputError or RunError: the engine cannot do it."""
     if job.startswith("penalty-"):
-        _, how, accumulation = job.split("-")
-        trainer = penalty(engine, folder, how, int(accumulation))
+        _, how, accumulation, setting = job.split("-")
+        trainer = penalty(engine, folder, how, int(accumulation), setting)
     else:
         trainer = cltk.attach(trainer_of(engine, folder), [CASES[job].active(OLD)])
     trainer.train()

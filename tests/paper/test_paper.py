@@ -121,12 +121,12 @@ def test_a_rule_holds_and_is_contradicted(compute: Any, truth: dict[str, Any], w
 
 
 def test_known_results_must_come_to_the_last_digits() -> None:
-    known = Known({"plain": (2.0, 1.0)} | dict.fromkeys(("plain lr 0", "wise_ft 0", "ewc 1e14"), (0.0, 0.0)))
+    known = Known({"plain again": (2.0, 1.0)} | dict.fromkeys(("plain lr 0", "wise_ft 0", "ewc 1e14"), (0.0, 0.0)))
     for name in ("plain lr 0", "wise_ft 0", "ewc 1e14"):
         known.truth[name] = tuple(replace(side, d=0 * side.d, after=side.before) for side in known.truth[name])
-    known.truth["ewc 0"] = known.truth["plain"]
+    known.truth["ewc 0"] = known.truth["plain again"]
     assert Check("S0", "?", "?", False, **rules.sanity(known, ROOT)).verdict == HOLDS
-    new, old = known.truth["plain"]
+    new, old = known.truth["plain again"]
     known.truth["ewc 0"] = (new, replace(old, after=old.after + 1e-4 * (np.arange(DOCUMENTS) == 3)))
     assert Check("S0", "?", "?", False, **rules.sanity(known, ROOT)).verdict == CONTRADICTED
 

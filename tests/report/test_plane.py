@@ -67,6 +67,14 @@ def test_a_low_rate_alone_is_plain_fine_tuning_at_another_rate():
     assert [text.get_text() for text in drawn.texts] == ["lr 0.001", "lr 0.0002"]
 
 
+def test_one_setting_far_out_does_not_press_the_others_together(monkeypatch):
+    """The axis is then linear up to where three quarters of the settings lie."""
+    entries = [entry(name, [{name: {}}]) for name in ("ewc", "kl", "freeze", "l2_sp", "sam", "ema")]
+    assert figures.plane(summarize(entries)).axes[0].get_xscale() == "linear"
+    monkeypatch.setattr(plane.Point, "f", property(lambda point: 3.0 if point.number == 0 else 0.1))
+    assert figures.plane(summarize(entries)).axes[0].get_xscale() == "symlog"
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     return Study(summarize(read_entries(write_study(tmp_path_factory.mktemp("study")))))

@@ -4,7 +4,8 @@
   penalty in the loss would. DeepSpeed then reduces, clips and steps with it.
 - Final weights are edited whole: ZeRO-3 keeps pieces, which are gathered and put back.
 
-Anchors and importance are whole tensors on every rank. In bf16 the penalty sees the rounded weights, not the float32 masters.
+Anchors and importance are whole tensors on every rank. In bf16 the penalty sees the rounded weights, not the
+float32 masters, and anchors rounded as they are: at the start it is 0.
 """
 
 from __future__ import annotations

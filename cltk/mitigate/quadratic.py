@@ -54,7 +54,12 @@ class Anchored(Mitigator):
             if name not in self.anchors:
                 raise RunError(f"{self.name}: {name} is trained but was frozen or absent at setup; unfreeze before attach")
         self.names = list(named)
-        self.columns = (list(named.values()), [self._placed(p, self.anchors[name]) for name, p in named.items()], None)
+        # weights that the engine rounded since (DeepSpeed's bf16) are at theta* when they are theta*'s rounding
+        anchors = [
+            self._placed(p, self.anchors[name].to(p.dtype) if p.itemsize < self.anchors[name].itemsize else self.anchors[name])
+            for name, p in named.items()
+        ]
+        self.columns = (list(named.values()), anchors, None)
         if self.importance is not None:
             self._weigh(self.importance)
         if any(tensors.local(parameter) is not parameter for parameter in named.values()):

@@ -73,6 +73,25 @@ def test_hooks_add_the_gradient_of_the_penalty(offload: bool) -> None:
     assert not any(p._backward_hooks for p in model.parameters())
 
 
+def test_weights_that_the_engine_rounds_after_attach_are_not_pulled_at_the_start() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    method = cltk.L2SP(1e6, form="gradient")
+    method.setup(Plan(model, None, None))
+    model.bfloat16()
+    method.start(Run(model, model))
+    handles = deepspeed.pull(method, lambda: 1.0)
+    model(torch.randn(5, 3).bfloat16()).float().square().mean().backward()
+    pulled = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    for handle in handles:
+        handle.remove()
+    torch.manual_seed(0)
+    same = nn.Linear(3, 2).bfloat16()
+    same(torch.randn(5, 3).bfloat16()).float().square().mean().backward()
+    for grad, parameter in zip(pulled, same.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad, rtol=0, atol=0)
+
+
 def test_strength_zero_hooks_nothing() -> None:
     method = cltk.L2SP(0.0, form="gradient")
     method.start(Run(nn.Linear(2, 2), nn.Linear(2, 2)))

@@ -4,7 +4,7 @@
 
 ENGINE is single, ddp, fsdp2, zero1, zero2 or zero3; FOLDER holds the start model. A job is the name of a case of the table, or
 `penalty-HOW-ACCUMULATION-SETTING` with HOW one of autograd (the penalty in the loss), ewc, l2_sp, none, and SETTING one of clip
-(small gradient norms), free (no clipping), bf16 (autocast, or the engine's own mixed precision).
+(small gradient norms), free (no clipping), bf16 (autocast, or the engine's own mixed precision; also no clipping).
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "clip": {"max_grad_norm": 0.3},  # clipping must see the penalty
     "free": {"max_grad_norm": 0.0},
     # two steps: the first has no penalty, so that the second starts from the same bits and its bfloat16 products are the same
-    "bf16": {"max_grad_norm": 0.3, "bf16": True, "max_steps": 2},
+    "bf16": {"max_grad_norm": 0.0, "bf16": True, "max_steps": 2},
+    "bf16first": {"max_grad_norm": 0.0, "bf16": True, "max_steps": 1},
 }
 
 
@@ -133,7 +134,11 @@ def final_weights(model: Any) -> dict[str, torch.Tensor]:
     """Whole weights, whatever holds them; every rank must call it."""
     found = {}
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "ds_id"):
+        if parameter.dtype != torch.float32:  # DeepSpeed's bf16: what it steps with are float32 masters
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            found[tensors.clean(name)] = safe_get_full_fp32_param(parameter).clone()
+        elif hasattr(parameter, "ds_id"):
             from deepspeed import zero
 
             with zero.GatheredParameters([parameter]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,11 +89,13 @@ class ScoreFiles:
         post = Scores.from_json(read_json(file))
         if post.digest != entry.record["digests"]["tuned_model"]:
             raise InputError(f"{file}: scores of other weights than the record's; move the file away or copy the right one")
-        headline = {row["task"]: row["metric"] for role in ("retain", "learn") for row in headline_rows(entry.record, role)}
+        rows = [row for role in ("retain", "learn") for row in headline_rows(entry.record, role)]
+        headline = {row["task"]: row["metric"] for row in rows}
         for base in self._bases_beside(entry.path):
             if base.digest == entry.record["digests"]["start_model"]:
                 found = _pairs(base, post, headline)
-                if found is not None:
+                # two machines score the same model a little differently: a record goes with its own
+                if found is not None and all(math.isclose(found[row["task"]].before.mean(), row["pre"]) for row in rows):
                     return found
         return None
 

@@ -55,8 +55,8 @@ def runs(tmp_path: Path) -> Path:
             own = np.random.default_rng(100 * order + seed).normal(size=(2, N)) * 0.02
             after = [new - gain + noise[0] + per_document[0] + own[0], old + forgetting + noise[1] + per_document[1] + own[1]]
             folder = tmp_path / f"{name}_{seed}"
-            rows = {role: {"rows": [{"task": task, "metric": "nll"}], "headline": {task: "nll"}}
-                    for role, task in (("retain", "old_text"), ("learn", "heldout"))}  # fmt: skip
+            rows = {role: {"rows": [{"task": task, "metric": "nll", "pre": pre.mean()}], "headline": {task: "nll"}}
+                    for role, task, pre in (("retain", "old_text", old), ("learn", "heldout", new))}  # fmt: skip
             digests = {"start_model": "start", "tuned_model": f"{name} {seed}"}
             record = {"method": name, "seed": seed, "order": order, "digests": digests, "train": {}, **rows}
             write_json(folder / "record.json", record)

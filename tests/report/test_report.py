@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats as ref
 from statsmodels.stats.multitest import multipletests
-from study_cases import LABELS, N, base_scores, record, tuned_scores, write_study
+from study_cases import LABELS, N, base_scores, record, task, tuned_scores, write_study
 
 import cltk
 from cltk.cli import main
@@ -17,7 +17,7 @@ from cltk.errors import InputError
 from cltk.measure import stats
 from cltk.report import tables
 from cltk.report.aggregate import summarize
-from cltk.report.sources import Entry, read_entries
+from cltk.report.sources import Entry, ScoreFiles, read_entries
 from cltk.run.records import read_json, write_json
 
 
@@ -206,6 +206,20 @@ def test_a_base_measured_on_other_documents_is_not_used(tmp_path):
 
 
 # ---- what belongs together
+
+
+def test_each_record_goes_with_the_start_scores_of_its_own_machine(tmp_path):
+    """The same start model, scored on two machines: the numbers differ in their last digits."""
+    here, there = base_scores(), base_scores()
+    there.tasks["brown"] = task("brown", "nll", np.asarray(here.tasks["brown"].values["nll"]) + 1e-4)
+    for i, base in enumerate((here, there)):
+        post = tuned_scores("ewc", i, base)
+        write_json(tmp_path / f"base-{i}.scores.json", base.to_json())
+        write_json(tmp_path / f"ewc-{i}.json", record("ewc", i, i, post, base))
+        write_json(tmp_path / f"ewc-{i}.scores.json", post.to_json())
+    files, entries = ScoreFiles(), read_entries(tmp_path)
+    for one, base in zip(entries, (here, there), strict=True):
+        assert list(files.losses(one)["brown"].before) == base.tasks["brown"].values["nll"]
 
 
 def entry(method, seed, order=0, base=None, **labels):

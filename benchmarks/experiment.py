@@ -76,8 +76,8 @@ def common(arguments: argparse.Namespace) -> list[str]:
 def lm_eval(model: Path, limit: int, out: Path) -> None:
     """lm-eval's own command line, batches of 8."""
     options = {
-        "model": "hf", "model_args": f"pretrained={model},dtype=float32", "device": "cpu", "tasks": ",".join([*TASKS, *LEARNED]),
-        "include_path": FOLDER, "limit": limit, "batch_size": 8, "output_path": out,
+        "model": "hf", "model_args": f"pretrained={model},dtype=float32", "device": "cpu",
+        "tasks": ",".join([*TASKS, *LEARNED]), "include_path": FOLDER, "limit": limit, "batch_size": 8, "output_path": out,
     }  # fmt: skip
     given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     call([sys.executable, "-m", "lm_eval", "run", *given])

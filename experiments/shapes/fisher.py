@@ -21,7 +21,7 @@ import cltk
 from cltk.data import memory_rows
 from cltk.models import load_model
 
-SEQUENCES, LENGTH, SEEDS, SIZES = 16, 64, 4, (2, 8, 16)
+SEQUENCES, LENGTH, SEEDS, SIZES = 16, 64, 20, (2, 8, 16)
 OUT = Path(__file__).parent / "results" / "fisher.json"
 
 

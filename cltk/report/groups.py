@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cltk.report.sources import Entry, Record
 from cltk.run.records import digest_of
 
+OTHERWISE = ("autocast", "grouping")  # choices of `cltk.run.speed` that change numbers, or the order of rows
 PLAIN = "plain"  # the family of fine-tuning without a method, at any learning rate
 
 
@@ -56,9 +57,12 @@ def _labels(records: Sequence[Record]) -> list[str]:
 
 
 def _context(record: Record) -> str:
-    """Everything that was set, but for the method and the seed."""
-    config = {key: value for key, value in record.get("config", {}).items() if key not in ("seed", "keep_model", "mitigators")}
+    """Everything that was set, but for the method and the seed; of `speed` what it came to, where that trains otherwise."""
+    apart = ("seed", "keep_model", "mitigators", "speed")
+    config = {key: value for key, value in record.get("config", {}).items() if key not in apart}
     config["train"] = {key: value for key, value in config.get("train", {}).items() if key != "output_dir"}
+    choices = record["train"].get("notes", {}).get("speed", [])
+    config["speed"] = sorted(one["what"] for one in choices if one["on"] and one["what"] in OTHERWISE)
     return digest_of([config, _features(record), _start(record)])
 
 

@@ -262,6 +262,19 @@ def test_edited_settings_are_not_pooled_and_repeated_seeds_are_said():
     assert "a seed has several records" in tables.overview(twice).note
 
 
+def test_seeds_pool_over_what_speed_says_and_not_over_what_it_did():
+    """`auto` where it came to float32 and `false` are one setting; autocast is another."""
+
+    def run(seed, said, on):
+        one = entry("ewc", seed)
+        one.record["config"]["speed"] = {"autocast": said}
+        one.record["train"]["notes"] = {"speed": [{"what": "autocast", "on": on, "why": "-"}]}
+        return one
+
+    runs = [run(0, "auto", False), run(1, False, False), run(2, "auto", True)]
+    assert [len(one.entries) for one in summarize(runs)] == [2, 1]
+
+
 def test_plain_without_a_common_seed_is_not_compared(tmp_path):
     out = write_study(tmp_path / "out", methods=("plain", "ewc"))
     for seed in (1, 2):

@@ -83,11 +83,17 @@ def turn(worker: Worker) -> dict[str, Any]:
     assert worker.stdout is not None
     worker.stdin.write("go\n")
     worker.stdin.flush()
-    return dict(json.loads(worker.stdout.readline()))
+    answer = worker.stdout.readline()
+    if not answer:
+        sys.exit(f"a side ended while it worked (out of memory?): {' '.join(map(repr, worker.args))}")
+    return dict(json.loads(answer))
 
 
-def alternate(commands: dict[str, list[str]], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """A process for each side, all loaded, one working at a time. A side that cannot run is left out, and said."""
+def alternate(commands: dict[str, list[str]], rounds: int, together: bool = True) -> dict[str, list[dict[str, Any]]]:
+    """A process for each side, one working at a time. All are loaded, or with `together=False` started for their turn, as sides
+    must that fill the memory. A side that cannot run is left out, and said."""
+    if not together:
+        return _one_by_one(commands, rounds)
     workers = {side: worker for side, command in commands.items() if (worker := start(side, command)) is not None}
     answers: dict[str, list[dict[str, Any]]] = {side: [] for side in workers}
     for _ in range(rounds):
@@ -95,6 +101,19 @@ def alternate(commands: dict[str, list[str]], rounds: int) -> dict[str, list[dic
             answers[side].append(turn(worker))
     for worker in workers.values():
         worker.communicate()
+    return answers
+
+
+def _one_by_one(commands: dict[str, list[str]], rounds: int) -> dict[str, list[dict[str, Any]]]:
+    answers: dict[str, list[dict[str, Any]]] = {side: [] for side in commands}
+    for _ in range(rounds):
+        for side in list(answers):
+            worker = start(side, commands[side])
+            if worker is None:
+                del answers[side]
+                continue
+            answers[side].append(turn(worker))
+            worker.communicate()
     return answers
 
 

@@ -4,7 +4,7 @@
     python benchmarks/training.py --quick                               # a random model of 20 M parameters, 16 rows, 2 minutes
 
 Two data sets, batches of 8, one epoch: 12 to 256 random tokens of which all count, and MedMCQA (with `random`: its
-lengths), of which the answers count. Each side is a process of its own, and they take turns: A B C A B C ... Seconds are those
+lengths), of which the answers count. Each turn of a side is a process of its own: A B C A B C ... Seconds are those
 of `trainer.train()`; what is proven at start-up is not in them. Where bfloat16 is faster, both also run in it. Prints a
 Markdown table; writes results/training.json (with --quick only to --out).
 """
@@ -124,9 +124,11 @@ def compare(data: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     device = next(model.parameters()).device.type
     del model
     sides = list(SIDES) + (list(NARROW) if machine.faster_in_bfloat16(device) else [])
+    sides = [side for i, side in enumerate(sides) if i == 0 or not arguments.sides or side in arguments.sides]
     settings = ["--model", arguments.model, "--dtype", arguments.dtype, "--rows", str(arguments.rows)]
     commands = {side: [sys.executable, __file__, *settings, "--worker", f"{side}:{data}"] for side in sides}
-    answers = {side: [a | a["answer"] for a in found] for side, found in alternate(commands, arguments.rounds).items()}
+    turns = alternate(commands, arguments.rounds, together=False)
+    answers = {side: [a | a["answer"] for a in found] for side, found in turns.items()}
     first = answers[sides[0]]
     return [
         {
@@ -155,6 +157,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--sides", nargs="+", help="these and the yardstick alone")
     arguments = parser.parse_args()
     if arguments.worker:
         return work(arguments)

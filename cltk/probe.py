@@ -19,11 +19,12 @@ from cltk.data import IGNORED, Collator, Row
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; every module's own mode is restored afterwards."""
+    """Eval mode, the weights' own precision and no gradients inside; every module's own mode is restored afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():  # not inference_mode: FSDP would keep inference tensors as its buffers and break in training
+        # not inference_mode: FSDP would keep inference tensors as its buffers and break in training
+        with torch.no_grad(), tensors.own_precision(model):
             yield
     finally:
         for module, training in modes.items():

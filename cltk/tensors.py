@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,22 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor of a sharded one (collective: every rank must call it); the tensor itself elsewhere."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+@contextmanager
+def own_precision(model: nn.Module) -> Iterator[None]:
+    """Forward in the weights' own dtype inside: Trainer's bf16 and fp16 leave accelerate's autocast around it, also when training
+    is over, and the tuned model would be measured in another precision than the start model."""
+    inner: Any = getattr(model, "module", model)
+    plain = vars(inner).get("_original_forward")
+    if plain is None:
+        yield
+        return
+    wrapped, inner.forward = inner.forward, plain
+    try:
+        yield
+    finally:
+        inner.forward = wrapped
 
 
 def reshard(model: nn.Module) -> None:

@@ -32,6 +32,7 @@ from cltk.report.matched import against, table
 from cltk.report.pairs import Study
 
 LABELS = re.compile(r"plain( lr | constant max_steps=|$)")
+OTHER_TASK = "old text only"  # does not train on the new task
 HERE = Path(__file__).parent
 CLAIM = re.compile(r"\\claim\{(\w+)\}\{([\w ]+)\}")
 NAME = re.compile(r"\\(?:val|est|pvalue)\{([^}]+)\}")
@@ -169,6 +170,34 @@ def curves(runs: Runs) -> Figure:
     return figure
 
 
+def plane(runs: Runs, compared: list[str]) -> Figure:
+    """Gain against forgetting: a mark a setting, a colour and shape a method, plain fine-tuning's rates joined. No intervals:
+    they are in the table of settings."""
+    families: dict[str, list[str]] = {}
+    for name in compared:
+        families.setdefault(name.split()[0], []).append(name)
+    with mpl.rc_context(figures.STYLE):
+        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+        ax = figure.subplots()
+        for k, (family, names) in enumerate(families.items()):
+            at = sorted((runs.forgetting({name: 1}).mean, runs.gain({name: 1}).mean, name) for name in names)
+            x, y, _ = zip(*at, strict=True)
+            if family == "plain":
+                ax.plot(x, y, "s-", ms=9, mfc="none", lw=1, color="0.2", label="plain, by rate")
+                usual = f"{next(iter(runs.one('plain').values())).record['config']['train']['learning_rate']:g}"
+                for f, g, name in at:
+                    ax.annotate(LABELS.sub("", name) or usual, (f, g), xytext=(5, 5), textcoords="offset points", fontsize=7)
+            else:
+                ax.plot(x, y, "osD^v<>Xp*"[k % 10], ms=6, color=f"C{k % 10}", mew=0, alpha=0.85, label=family)
+        ax.set_xscale("symlog", linthresh=0.3, linscale=3)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set_ylim(bottom=min(0.0, min(runs.gain({name: 1}).mean for name in compared if name.split()[0] != "stm")) - 0.1)
+        ax.set_xlabel("old-text NLL, rise, nats (logarithmic beyond 0.3)")
+        ax.set_ylabel("new-task NLL, fall, nats")
+        figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
 def build(out: Path, experiments: Path = EXPERIMENTS, text: str | None = None) -> list[Check]:
     """All files of the paper into `out`. Raises TextError when the text and the runs do not agree."""
     runs = Runs.read(experiments)
@@ -179,7 +208,7 @@ def build(out: Path, experiments: Path = EXPERIMENTS, text: str | None = None) -
         raise TextError("\n".join(wrong))
     out.mkdir(parents=True, exist_ok=True)
     # at the common schedule and number of steps: `STEPS` are another family, and would widen plain's frontier
-    compared = [name for name in runs.names() if len(runs.one(name)) >= SEEDS and name not in STEPS]
+    compared = [name for name in runs.names() if len(runs.one(name)) >= SEEDS and name not in (*STEPS, OTHER_TASK)]
     main = [  # one study, whichever file its runs came from
         replace(entry, record=entry.record | {"experiment": "paper"}) for name in compared for entry in runs.one(name).values()
     ]
@@ -193,8 +222,7 @@ def build(out: Path, experiments: Path = EXPERIMENTS, text: str | None = None) -
         (out / name).write_text(content, encoding="utf-8")
     shutil.copy(HERE / "references.tex", out)
     figures.pdf(curves(runs), out / "curves.pdf")
-    if (plane := figures.plane(study.summaries)) is not None:
-        figures.pdf(plane, out / "plane.pdf")
+    figures.pdf(plane(runs, compared), out / "plane.pdf")
     return found
 
 

@@ -165,7 +165,7 @@ class Suite:
             scorer: "prefix" (contexts computed once) or "stock" (lm-eval's own HFLM).
         """
         digest = digest or tensors.digest(model)
-        with untouched(model), _quiet():
+        with untouched(model), tensors.own_precision(model), _quiet():
             tasks, raw = self._run_lm_eval(model, tokenizer, digest, batch_size, journal, progress, scorer)
             for text in self.texts:
                 tasks[text.name] = _score_text(text, model, tokenizer, digest, journal, progress)

@@ -265,6 +265,37 @@ def test_autocast_trains(run: Any) -> None:
     assert 0 < distance(wide.model, narrow.model) < 1e-2
 
 
+def test_what_autocast_trained_is_measured_as_the_start_model_was(run: Any, tiny: Any) -> None:
+    """In the weights' own dtype: accelerate leaves its autocast around forward."""
+    model, same = run("plain", autocast=True).model, tiny()
+    same.load_state_dict(model.state_dict())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(model.eval()(ids).logits, same.eval()(ids).logits)
+
+
+def test_a_trainers_model_is_measured_in_its_own_precision(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    from cltk.data import Collator as Batches
+    from cltk.measure.divergence import row_kl
+    from cltk.measure.evaluate import Suite, TextTask
+    from cltk.probe import row_nll
+
+    rows = [{"input_ids": list(range(3, 20)), "labels": list(range(3, 20))} for _ in range(8)]
+    args = TrainingArguments(str(tmp_path), bf16=True, max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True)
+    model, same = tiny(), tiny()
+    trainer = Trainer(model=model, args=args, train_dataset=rows, data_collator=Batches(1))
+    trainer.train()
+    same.load_state_dict(model.state_dict())
+    wrapped = model.forward
+    assert row_nll(model, rows) == row_nll(same, rows)
+    assert max(row_kl(same, model, rows)) == 0
+    suite = Suite([], texts=[TextTask("old", [{"text": "the heart pumps the blood"}] * 3)])
+    found, expected = (suite.evaluate(one, tokenizer).tasks["old"].values for one in (model, same))
+    assert found == expected
+    assert model.forward == wrapped  # training can go on
+
+
 def test_first_tokens_do_not_count_for_gpt2_either(run: Any, tiny: Any) -> None:
     """Replay's rows have a label on their first token; Trainer's count for GPT-2 would hold it when padded only."""
     fast, plain = (run("replay", tiny("gpt2"), train={"learning_rate": 1.0}, **switches) for switches in ({}, OFF))

@@ -62,8 +62,11 @@ def whole(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def own_precision(model: nn.Module) -> Iterator[None]:
-    """Forward in the weights' own dtype inside: Trainer's bf16 and fp16 leave accelerate's autocast around it, also when training
-    is over, and the tuned model would be measured in another precision than the start model."""
+    """Forward in the weights' own dtype inside.
+
+    Trainer's bf16 and fp16 put accelerate's autocast around forward and leave it there when training is over: the tuned model
+    would be measured in another precision than the start model.
+    """
     inner: Any = getattr(model, "module", model)
     plain = vars(inner).get("_original_forward")
     if plain is None:

@@ -190,8 +190,8 @@ def train_cell(
     plan = getattr(trainer, "cltk_plan", None)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without the training's autocast
     return Trained(
-        model, tokenizer, trainer.state.global_step, keeper.seconds, sum(gathered(counter.trained)), keeper.history(), parameters,
-        peak_bytes(), {**(plan.notes if plan else {}), "speed": speed.notes()},
+        model, tokenizer, trainer.state.global_step, keeper.seconds, sum(gathered(counter.trained)), keeper.history(),
+        parameters, peak_bytes(), {**(plan.notes if plan else {}), "speed": speed.notes()},
     )  # fmt: skip
 
 

@@ -188,10 +188,10 @@ def train_cell(
     with explained(cell.config, output, model.config, under_way), speed.running(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     plan = getattr(trainer, "cltk_plan", None)
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without the training's autocast
     return Trained(
-        model, tokenizer, trainer.state.global_step, keeper.seconds, sum(gathered(counter.trained)), keeper.history(),
-        parameters, peak_bytes(), {**(plan.notes if plan else {}), "speed": speed.notes()},
+        trainer.accelerator.unwrap_model(trainer.model), tokenizer, trainer.state.global_step, keeper.seconds,
+        sum(gathered(counter.trained)), keeper.history(), parameters, peak_bytes(),
+        {**(plan.notes if plan else {}), "speed": speed.notes()},
     )  # fmt: skip
 
 

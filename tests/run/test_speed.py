@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cltk import tensors
 from cltk.data import IGNORED, Collator
 from cltk.errors import InputError
+from cltk.probe import evaluating, row_nll
 from cltk.run import machine, speed
 from cltk.run.config import Cell, load_config
 from cltk.run.methods import build_mitigators
@@ -266,11 +267,15 @@ def test_autocast_trains(run: Any) -> None:
 
 
 def test_what_autocast_trained_is_measured_as_the_start_model_was(run: Any, tiny: Any) -> None:
-    """In the weights' own dtype: accelerate leaves its autocast around forward."""
+    """In the weights' own dtype: accelerate leaves its autocast around forward. Another training of the model has it again."""
     model, same = run("plain", autocast=True).model, tiny()
     same.load_state_dict(model.state_dict())
     ids = torch.tensor([[5, 6, 7, 8]])
-    assert torch.equal(model.eval()(ids).logits, same.eval()(ids).logits)
+    with evaluating(model), evaluating(same):
+        assert torch.equal(model(ids).logits, same(ids).logits)
+    again, wide = run("plain", model, autocast=True), run("plain", same, autocast=False)
+    assert {"packing", "autocast"} <= {c["what"] for c in again.notes["speed"] if c["on"]}
+    assert 0 < distance(again.model, wide.model) < 1e-2
 
 
 def test_a_trainers_model_is_measured_in_its_own_precision(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -279,7 +284,6 @@ def test_a_trainers_model_is_measured_in_its_own_precision(tiny: Any, tokenizer:
     from cltk.data import Collator as Batches
     from cltk.measure.divergence import row_kl
     from cltk.measure.evaluate import Suite, TextTask
-    from cltk.probe import row_nll
 
     rows = [{"input_ids": list(range(3, 20)), "labels": list(range(3, 20))} for _ in range(8)]
     args = TrainingArguments(str(tmp_path), bf16=True, max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True)

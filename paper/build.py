@@ -188,8 +188,10 @@ def plane(runs: Runs, compared: list[str]) -> Figure:
                 for f, g, name in at:
                     ax.annotate(LABELS.sub("", name) or usual, (f, g), xytext=(5, 5), textcoords="offset points", fontsize=7)
             else:
-                ax.plot(x, y, "osD^v<>Xp*"[k % 10], ms=6, color=f"C{k % 10}", mew=0, alpha=0.85, label=family)
+                look = {"mfc": "none", "mew": 1.3} if k > 10 else {"mew": 0}  # the second ten are hollow
+                ax.plot(x, y, "osD^v<>Xp*"[k % 10], ls="", ms=6, color=f"C{k % 10}", label=family, **look)
         ax.set_xscale("symlog", linthresh=0.3, linscale=3)
+        ax.set_xticks([0, 0.1, 0.2, 0.3, 1, 3], minor=False)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set_ylim(bottom=min(0.0, min(runs.gain({name: 1}).mean for name in compared if name.split()[0] != "stm")) - 0.1)
         ax.set_xlabel("old-text NLL, rise, nats (logarithmic beyond 0.3)")

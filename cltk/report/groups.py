@@ -63,7 +63,15 @@ def _context(record: Record) -> str:
     config["train"] = {key: value for key, value in config.get("train", {}).items() if key != "output_dir"}
     choices = record["train"].get("notes", {}).get("speed", [])
     config["speed"] = sorted(one["what"] for one in choices if one["on"] and one["what"] in OTHERWISE)
-    return digest_of([config, _features(record), _start(record)])
+    return digest_of([_said(config), _features(record), _start(record)])
+
+
+def _said(value: object) -> object:
+    """Without what is None or empty: records of an older cltk lack the keys that a later one leaves unset."""
+    if not isinstance(value, dict):
+        return value
+    inner = {key: _said(one) for key, one in value.items()}
+    return {key: one for key, one in inner.items() if one not in (None, [], {})}
 
 
 def _mitigators(record: Record) -> tuple[str, object]:

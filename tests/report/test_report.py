@@ -263,11 +263,13 @@ def test_edited_settings_are_not_pooled_and_repeated_seeds_are_said():
 
 
 def test_seeds_pool_over_what_speed_says_and_not_over_what_it_did():
-    """`auto` where it came to float32 and `false` are one setting; autocast is another."""
+    """`auto` where it came to float32 and `false` are one setting, whether or not the record has the keys of a later version;
+    autocast is another."""
 
     def run(seed, said, on):
         one = entry("ewc", seed)
         one.record["config"]["speed"] = {"autocast": said}
+        one.record["config"] |= {"data": {"train": {"text": None}}, "stages": []} if seed else {"data": {"train": {}}}
         one.record["train"]["notes"] = {"speed": [{"what": "autocast", "on": on, "why": "-"}]}
         return one
 

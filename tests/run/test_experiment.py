@@ -62,7 +62,7 @@ def test_library_and_report(experiment: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report.md").read_text() == markdown
     assert "old_text" in markdown
     model = next(Path("out").glob("plain*/model"))
-    result = cltk.measure("tiny-llama", model, ["toy"], limit=8, include_path="tasks")
+    result = cltk.measure("tiny-llama", model, ["toy"], limit=8, include_path="tasks", dtype="float32")
     row = next(row for row in records[0]["retain"]["rows"] if row["task"] == "toy" and row["metric"] == "acc")
     assert [r.forgetting for r in result.rows if r.metric == "acc"] == [row["forgetting"]]
 

@@ -156,6 +156,7 @@ FSDP = "fsdp: true, fsdp_config: {version: 2, transformer_layer_cls_to_wrap: [Ll
 def test_two_processes_equal_one(experiment: Path, engine: str) -> None:
     """Same rows a step (2 x 2 for 4): scores and divergences agree to rounding. (An mc Fisher draws labels by rank.)"""
     text = experiment.read_text().replace("normalize: mean", "normalize: mean, kind: empirical")
+    text = "speed: {autocast: false}\n" + text  # bfloat16, where a machine has it, rounds more than that
     added = {"ddp": "per", "fsdp2": FSDP}.get(engine, ZERO.replace("STAGE", engine[-1]))
     if engine.startswith("zero"):
         pytest.importorskip("deepspeed")

@@ -193,7 +193,7 @@ def plane(runs: Runs, compared: list[str]) -> Figure:
         ax.set_xscale("symlog", linthresh=0.3, linscale=3)
         ax.set_xticks([0, 0.1, 0.2, 0.3, 1, 3], minor=False)
         ax.xaxis.set_major_formatter("{x:g}")
-        ax.set_ylim(bottom=min(0.0, min(runs.gain({name: 1}).mean for name in compared if name.split()[0] != "stm")) - 0.1)
+        ax.set_ylim(bottom=-0.2)
         ax.set_xlabel("old-text NLL, rise, nats (logarithmic beyond 0.3)")
         ax.set_ylabel("new-task NLL, fall, nats")
         figure.legend(loc="outside right upper", fontsize=8)

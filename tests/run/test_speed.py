@@ -278,7 +278,7 @@ def test_what_autocast_trained_is_measured_as_the_start_model_was(run: Any, tiny
     assert 0 < distance(again.model, wide.model) < 1e-2
 
 
-def test_a_trainers_model_is_measured_in_its_own_precision(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_trainers_model_is_measured_in_its_own_precision(tiny: Any, tokenizer: Any, study: Path, tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
     from cltk.data import Collator as Batches
@@ -294,9 +294,10 @@ def test_a_trainers_model_is_measured_in_its_own_precision(tiny: Any, tokenizer:
     wrapped = model.forward
     assert row_nll(model, rows) == row_nll(same, rows)
     assert max(row_kl(same, model, rows)) == 0
-    suite = Suite([], texts=[TextTask("old", [{"text": "the heart pumps the blood"}] * 3)])
-    found, expected = (suite.evaluate(one, tokenizer).tasks["old"].values for one in (model, same))
-    assert found == expected
+    suite = Suite(["toy"], texts=[TextTask("old", [{"text": "the heart pumps the blood"}] * 3)], include_path=study / "tasks")
+    for scorer in ("prefix", "stock"):
+        found, expected = (suite.evaluate(one, tokenizer, scorer=scorer).tasks for one in (model, same))
+        assert {name: task.values for name, task in found.items()} == {name: task.values for name, task in expected.items()}
     assert model.forward == wrapped  # training can go on
 
 

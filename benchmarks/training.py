@@ -3,8 +3,8 @@
     python benchmarks/training.py --model asset:smollm2-135m-instruct
     python benchmarks/training.py --quick                               # a random model of 20 M parameters, 16 rows, 2 minutes
 
-Two data sets, batches of 8, one epoch: 12 to 256 random tokens of which all count, and MedMCQA (with `random`: its
-lengths), of which the answers count. Each turn of a side is a process of its own: A B C A B C ... Seconds are those
+Three data sets, batches of 8, one epoch: 12 to 256 random tokens, of which all count ("ragged") or an answer of 3 to 16
+("prompts"), and MedMCQA (with `random`: its lengths), of which the answers count. Each turn of a side is a process of its own: A B C A B C ... Seconds are those
 of `trainer.train()`; what is proven at start-up is not in them. Where bfloat16 is faster, both also run in it. Prints a
 Markdown table; writes results/training.json (with --quick only to --out).
 """
@@ -37,7 +37,7 @@ SIDES: dict[str, dict[str, Any] | None] = {  # the first is the yardstick; None:
     "cltk, float32": {"autocast": False},
 }
 NARROW: dict[str, dict[str, Any] | None] = {"Trainer, padded, bf16": None, "cltk": {"autocast": True}}
-DATA = ("ragged", "medmcqa")
+DATA = ("ragged", "prompts", "medmcqa")
 
 
 def tokenizer_of(name: str) -> Any:
@@ -61,7 +61,9 @@ def rows_of(data: str, arguments: argparse.Namespace, tokenizer: Any, vocabulary
         return tokenize_pairs(rows, tokenizer, prompt="prompt", completion="completion", max_length=256)
     done = []
     for _ in range(arguments.rows):
-        prompt, answer = (0, rng.randint(12, 256)) if data == "ragged" else (rng.randint(10, 120), rng.randint(3, 16))
+        counted = rng.randint(3, 16)  # tokens of an answer
+        whole = rng.randint(20, 128) if data == "medmcqa" else rng.randint(12, 256)
+        prompt, answer = (0, whole) if data == "ragged" else (max(whole - counted, 1), counted)
         ids = [rng.randrange(3, vocabulary) for _ in range(prompt + answer)]
         done.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
     return done
@@ -158,12 +160,13 @@ def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--sides", nargs="+", help="these and the yardstick alone")
+    parser.add_argument("--data", nargs="+", choices=DATA, default=DATA)
     arguments = parser.parse_args()
     if arguments.worker:
         return work(arguments)
     if arguments.quick:
         arguments.model, arguments.rounds, arguments.rows = "random", 2, 16
-    rows = [row for data in DATA for row in compare(data, arguments)]
+    rows = [row for data in arguments.data for row in compare(data, arguments)]
     write("training", arguments, rows)
     print(table(rows))
     return None

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cltk.data import IGNORED, Collator, Row
 from cltk.errors import InputError
+from cltk.loss import causal_lm_loss
 from cltk.probe import evaluating
 
 
@@ -35,8 +36,9 @@ def place(lengths: Sequence[int], count: int) -> list[list[int]]:
     return rows
 
 
-def arrange(lengths: Sequence[int], max_tokens: int, width: int) -> list[list[int]]:
-    """`place` with the number of rows R that costs least: R L (L + 6 width), for attention and for the matrices of a layer.
+def arrange(lengths: Sequence[int], max_tokens: int, width: int | None) -> list[list[int]]:
+    """`place` with the number of rows R that costs least: R L (L + 6 width), for attention and for the matrices of a layer;
+    R L without width.
 
     No row is longer than `max_tokens`, unless a single sequence is. With R = B this is what padding does.
     """
@@ -45,7 +47,7 @@ def arrange(lengths: Sequence[int], max_tokens: int, width: int) -> list[list[in
     for count in range(-(-sum(lengths) // bound), len(lengths) + 1):
         rows = place(lengths, count)
         longest = max(sum(lengths[i] for i in row) for row in rows)
-        cost = count * longest * (longest + 6.0 * width)
+        cost = count * longest * (1.0 if width is None else longest + 6.0 * width)
         if longest <= bound and (best is None or cost < best[0]):
             best = cost, rows
     assert best is not None  # R = B always fits
@@ -62,8 +64,9 @@ class PackedCollator:
 
     Args:
         pad_id: fills the rest of a row.
-        max_tokens: the longest row, unless one sequence is longer; attention costs R L^2.
-        width: the model's hidden size, which sets what attention costs beside the rest (see `arrange`).
+        max_tokens: the longest row, unless one sequence is longer.
+        width: the model's hidden size, which sets what attention costs beside the rest, R L^2 (see `arrange`); None where
+            it costs the sequences alone (`cltk.attention`).
 
     Raises:
         InputError: max_tokens or width below 1; when called, a row without tokens.
@@ -71,8 +74,8 @@ class PackedCollator:
     Source: Krell et al. 2021 (arXiv 2107.02027).
     """
 
-    def __init__(self, pad_id: int, max_tokens: int = 512, width: int = 512) -> None:
-        if max_tokens < 1 or width < 1:
+    def __init__(self, pad_id: int, max_tokens: int = 512, width: int | None = 512) -> None:
+        if max_tokens < 1 or (width is not None and width < 1):
             raise InputError(f"PackedCollator: max_tokens and width must be at least 1, got {max_tokens} and {width}")
         self.pad_id, self.max_tokens, self.width = pad_id, max_tokens, width
 
@@ -127,8 +130,9 @@ def label_head(model: nn.Module, *, always: bool = False) -> Iterator[None]:
     """Inside, `model(..., labels=labels)` runs the output head only on the N positions that predict a counted label.
 
     The model's own loss is then taken over logits [1, N, V] and `shift_labels` [1, N]: the same sum over the same tokens,
-    whatever the model does to logits one position at a time. Only in training (`always`: in eval mode too), so that
-    evaluation and passes without labels see all logits. Other hooks and direct calls of the head work as before.
+    whatever the model does to logits one position at a time, by `cltk.loss.cross_entropy` where the model's loss is
+    transformers' ForCausalLMLoss. Only in training (`always`: in eval mode too), so that evaluation and passes without
+    labels see all logits. Other hooks and direct calls of the head work as before.
 
     Raises:
         InputError: the model has no decoder and output head of its own.
@@ -163,10 +167,28 @@ def label_head(model: nn.Module, *, always: bool = False) -> Iterator[None]:
         head.register_forward_pre_hook(select),
     ]
     try:
-        yield
+        with _narrow_loss(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _narrow_loss(model: Any) -> Iterator[None]:
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(base, "loss_function", None) is not ForCausalLMLoss:
+        yield
+        return
+    before = vars(base).get("_loss_function")
+    base.loss_function = causal_lm_loss
+    try:
+        yield
+    finally:
+        del base._loss_function
+        vars(base).update({} if before is None else {"_loss_function": before})
 
 
 def _parts(model: Any) -> tuple[nn.Module, nn.Module]:

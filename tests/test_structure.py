@@ -13,7 +13,8 @@ import cltk
 ROOT = Path(cltk.__file__).parent
 LAYERS = [
     {"errors"},
-    {"files", "ranks", "tensors", "packages", "brown", "corpora", "assets", "data", "packing", "probe", "models", "progress"},
+    {"files", "ranks", "tensors", "packages", "brown", "corpora", "assets", "data", "attention", "loss", "packing", "probe"}
+    | {"models", "progress"},
     {"mitigate", "measure"},
     {"deepspeed"},
     {"trainer"},

@@ -89,6 +89,6 @@ def keep_memory() -> bool:
     try:
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018 - absent elsewhere
-        return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1))
+        return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))
     except (AttributeError, OSError, TypeError):
         return False

@@ -93,6 +93,7 @@ class SpeedSpec(Section):
     """What makes training faster with the same result: auto (where exact), true (or an error), false."""
 
     packing: Switch = Field("auto", description="sequences end to end instead of padding")
+    attention: Switch = Field("auto", description="of packed rows one sequence after the other; processors only")
     grouping: Switch = Field("auto", description="batches of like lengths; auto: where packing is not exact")
     label_head: Switch = Field("auto", description="the output head only where a label is")
     autocast: Switch = Field("auto", description="bfloat16 autocast; auto: where its products are faster")

@@ -2,6 +2,7 @@
 
     packing     rows end to end instead of padding, where the losses are equal     (cltk.packing.PackedCollator)
     grouping    batches of like lengths, where packing is not exact                (TrainingArguments' own)
+    attention   of packed rows one sequence after the other, on processors         (cltk.attention)
     label_head  the output head only where a label is, where the loss is equal     (cltk.packing.label_head)
     autocast    bfloat16 where the processor has units for it                      (TrainingArguments' bf16)
     fused       AdamW in one kernel                                                (TrainingArguments' optim)
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 
+from cltk.attention import attention_by_sequence
 from cltk.data import Collator, Row, pad_id
 from cltk.errors import InputError
 from cltk.packing import PackedCollator, head_error, label_head, packing_error
@@ -29,6 +31,7 @@ from cltk.run import machine
 TOLERANCE = 1e-5  # relative, float32
 NARROW_TOLERANCE = 5e-2  # relative, in weights of 16 bits: rounding alone is that large; a wrong mask is larger
 WIDEST = {"cpu": 512, "cuda": 4096}  # tokens of a packed row
+WIDEST_BY_SEQUENCE = 4096  # where only its mask grows with the row's square
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,19 @@ class Speed:
         if not self.on("packing"):
             return Collator(pad_id(tokenizer))
         device = next(model.parameters()).device.type
+        if self.on("attention"):
+            return PackedCollator(pad_id(tokenizer), WIDEST_BY_SEQUENCE, None)
         width = getattr(model.config.get_text_config(), "hidden_size", None) or 512
         return PackedCollator(pad_id(tokenizer), WIDEST.get(device, WIDEST["cuda"]), width)
 
     @contextmanager
     def running(self, model: Any) -> Iterator[None]:
         """Around training: the head's hooks and the process-wide settings, both taken back at the end."""
-        with machine.products(self.on("onednn")), label_head(model) if self.on("label_head") else nullcontext():
+        with (
+            machine.products(self.on("onednn")),
+            label_head(model) if self.on("label_head") else nullcontext(),
+            attention_by_sequence() if self.on("attention") else nullcontext(),
+        ):
             yield
 
 
@@ -86,6 +95,7 @@ def choose(model: Any, tokenizer: Any, config: Any) -> Speed:
     packing = _packing(wanted.packing, model, rows)
     choices = [
         packing,
+        _attention(wanted.attention, packing, model, rows, train),
         _grouping(wanted.grouping, packing, wanted.packing, train),
         _label_head(wanted.label_head, model, rows, train),
         _autocast(wanted.autocast, next(model.parameters()).dtype, device, train),
@@ -152,6 +162,25 @@ def _packing(wanted: Any, model: Any, rows: Sequence[Row]) -> Choice:
         return packing_error(model, rows)
 
     return _proven("packing", wanted, error, next(model.parameters()).dtype)
+
+
+def _attention(wanted: Any, packing: Choice, model: Any, rows: Sequence[Row], train: dict[str, Any]) -> Choice:
+    device = next(model.parameters()).device.type
+    reason = "rows are not packed" if not packing.on else f"training is on {device}" if device != "cpu" else ""
+    reason = reason or ("train.torch_compile takes the model's own" if train.get("torch_compile") else "")
+    if wanted is True and reason:
+        raise InputError(f"speed.attention: true, but {reason}; use auto or false")
+    if wanted is not False and reason:
+        return Choice("attention", False, reason)
+
+    def error() -> float:
+        with attention_by_sequence() as calls:
+            found = packing_error(model, rows)
+        if not calls.count:
+            raise InputError(f"its attention is {getattr(model.config, '_attn_implementation', 'its own')}, not sdpa")
+        return found
+
+    return _proven("attention", wanted, error, next(model.parameters()).dtype)
 
 
 def _grouping(wanted: Any, packing: Choice, packing_wanted: Any, train: dict[str, Any]) -> Choice:

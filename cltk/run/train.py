@@ -228,10 +228,22 @@ def make_callbacks(trainer: Any, output: Path, tell: Tell | None, counter: Count
     import torch
     from transformers import TrainerCallback
 
+    known: list[Any] = []  # Trainer's norm of the gradient that the optimizer gets
+    norm_of = trainer._get_grad_norm
+
+    def keep_norm(*args: Any, **kwargs: Any) -> Any:
+        known[:] = [norm_of(*args, **kwargs)]
+        return known[0]
+
+    trainer._get_grad_norm = keep_norm
+
     class Watch(TrainerCallback):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            grads = [p.grad for p in trainer.model.parameters() if p.grad is not None]
-            norms = torch._foreach_norm(grads) if grads else [torch.zeros(())]  # DeepSpeed keeps its own
+            if not known or known[0] is None or args.max_grad_norm == 0:  # else a mitigator may have changed it since
+                grads = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+                known[:] = torch._foreach_norm(grads) if grads else [torch.zeros(())]  # DeepSpeed keeps its own
+            norms = [torch.as_tensor(norm) for norm in known]
+            known.clear()
             if not torch.isfinite(torch.stack([n.to(norms[0].device) for n in norms])).all():
                 step = state.global_step + 1
                 trainer.save_model(str(output / "last_good"))

@@ -20,7 +20,7 @@ from cltk.run.spec import SpeedSpec
 from cltk.run.speed import Choice, choose, say, tune_allocator
 from cltk.run.train import Counter, Prepared, Trained, prepare_data, train_cell
 
-NAMES = ["packing", "grouping", "label_head", "autocast", "fused", "onednn", "allocator"]
+NAMES = ["packing", "attention", "grouping", "label_head", "autocast", "fused", "onednn", "allocator"]
 OFF = dict.fromkeys(NAMES, False)
 
 
@@ -66,7 +66,7 @@ def test_exact_architectures_are_packed(tiny: Any, tokenizer: Any) -> None:
         before, state = tensors.digest(model), torch.get_rng_state()
         found = choose(model, tokenizer, Config())
         assert [c.what for c in found.choices] == NAMES
-        assert [c.what for c in found.choices if c.on] == ["packing", "label_head", "fused"]
+        assert [c.what for c in found.choices if c.on] == ["packing", "attention", "label_head", "fused"]
         assert found.arguments == {"optim": "adamw_torch_fused"}
         assert torch.equal(torch.get_rng_state(), state)
         assert tensors.digest(model) == before
@@ -103,11 +103,24 @@ def test_everything_can_be_switched_off(tiny: Any, tokenizer: Any) -> None:
     found = choose(tiny(), tokenizer, Config(**OFF))
     assert not any(c.on for c in found.choices)
     assert found.arguments == {"optim": "adamw_torch"}
-    for name in ("packing", "label_head", "fused"):
+    for name in ("packing", "attention", "label_head", "fused"):
         one = choose(tiny(), tokenizer, Config(**{name: False}))
         assert not one.on(name)
         assert choice(one, name).why == f"speed.{name}: false"
-        assert sum(c.on for c in one.choices) == 2
+        assert sum(c.on for c in one.choices) == (2 if name == "packing" else 3)
+    assert choice(choose(tiny(), tokenizer, Config(packing=False)), "attention").why == "rows are not packed"
+
+
+def test_attention_by_sequence_is_refused_where_it_cannot_be(tiny: Any, tokenizer: Any) -> None:
+    with pytest.raises(InputError, match=r"speed\.attention: true, but rows are not packed; use auto or false"):
+        choose(tiny(), tokenizer, Config(packing=False, attention=True))
+    compiled = choose(tiny(), tokenizer, Config({"torch_compile": True}))
+    assert choice(compiled, "attention").why == "train.torch_compile takes the model's own"
+    eager = tiny()
+    eager.set_attn_implementation("eager")
+    assert "its attention is eager" in choice(choose(eager, tokenizer, Config()), "attention").why
+    with pytest.raises(InputError, match="its attention is eager, not sdpa"):
+        choose(eager, tokenizer, Config(attention=True))
 
 
 def test_the_users_arguments_win(tiny: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +237,7 @@ def distance(a: Any, b: Any) -> float:
 @pytest.mark.parametrize("method", ["plain", "replay", "ewc", "early_stopping"])
 def test_fast_and_plain_train_the_same_weights(method: str, run: Any, tiny: Any) -> None:
     fast, plain = run(method), run(method, **OFF)
-    assert {c["what"] for c in fast.notes["speed"] if c["on"]} == {"packing", "label_head"}
+    assert {c["what"] for c in fast.notes["speed"] if c["on"]} == {"packing", "attention", "label_head"}
     assert not any(c["on"] for c in plain.notes["speed"])
     assert distance(fast.model, plain.model) < 1e-6
     assert distance(fast.model, tiny()) > 1e-4

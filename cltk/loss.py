@@ -1,0 +1,76 @@
+"""The loss of a causal language model without float32 copies of its logits. Shapes: N positions, V vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cltk.data import IGNORED
+
+BLOCK = {"cpu": 2**19, "cuda": 2**26}  # logits in float32 at once: a core's cache; enough for a whole GPU
+
+
+def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """-log softmax(z)[y] of every position, float32 [N] (float64 of float64 logits); 0 where y is -100.
+
+    Equal to `F.cross_entropy(logits.float(), targets, reduction="none")`, of which torch keeps the float32 logits, their
+    log-softmax and two gradients of that size. Here blocks of rows are float32, and the one gradient dz = (softmax(z) - e_y) g
+    has the dtype of the logits. Differentiable once.
+    """
+    found: Tensor = _CrossEntropy.apply(logits_NV, targets_N)  # type: ignore[no-untyped-call]
+    return found
+
+
+def causal_lm_loss(
+    logits: Tensor, labels: Tensor | None, vocab_size: int, num_items_in_batch: Tensor | int | None = None,
+    ignore_index: int = IGNORED, shift_labels: Tensor | None = None, **others: Any,
+) -> Tensor:  # fmt: skip
+    """What transformers' ForCausalLMLoss is where labels come shifted, by `cross_entropy`; elsewhere that itself."""
+    if shift_labels is None or ignore_index != IGNORED:
+        from transformers.loss.loss_utils import ForCausalLMLoss
+
+        keep = {"ignore_index": ignore_index, "shift_labels": shift_labels, **others}
+        stock: Tensor = ForCausalLMLoss(logits, labels, vocab_size, num_items_in_batch, **keep)
+        return stock
+    targets = shift_labels.reshape(-1).to(logits.device)
+    total = cross_entropy(logits.reshape(-1, vocab_size), targets).sum()
+    if num_items_in_batch is None:
+        return total / (targets != IGNORED).sum()
+    return total / (num_items_in_batch.to(total.device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        wide = torch.promote_types(logits_NV.dtype, torch.float32)
+        counted = targets_N != IGNORED
+        at_N1 = targets_N.where(counted, 0)[:, None]
+        # log sum exp z = top + rest, kept apart: their sum would round away digits of a rest that is small beside it
+        top_N1, rest_N1 = (torch.empty(at_N1.shape, dtype=wide, device=logits_NV.device) for _ in range(2))
+        for rows in _blocks(logits_NV):
+            block = logits_NV[rows].to(wide, copy=True)
+            torch.amax(block, 1, keepdim=True, out=top_N1[rows])
+            torch.sum(block.sub_(top_N1[rows]).exp_(), 1, keepdim=True, out=rest_N1[rows])
+        rest_N1.log_()
+        ctx.save_for_backward(logits_NV, at_N1, top_N1, rest_N1, counted)
+        return (rest_N1 - (logits_NV.gather(1, at_N1) - top_N1))[:, 0].where(counted, 0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        logits_NV, at_N1, top_N1, rest_N1, counted = ctx.saved_tensors
+        scale_N1 = (grads[0] * counted)[:, None]
+        grad_NV = torch.empty_like(logits_NV)
+        for rows in _blocks(logits_NV):
+            block = (logits_NV[rows] - top_N1[rows]).sub_(rest_N1[rows]).exp_()
+            block.scatter_add_(1, at_N1[rows], torch.full_like(block[:, :1], -1))
+            torch.mul(block, scale_N1[rows], out=block)
+            grad_NV[rows] = block
+        return grad_NV, None
+
+
+def _blocks(logits_NV: Tensor) -> list[slice]:
+    count = max(1, BLOCK.get(logits_NV.device.type, BLOCK["cuda"]) // max(logits_NV.shape[1], 1))
+    return [slice(at, at + count) for at in range(0, len(logits_NV), count)]

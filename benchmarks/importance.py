@@ -1,5 +1,5 @@
 """Fisher speed and memory: the empirical Fisher against a loop of one sequence at a time (Avalanche and Mammoth at batch 1) and
-against vmap(grad); the mc Fisher against a plain forward and backward pass over the same tokens.
+against vmap(grad), and where bfloat16 is faster in that; the mc Fisher against a plain forward and backward pass.
 
     python benchmarks/importance.py --model asset:smollm2-135m-instruct
     python benchmarks/importance.py --quick                             # a random model of 20 M parameters, a minute
@@ -21,8 +21,14 @@ from typing import Any
 import torch
 from driver import alternate, arguments_of, load, serve, write
 
+from cltk.run import machine
+
 RESULTS = Path(__file__).parent / "results"
-STUDIES = {"empirical": ("loop", "hooks", "vmap"), "mc": ("plain", "mc")}  # the first of each is the yardstick
+STUDIES = {  # the first of each is the yardstick
+    "empirical": ["loop", "hooks", "vmap"],
+    "bfloat16": ["loop", "loop, bf16", "hooks, bf16"],  # where it is faster
+    "mc": ["plain", "mc"],
+}
 
 
 def faster_products() -> None:
@@ -33,12 +39,17 @@ def faster_products() -> None:
         torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
 
-def loop(model: Any, rows: list[torch.Tensor]) -> float:
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def loop(model: Any, rows: list[torch.Tensor], autocast: bool = False) -> float:
     """Mean over sequences of the squared gradient of the summed log-likelihood, one sequence at a time."""
     parameters = list(model.parameters())
     sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
     for ids in rows:
-        out = model(input_ids=ids[None], labels=ids[None], use_cache=False)
+        with torch.autocast(device(), torch.bfloat16, enabled=autocast):
+            out = model(input_ids=ids[None], labels=ids[None], use_cache=False)
         (out.loss * (len(ids) - 1)).backward()
         for total, p in zip(sums, parameters, strict=True):
             total.addcmul_(p.grad.float(), p.grad.float())
@@ -78,21 +89,30 @@ def plain(model: Any, rows: list[torch.Tensor]) -> float:
     return total
 
 
-def cltk(model: Any, rows: list[torch.Tensor], kind: str) -> float:
+def cltk(model: Any, rows: list[torch.Tensor], kind: str, autocast: bool = False) -> float:
     from cltk.mitigate.importance import fisher
 
-    return fisher(model, [{"input_ids": ids} for ids in rows], kind, batch_size=8).trace
+    return fisher(model, [{"input_ids": ids} for ids in rows], kind, batch_size=8, autocast=autocast).trace
 
 
 def hooks(model: Any, rows: list[torch.Tensor]) -> float:
     return cltk(model, rows, "empirical")
 
 
+def hooks_bf16(model: Any, rows: list[torch.Tensor]) -> float:
+    return cltk(model, rows, "empirical", autocast=True)
+
+
+def loop_bf16(model: Any, rows: list[torch.Tensor]) -> float:
+    return loop(model, rows, autocast=True)
+
+
 def mc(model: Any, rows: list[torch.Tensor]) -> float:
     return cltk(model, rows, "mc")
 
 
-SIDES: dict[str, Any] = {"loop": loop, "hooks": hooks, "vmap": vmap, "plain": plain, "mc": mc}
+SIDES: dict[str, Any] = {"loop": loop, "hooks": hooks, "vmap": vmap, "loop, bf16": loop_bf16, "hooks, bf16": hooks_bf16}
+SIDES |= {"plain": plain, "mc": mc}
 
 
 def work(arguments: argparse.Namespace) -> None:
@@ -142,6 +162,7 @@ def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 32])
+    parser.add_argument("--studies", nargs="+", choices=list(STUDIES), default=list(STUDIES))
     parser.add_argument("--onednn", action="store_true", help="float32 products through oneDNN, on every side")
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -149,7 +170,8 @@ def main() -> None:
         return work(arguments)
     if arguments.quick:
         arguments.model, arguments.rows, arguments.rounds = "random", 16, 2
-    rows = [row for study in STUDIES for length in arguments.lengths for row in compare(study, length, arguments)]
+    studies = [study for study in arguments.studies if study != "bfloat16" or machine.faster_in_bfloat16(device())]
+    rows = [row for study in studies for length in arguments.lengths for row in compare(study, length, arguments)]
     write("importance", arguments, rows)
     print(table(rows))
     return None

@@ -1,4 +1,5 @@
-"""Scoring speed and memory: lm-eval's HFLM(batch_size=8) against cltk's PrefixLM, same weights, same requests, same dtype.
+"""Scoring speed and memory: lm-eval's HFLM(batch_size=8) against cltk's PrefixLM, same weights, same requests, same dtype
+unless --stock-dtype says otherwise.
 
     python benchmarks/scoring.py --model asset:smollm2-135m-instruct
     python benchmarks/scoring.py --quick                                # a random model of 20 M parameters, a minute
@@ -105,7 +106,8 @@ def work(side: str, model_name: str, dtype: str, shape: Shape) -> None:
 
 
 def start(side: str, arguments: argparse.Namespace, shape: Shape) -> subprocess.Popen:
-    command = [sys.executable, __file__, "--model", arguments.model, "--dtype", arguments.dtype]
+    dtype = arguments.stock_dtype or arguments.dtype if side == "stock" else arguments.dtype
+    command = [sys.executable, __file__, "--model", arguments.model, "--dtype", dtype]
     worker = [*command, "--worker", side, "--shape", json.dumps(asdict(shape))]
     process = subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
@@ -162,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="asset:smollm2-135m-instruct", help="folder, hub id, asset:NAME or random")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--stock-dtype", help="of HFLM's weights (default: --dtype)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the random model, a quarter of the documents, two rounds")
     parser.add_argument("--out", type=Path, help="default: results/scoring.json, and nothing with --quick")
@@ -179,7 +182,8 @@ def main() -> None:
     import torch
 
     versions = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
-    record = {"model": arguments.model, "dtype": arguments.dtype, "quick": arguments.quick, **versions, "rows": rows}
+    dtypes = {"dtype": arguments.dtype, "stock_dtype": arguments.stock_dtype or arguments.dtype}
+    record = {"model": arguments.model, **dtypes, "quick": arguments.quick, **versions, "rows": rows}
     out = arguments.out or (None if arguments.quick else RESULTS)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)

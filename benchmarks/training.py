@@ -4,9 +4,9 @@
     python benchmarks/training.py --quick                               # a random model of 20 M parameters, 16 rows, 2 minutes
 
 Three data sets, batches of 8, one epoch: 12 to 256 random tokens, of which all count ("ragged") or an answer of 3 to 16
-("prompts"), and MedMCQA (with `random`: its lengths), of which the answers count. Each turn of a side is a process of its own: A B C A B C ... Seconds are those
-of `trainer.train()`; what is proven at start-up is not in them. Where bfloat16 is faster, both also run in it. Prints a
-Markdown table; writes results/training.json (with --quick only to --out).
+("prompts"), and MedMCQA (with `random`: its lengths), of which the answers count. Each turn of a side is a process of its
+own: A B C A B C ... Seconds are those of `trainer.train()`; what is proven at start-up is not in them. Where bfloat16 is
+faster, both also run in it. Prints a Markdown table; writes results/training.json (with --quick only to --out).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     with attention_by_sequence():
         trainer.train()
 
-For processors; GPUs have kernels for this. Shapes: R packed rows, L tokens of a row, T of a sequence, H heads of D, G key heads.
+For processors; GPUs have kernels for this. Shapes: R packed rows of L tokens, T of a sequence, H heads of D, G key heads.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def by_sequence(
     dtype, rows = query_RHLD.dtype, []
     wide = torch.promote_types(dtype, torch.float32)
     with torch.autocast(query_RHLD.device.type, enabled=False):
-        for sizes, row in zip(lengths, zip(*(x.to(wide).split(1) for x in (query_RHLD, key_RGLD, value_RGLD))), strict=True):
+        columns = [whole.to(wide).split(1) for whole in (query_RHLD, key_RGLD, value_RGLD)]
+        for sizes, *row in zip(lengths, *columns, strict=True):
             parts = zip(*(x.split(sizes, 2) for x in row), strict=True)
             found = [
                 F.scaled_dot_product_attention(

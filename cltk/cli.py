@@ -86,6 +86,7 @@ def _training(command: Command) -> None:
     sub.add_argument("--floor", type=float, default=0.0, help="add so many times the mean to every element")
     sub.add_argument("--rtol", type=float, help="stop at this relative standard error of the trace, such as 0.05")
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--autocast", action="store_true", help="gradients in bfloat16, sums in float32: faster, less exact")
 
     sub = command("estimate", estimate, "bytes a training will hold on each GPU, from the model's config alone")
     sub.add_argument("model", nargs="?", help="folder, hub id or asset:NAME (default: the YAML's)")
@@ -311,6 +312,7 @@ def fisher(options: argparse.Namespace) -> int:
         result = compute(
             model, rows, options.kind, options.samples, options.batch_size, options.normalize, options.seed, options.floor,
             options.rtol, progress=lambda done, *_: bar("fisher", done, total), partial=partial,
+            autocast=options.autocast,
         )  # fmt: skip
     result.save(options.out)
     partial.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     log-softmax and two gradients of that size. Here blocks of rows are float32, and the one gradient dz = (softmax(z) - e_y) g
     has the dtype of the logits. Differentiable once.
     """
-    found: Tensor = _CrossEntropy.apply(logits_NV, targets_N)  # type: ignore[no-untyped-call]
+    found: Tensor = _CrossEntropy.apply(logits_NV, targets_N)
     return found
 
 
@@ -31,8 +31,8 @@ def causal_lm_loss(
     if shift_labels is None or ignore_index != IGNORED:
         from transformers.loss.loss_utils import ForCausalLMLoss
 
-        keep = {"ignore_index": ignore_index, "shift_labels": shift_labels, **others}
-        stock: Tensor = ForCausalLMLoss(logits, labels, vocab_size, num_items_in_batch, **keep)
+        keep = {"num_items_in_batch": num_items_in_batch, "ignore_index": ignore_index, "shift_labels": shift_labels, **others}
+        stock: Tensor = ForCausalLMLoss(logits, labels, vocab_size, **keep)
         return stock
     targets = shift_labels.reshape(-1).to(logits.device)
     total = cross_entropy(logits.reshape(-1, vocab_size), targets).sum()
@@ -50,9 +50,8 @@ class _CrossEntropy(torch.autograd.Function):
         # log sum exp z = top + rest, kept apart: their sum would round away digits of a rest that is small beside it
         top_N1, rest_N1 = (torch.empty(at_N1.shape, dtype=wide, device=logits_NV.device) for _ in range(2))
         for rows in _blocks(logits_NV):
-            block = logits_NV[rows].to(wide, copy=True)
-            torch.amax(block, 1, keepdim=True, out=top_N1[rows])
-            torch.sum(block.sub_(top_N1[rows]).exp_(), 1, keepdim=True, out=rest_N1[rows])
+            top_N1[rows] = logits_NV[rows].amax(1, keepdim=True)
+            torch.sum((logits_NV[rows] - top_N1[rows]).exp_(), 1, keepdim=True, out=rest_N1[rows])
         rest_N1.log_()
         ctx.save_for_backward(logits_NV, at_N1, top_N1, rest_N1, counted)
         return (rest_N1 - (logits_NV.gather(1, at_N1) - top_N1))[:, 0].where(counted, 0)
@@ -64,10 +63,11 @@ class _CrossEntropy(torch.autograd.Function):
         scale_N1 = (grads[0] * counted)[:, None]
         grad_NV = torch.empty_like(logits_NV)
         for rows in _blocks(logits_NV):
-            block = (logits_NV[rows] - top_N1[rows]).sub_(rest_N1[rows]).exp_()
-            block.scatter_add_(1, at_N1[rows], torch.full_like(block[:, :1], -1))
-            torch.mul(block, scale_N1[rows], out=block)
-            grad_NV[rows] = block
+            into = grad_NV[rows] if grad_NV.dtype == top_N1.dtype else None
+            block = torch.sub(logits_NV[rows], top_N1[rows], out=into).sub_(rest_N1[rows]).exp_()
+            block.scatter_add_(1, at_N1[rows], torch.full_like(block[:, :1], -1)).mul_(scale_N1[rows])
+            if into is None:
+                grad_NV[rows] = block
         return grad_NV, None
 
 

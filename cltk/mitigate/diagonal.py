@@ -25,7 +25,7 @@ from cltk.errors import InputError
 from cltk.files import write_atomic
 
 Info = dict[str, Any]
-ADDITIVE = ("kind", "level", "anchor_digest", "normalize", "floor")  # what two importances must share to be merged
+ADDITIVE = ("kind", "level", "anchor_digest", "normalize", "floor", "autocast")  # what two importances must share to be merged
 
 
 class Importance(Mapping[str, Tensor]):
@@ -34,7 +34,7 @@ class Importance(Mapping[str, Tensor]):
     `info` says what it is: `kind` (mc, exact, empirical, mas), `level` (token, sequence), `labels`, `reduction`,
     `tokens`, `sequences`, `batches`, `seed`, `normalize`, `floor`, `relative_se` (of the trace; None below two batches),
     `data_digest`, `anchor_digest` (tensors.digest of the trainable weights it was computed at), `model`, `config_digest`,
-    `dtype` (of the weights), `method`, `seconds`, `cltk`. Values are JSON: None, numbers, strings and lists of those.
+    `dtype` (of the weights), `autocast`, `method`, `seconds`, `cltk`. Values are JSON: None, numbers, strings, lists.
     """
 
     def __init__(self, values: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
@@ -129,10 +129,10 @@ class Importance(Mapping[str, Tensor]):
         Of fisher(batches 1..k) and fisher(batches k+1..n, first=...) it is fisher(batches 1..n).
 
         Raises:
-            InputError: they differ in kind or anchor, or were normalised or floored (then they no longer add).
+            InputError: they differ in kind, anchor or precision, or were normalised or floored (then they no longer add).
         """
         for key in ADDITIVE:
-            if self.info.get(key) != other.info.get(key):
+            if (self.info.get(key) or None) != (other.info.get(key) or None):  # a file of an older cltk lacks autocast
                 raise InputError(f"importance: cannot merge, {key} is {self.info.get(key)} and {other.info.get(key)}")
         if self.info.get("normalize") or self.info.get("floor"):
             raise InputError("importance: cannot merge after normalize or floor; compute both with normalize=None, floor=0")

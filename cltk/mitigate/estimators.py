@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -35,11 +35,11 @@ class Sampled:
 
     method = "batch"
 
-    def __init__(self, model: nn.Module, parameters: Parameters, sums: tensors.Named, seed: int) -> None:
-        self.model, self.parameters, self.sums, self.seed = model, parameters, sums, seed
+    def __init__(self, model: nn.Module, parameters: Parameters, sums: tensors.Named, seed: int, autocast: bool) -> None:
+        self.model, self.parameters, self.sums, self.seed, self.autocast = model, parameters, sums, seed, autocast
 
     def __call__(self, batch: Batch) -> None:
-        logits_BTV = _forward(self.model, batch)
+        logits_BTV = _forward(self.model, batch, self.autocast)
         score_BTV = scores(logits_BTV.detach(), batch.targets, uniforms(batch, self.seed))
         logits_BTV.backward(score_BTV)
         collect(self.parameters, self.sums)
@@ -50,12 +50,12 @@ class Exact:
 
     method = "loop"
 
-    def __init__(self, model: nn.Module, parameters: Parameters, sums: tensors.Named) -> None:
-        self.model, self.parameters, self.sums = model, parameters, sums
+    def __init__(self, model: nn.Module, parameters: Parameters, sums: tensors.Named, autocast: bool) -> None:
+        self.model, self.parameters, self.sums, self.autocast = model, parameters, sums, autocast
 
     def __call__(self, batch: Batch) -> None:
         for row in batch.rows():
-            logits_TV = _forward(self.model, row)[0]
+            logits_TV = _forward(self.model, row, self.autocast)[0]
             for t in (row.targets[0] != IGNORED).nonzero().flatten().tolist():
                 logp_V = logits_TV[t].float().log_softmax(-1)
                 for v, p in enumerate(logp_V.exp().tolist()):
@@ -70,8 +70,8 @@ class PerSequence:
     by a loop of one sequence at a time otherwise, which the log says once.
     """
 
-    def __init__(self, model: nn.Module, parameters: Parameters, sums: tensors.Named, absolute: bool) -> None:
-        self.model, self.parameters, self.sums, self.absolute = model, parameters, sums, absolute
+    def __init__(self, model: nn.Module, parameters: Parameters, sums: tensors.Named, absolute: bool, autocast: bool) -> None:
+        self.model, self.parameters, self.sums, self.absolute, self.autocast = model, parameters, sums, absolute, autocast
         self.hooks: PerSample | None = None
         self.method = "untried"
 
@@ -91,10 +91,10 @@ class PerSequence:
 
     def _try(self, row: Batch) -> str:
         try:
-            self.hooks = PerSample(self.model, self.parameters, self.sums, self.absolute)
+            self.hooks = PerSample(self.model, self.parameters, self.sums, self.absolute, self.autocast)
             self._hooked(row)
             self._backward(row)
-            reason = disagreement(self.parameters, self.sums, self.absolute)
+            reason = disagreement(self.parameters, self.sums, self.absolute, self.autocast)
         except UnsupportedError as error:
             reason = str(error)
         for value in self.sums.values():
@@ -116,15 +116,16 @@ class PerSequence:
             collect(self.parameters, self.sums, self.absolute)
 
     def _backward(self, batch: Batch) -> None:
-        logits_BTV = _forward(self.model, batch)
+        logits_BTV = _forward(self.model, batch, self.autocast)
         found = logits_BTV.detach()
         score_BTV = outputs(found, batch.targets) if self.absolute else scores(found, batch.targets)
         logits_BTV.backward(score_BTV)
 
 
-def _forward(model: nn.Module, batch: Batch) -> Tensor:
+def _forward(model: nn.Module, batch: Batch, autocast: bool) -> Tensor:
     mask = {} if len(set(batch.lengths)) == 1 else {"attention_mask": batch.mask}
-    return model(input_ids=batch.ids, use_cache=False, **mask).logits
+    with torch.autocast(batch.ids.device.type, torch.bfloat16) if autocast else nullcontext():
+        return model(input_ids=batch.ids, use_cache=False, **mask).logits
 
 
 def scores(logits_BTV: Tensor, targets_BT: Tensor, uniforms_BT: Tensor | None = None) -> Tensor:
@@ -170,7 +171,7 @@ def collect(parameters: Parameters, sums: tensors.Named, absolute: bool = False,
             parameter.grad = None
 
 
-def disagreement(parameters: Parameters, sums: tensors.Named, absolute: bool) -> str:
+def disagreement(parameters: Parameters, sums: tensors.Named, absolute: bool, autocast: bool = False) -> str:
     """ "" if every sum is the measure of its gradient, else a sentence that names one; the gradients are dropped.
 
     Both sides round: 1e-3 of a tensor's largest element is ten thousand roundings of float32; lower precisions get 5 %.
@@ -183,8 +184,9 @@ def disagreement(parameters: Parameters, sums: tensors.Named, absolute: bool) ->
         measured = grads.pop(name, torch.zeros_like(sums[name])).abs()
         measured = measured if absolute else measured.square_()
         parameter.grad = None
-        precise = parameter.dtype in (torch.float32, torch.float64)
-        noise = 30 * torch.finfo(parameter.dtype).eps * largest
+        dtype = torch.bfloat16 if autocast else parameter.dtype
+        precise = dtype in (torch.float32, torch.float64)
+        noise = 30 * torch.finfo(dtype).eps * largest
         allowed = (1e-3 if precise else 0.05) * float(measured.max()) + (noise if absolute else noise**2)
         if not float(measured.sub_(sums[name]).abs_().max()) <= allowed:
             worst = f"{name} is used in a way the hooks do not know"

@@ -53,6 +53,7 @@ def fisher(
     progress: Callable[[int], None] | None = None,
     first: int = 0,
     partial: Path | None = None,
+    autocast: bool = False,
 ) -> Importance:
     """The importance of every trainable parameter of a causal language model on `data`.
 
@@ -79,6 +80,8 @@ def fisher(
         first: the index of the first row, to continue another call's rows (Importance.merge).
         partial: a file that keeps the sums so far, every 30 seconds. A call with the same model, data and arguments goes
             on from it, to the same bits (on a CPU); any other starts afresh. Delete it when the result is saved.
+        autocast: forward, backward and the products that make gradients in bfloat16; sums stay float32. Faster where the
+            processor has units for it; what it costs in exactness is in benchmarks/README.md.
 
     Returns:
         float32, on the model's device, with all of the above in `info`. The model and all random states are as before.
@@ -95,14 +98,23 @@ def fisher(
     sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     rows = Rows(data, samples, first, *ranks(), vocabulary(model))
     provenance = _provenance(model, parameters)
-    kept = Partial(partial, data, samples, [provenance, kind, batch_size, seed, rtol, first]) if partial else None
-    with untouched(model), torch.enable_grad():
-        add = _estimator(kind, model, parameters, sums, seed)
+    inputs = [provenance, kind, batch_size, seed, rtol, first, autocast]
+    kept = Partial(partial, data, samples, inputs) if partial else None
+    with untouched(model), tensors.own_precision(model), torch.enable_grad():
+        add = _estimator(kind, model, parameters, sums, seed, autocast)
         batches = rows.batches(batch_size, _device(model))
         counts = _accumulate(add, batches, sums, KINDS[kind]["level"], rtol, progress, kept)
     counts = _reduce(sums, counts, _device(model))
     read = agreed(rows.digest)  # where rtol stopped, ranks have read on differently
-    info = {"kind": kind, **KINDS[kind], "method": add.method, "seed": seed, "data_digest": read, **_counts(counts)}
+    info = {
+        "kind": kind,
+        **KINDS[kind],
+        "method": add.method,
+        "seed": seed,
+        "autocast": autocast,
+        "data_digest": read,
+        **_counts(counts),
+    }
     _divide(sums, info)
     info |= provenance | {"seconds": time.perf_counter() - started + (kept.earlier if kept else 0.0)}
     return Importance(sums, info).finished(normalize, floor)
@@ -273,9 +285,9 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _estimator(kind: str, model: nn.Module, parameters: Parameters, sums: Named, seed: int) -> Any:
+def _estimator(kind: str, model: nn.Module, parameters: Parameters, sums: Named, seed: int, autocast: bool) -> Any:
     if kind == "mc":
-        return Sampled(model, parameters, sums, seed)
+        return Sampled(model, parameters, sums, seed, autocast)
     if kind == "exact":
-        return Exact(model, parameters, sums)
-    return PerSequence(model, parameters, sums, absolute=kind == "mas")
+        return Exact(model, parameters, sums, autocast)
+    return PerSequence(model, parameters, sums, kind == "mas", autocast)

@@ -35,13 +35,17 @@ class PerSample:
     embedding's part, B the head's), LayerNorm, RMSNorm classes with one weight, and their biases. Anything else raises
     UnsupportedError, at once or in the forward pass, before anything is added.
 
-        hooks = PerSample(model, parameters, sums)
+        hooks = PerSample(model, parameters, sums)  # narrow: products in bfloat16, squares and sums in float32
         with hooks.batch(lengths):
             model(ids).logits.backward(cotangent)    # of a sum over sequences
     """
 
-    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], sums: tensors.Named, absolute: bool = False):
+    def __init__(
+        self, model: nn.Module, parameters: dict[str, nn.Parameter], sums: tensors.Named, absolute: bool = False,
+        narrow: bool = False,
+    ):  # fmt: skip
         self.parameters, self.absolute = list(parameters.values()), absolute
+        self.dtype = torch.bfloat16 if narrow else torch.float32  # of the factors of G'X
         self.sums = {id(parameter): sums[name] for name, parameter in parameters.items()}
         self.block = BLOCK_GPU if next(iter(sums.values())).is_cuda else BLOCK
         users = _users(model, parameters)
@@ -88,14 +92,14 @@ class PerSample:
         if kind == "embedding":
             self._embedding(module, x, g_nto)
             return
-        g_nto, x_nti = g_nto.float(), x.reshape(n, -1, x.shape[-1]).float()
+        x_nti = x.reshape(n, -1, x.shape[-1])
         if kind == "linear":
-            self._outer(module.weight, g_nto, x_nti)
+            self._outer(module.weight, g_nto.to(self.dtype), x_nti.to(self.dtype))
         elif kind == "conv1d":
-            self._outer(module.weight, x_nti, g_nto)
+            self._outer(module.weight, x_nti.to(self.dtype), g_nto.to(self.dtype))
         else:
-            self._vector(module.weight, g_nto * _standardised(kind, module, x_nti))
-        self._vector(getattr(module, "bias", None), g_nto)
+            self._vector(module.weight, g_nto.float() * _standardised(kind, module, x_nti.float()))
+        self._vector(getattr(module, "bias", None), g_nto.float())
 
     def _outer(self, weight: nn.Parameter, left_nta: Tensor, right_ntb: Tensor) -> None:
         """sums (a x b) += sum_n m(left' right), made in blocks of rows."""
@@ -106,11 +110,11 @@ class PerSample:
         for i in range(len(self.lengths)):
             left_ta, right_tb = self._unpadded(left_nta, i), self._unpadded(right_ntb, i)
             for start in range(0, len(total_ab), rows):
-                self._add(total_ab[start : start + rows], left_ta[:, start : start + rows].T @ right_tb)
+                self._add(total_ab[start : start + rows], (left_ta[:, start : start + rows].T @ right_tb).float())
         if id(weight) in self.tied:
             embedding = self.tied[id(weight)]
             present = [self._present(embedding, self.inputs[embedding], i)[1] for i in range(len(self.lengths))]
-            self.heads[id(weight)] = [left_nta[i][:, u].T @ right_ntb[i] for i, u in enumerate(present)]
+            self.heads[id(weight)] = [(left_nta[i][:, u].T @ right_ntb[i]).float() for i, u in enumerate(present)]
 
     def _embedding(self, module: nn.Embedding, ids_nt: Tensor, g_ntd: Tensor) -> None:
         """sums[rows of the tokens present] += m(A), or m(A + B) - m(B) where the head has added m(B)."""

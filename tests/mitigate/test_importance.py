@@ -798,3 +798,36 @@ def test_two_processes_stop_together(tmp_path):
             assert 10 <= first.info["batches"] < 150
         else:  # a batch less on each rank: by its own estimate, neither would have stopped as early as both together
             assert first.info["relative_se"] > 0.03
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, neox])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["empirical", "mas", "mc"])
+def test_autocast_is_near_and_said(kind, tied, make):
+    model, rows = make(tied), rows_of(9, 5, 12, 7, 10, 6)
+    wide, narrow = fisher(model, rows, kind), fisher(model, rows, kind, autocast=True)
+    assert (wide.info["autocast"], narrow.info["autocast"]) == (False, True)
+    assert wide.info["method"] == narrow.info["method"] == ("batch" if kind == "mc" else "hooks")
+    a, b = (torch.cat([found[name].flatten() for name in sorted(found)]) for found in (wide, narrow))
+    assert b.dtype == torch.float32
+    assert not torch.equal(a, b)
+    assert narrow.trace == pytest.approx(wide.trace, rel=0.1)  # eight-wide layers: single roundings of 2^-8 are seen
+    assert F.cosine_similarity(a, b, dim=0) > (0.95 if kind == "mc" else 0.99)  # rounding may turn a drawn label into another
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_after_a_training_in_bfloat16_it_is_computed_in_the_weights_precision(tmp_path):
+    """accelerate leaves its autocast around forward; an online EWC's second Fisher would be of another precision."""
+    from transformers import Trainer, TrainingArguments
+
+    from cltk.data import Collator
+
+    model, rows = llama(), [{"input_ids": list(range(3, 12)), "labels": list(range(3, 12))} for _ in range(8)]
+    args = TrainingArguments(str(tmp_path), bf16=True, max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True)
+    trainer = Trainer(model=model, args=args, train_dataset=rows, data_collator=Collator(0))
+    trainer.train()
+    fresh = llama()
+    fresh.load_state_dict(model.state_dict())
+    for kind in ("mc", "empirical"):
+        assert tensors.digest(fisher(model, rows, kind)) == tensors.digest(fisher(fresh, rows, kind))
+        assert tensors.digest(fisher(model, rows, kind)) != tensors.digest(fisher(fresh, rows, kind, autocast=True))

@@ -1,9 +1,9 @@
-"""Attention of packed rows one sequence after the other: what a block-diagonal mask leaves out is not computed.
+"""Attention on processors: of packed rows one sequence after the other, and in float32.
 
     with attention_by_sequence():
         trainer.train()
 
-For processors; GPUs have kernels for this. Shapes: R packed rows of L tokens, T of a sequence, H heads of D, G key heads.
+GPUs have kernels for this, and keep them. Shapes: R packed rows of L tokens, T of a sequence, H heads of D, G key heads.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def attention_by_sequence() -> Iterator[Calls]:
     """Inside, "sdpa" attention of transformers under a causal block-diagonal mask costs sum T^2, not R L^2.
 
     The blocks are read from the mask itself, so that any other mask (padding, sliding windows, prefixes) gets the stock
-    attention. Under autocast the products are float32: torch's bfloat16 kernels are slower on processors, and not as
-    exact. Process-wide, taken back at the end.
+    attention. In 16 bits (autocast's as well) both compute in float32 and round the result: on processors torch's backward
+    pass in bfloat16 takes up to ten times as long. Process-wide, taken back at the end.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -44,12 +44,18 @@ def attention_by_sequence() -> Iterator[Calls]:
         dropout: float = 0.0, scaling: float | None = None, position_bias: Tensor | None = None, **others: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
         special = position_bias is not None or any(others.get(name) is not None for name in ("softcap", "cache"))
-        lengths = None if special else lengths_of(attention_mask, query, key)
-        if lengths is None:
-            keep = {"dropout": dropout, "scaling": scaling, "position_bias": position_bias, **others}
+        stays = special or query.device.type != "cpu" or torch.compiler.is_compiling()
+        lengths = None if stays else lengths_of(attention_mask, query, key)
+        if lengths is not None:
+            calls.count += 1
+            return by_sequence(query, key, value, lengths, dropout, scaling), None
+        keep = {"dropout": dropout, "scaling": scaling, "position_bias": position_bias, **others}
+        narrow = torch.finfo(value.dtype).bits < 32 or torch.is_autocast_enabled("cpu")  # queries are float32 under autocast
+        if stays or not narrow:
             return stock(module, query, key, value, attention_mask, **keep)
-        calls.count += 1
-        return by_sequence(query, key, value, lengths, dropout, scaling), None
+        with torch.autocast("cpu", enabled=False):
+            found, _ = stock(module, query.float(), key.float(), value.float(), attention_mask, **keep)
+        return found.to(value.dtype), None
 
     if stock is not sdpa_attention_forward:  # another library's, or already ours
         yield calls
@@ -64,10 +70,10 @@ def attention_by_sequence() -> Iterator[Calls]:
 def by_sequence(
     query_RHLD: Tensor, key_RGLD: Tensor, value_RGLD: Tensor, lengths: list[list[int]], dropout: float, scaling: float | None
 ) -> Tensor:
-    """Causal attention [R, L, H, D] of rows whose sequences have these lengths, in the dtype of `query_RHLD`."""
-    dtype, rows = query_RHLD.dtype, []
+    """Causal attention [R, L, H, D] of rows whose sequences have these lengths, in the dtype of the values."""
+    dtype, rows = value_RGLD.dtype, []
     wide = torch.promote_types(dtype, torch.float32)
-    with torch.autocast(query_RHLD.device.type, enabled=False):
+    with torch.autocast("cpu", enabled=False):
         columns = [whole.to(wide).split(1) for whole in (query_RHLD, key_RGLD, value_RGLD)]
         for sizes, *row in zip(lengths, *columns, strict=True):
             parts = zip(*(x.split(sizes, 2) for x in row), strict=True)
@@ -84,7 +90,7 @@ def by_sequence(
 def lengths_of(mask: Tensor | None, query: Tensor, key: Tensor) -> list[list[int]] | None:
     """The lengths of every row's sequences, where `mask` [R, 1, L, L] (true: attended) is causal within sequences that
     stand end to end; else None. Kept with the mask, which all layers share."""
-    if mask is None or mask.dtype != torch.bool or query.device.type != "cpu" or torch.compiler.is_compiling():
+    if mask is None or mask.dtype != torch.bool:
         return None
     length = query.shape[2]
     if mask.shape != (query.shape[0], 1, length, length) or key.shape[2] != length:

@@ -89,6 +89,26 @@ def test_a_model_trains_as_on_padded_rows(kind: str, checkpointing: bool, tiny: 
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is stock
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_sixteen_bits_are_computed_in_float32(packed: bool, tiny: Any) -> None:
+    model, rows = tiny().train(), ragged()
+    batch = PackedCollator(1, 4096, None)(rows) if packed else Collator(1)(rows)
+    seen: list[torch.dtype] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(q: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(q.dtype)
+        found = kernel(q, *args, **kwargs)
+        assert found.dtype == q.dtype
+        return found
+
+    with pytest.MonkeyPatch.context() as patch, attention_by_sequence(), torch.autocast("cpu", torch.bfloat16):
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+        loss = model(**batch).loss
+    assert set(seen) == {torch.float32}
+    assert loss.item() == pytest.approx(model(**batch).loss.item(), rel=1e-2)
+
+
 def test_one_row_holds_a_whole_batch() -> None:
     rows = ragged(20)
     batch = PackedCollator(1, 4096, None)(rows)

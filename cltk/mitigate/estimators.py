@@ -13,13 +13,14 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cltk import tensors
+from cltk.attention import attention_by_sequence
 from cltk.data import IGNORED
 from cltk.mitigate.persample import PerSample, UnsupportedError
 from cltk.mitigate.sequences import Batch
@@ -124,7 +125,9 @@ class PerSequence:
 
 def _forward(model: nn.Module, batch: Batch, autocast: bool) -> Tensor:
     mask = {} if len(set(batch.lengths)) == 1 else {"attention_mask": batch.mask}
-    with torch.autocast(batch.ids.device.type, torch.bfloat16) if autocast else nullcontext():
+    if not autocast:
+        return model(input_ids=batch.ids, use_cache=False, **mask).logits
+    with attention_by_sequence(), torch.autocast(batch.ids.device.type, torch.bfloat16):
         return model(input_ids=batch.ids, use_cache=False, **mask).logits
 
 

@@ -42,9 +42,10 @@ def pull_(
         return
     for grad, _, difference, weight in _blocks(block, grads, params, anchors, importance):
         if norms is not None:
-            pulled = difference if weight is None else difference * weight
-            sums = [(difference * pulled).sum(), pulled.square().sum(), grad.float().square().sum()]
-            norms += torch.stack(sums).to(norms)
+            moved = difference.flatten()
+            pulled = moved if weight is None else moved * weight.flatten()
+            task = grad.flatten().to(moved.dtype)
+            norms += torch.stack([moved.dot(pulled), pulled.dot(pulled), task.dot(task)]).to(norms)
         if weight is None:
             grad.add_(difference, alpha=strength)
         else:

@@ -31,7 +31,7 @@ def attention_by_sequence() -> Iterator[Calls]:
 
     The blocks are read from the mask itself, so that any other mask (padding, sliding windows, prefixes) gets the stock
     attention. In 16 bits (autocast's as well) both compute in float32 and round the result: on processors torch's backward
-    pass in bfloat16 takes up to ten times as long. Process-wide, taken back at the end.
+    pass in bfloat16 takes two to four times as long. Process-wide, taken back at the end.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

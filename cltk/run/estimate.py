@@ -20,8 +20,9 @@ head size, m intermediate, a bytes of an activation (2 in bfloat16 and float16):
 
 So a Llama layer in float32 saves 24 h + 8 q + 8 k + 4 heads + 16 m + 8 bytes a token. Behind all layers: 4 h + 2 a h for the
 last norm and the head, and 12 V for each position whose loss counts: float32 log-probabilities, their gradient, and the logits'
-gradient at once (the forward pass holds less). With checkpointing a layer keeps its input, a h. `work` is a layer's
-gradients under way: a (3 m + h) a token. Frozen norms (adapters) do not save the normalised value; below the lowest trained
+gradient at once (the forward pass holds less; `cltk run`, whose loss makes no float32 copies, holds 2 a V). With checkpointing
+a layer keeps its input, a h. `work` is a layer's gradients under way: a (3 m + h) a token. Frozen norms (adapters) do not save
+the normalised value; below the lowest trained
 parameter nothing is saved.
 
 Not counted: the CUDA context (about 0.5 GiB), fragmentation, evaluation and merging behind the training, padding masks (these

@@ -81,7 +81,7 @@ def fisher(
         partial: a file that keeps the sums so far, every 30 seconds. A call with the same model, data and arguments goes
             on from it, to the same bits (on a CPU); any other starts afresh. Delete it when the result is saved.
         autocast: forward, backward and the products that make gradients in bfloat16; sums stay float32. Faster where the
-            processor has units for it; what it costs in exactness is in benchmarks/README.md.
+            processor has units for it, and not near float32 element by element (experiments/LOG.md, 2026-11-26).
 
     Returns:
         float32, on the model's device, with all of the above in `info`. The model and all random states are as before.

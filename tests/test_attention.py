@@ -116,7 +116,7 @@ def test_one_row_holds_a_whole_batch() -> None:
     assert PackedCollator(1, 100, None)(rows)["input_ids"].shape[1] <= 100
 
 
-def test_dropout_drops(tiny: Any) -> None:
+def test_dropout_drops() -> None:
     q = torch.ones(1, 2, 64, 4)
     torch.manual_seed(0)
     found = by_sequence(q, q, q, [[40, 24]], 0.5, None)

@@ -106,15 +106,8 @@ def fisher(
         counts = _accumulate(add, batches, sums, KINDS[kind]["level"], rtol, progress, kept)
     counts = _reduce(sums, counts, _device(model))
     read = agreed(rows.digest)  # where rtol stopped, ranks have read on differently
-    info = {
-        "kind": kind,
-        **KINDS[kind],
-        "method": add.method,
-        "seed": seed,
-        "autocast": autocast,
-        "data_digest": read,
-        **_counts(counts),
-    }
+    info = {"kind": kind, **KINDS[kind], "method": add.method, "seed": seed, "autocast": autocast, "data_digest": read}
+    info |= _counts(counts)
     _divide(sums, info)
     info |= provenance | {"seconds": time.perf_counter() - started + (kept.earlier if kept else 0.0)}
     return Importance(sums, info).finished(normalize, floor)

@@ -20,15 +20,9 @@ from cltk.mitigate.sequences import data_digest
 from cltk.ranks import agreed, ranks
 
 DEFAULTS = {
-    "kind": "mc",
-    "samples": 500,
-    "batch_size": 8,
-    "normalize": "mean",
-    "seed": 0,
-    "floor": 0.0,
-    "rtol": None,
+    "kind": "mc", "samples": 500, "batch_size": 8, "normalize": "mean", "seed": 0, "floor": 0.0, "rtol": None,
     "autocast": False,
-}
+}  # fmt: skip
 CONTROLS = ("shuffled", "uniform")  # what a paper compares a Fisher with
 ARGUMENTS = ("memory", "block", "control", *DEFAULTS)
 Source = Importance | Mapping[str, Any] | str | Path | None
@@ -79,20 +73,8 @@ def importance_of(source: Any, plan: Plan) -> Importance:
 
 def summary(importance: Importance) -> dict[str, Any]:
     """What a record keeps of an importance; `digest` is that of its values, which a control changes and nothing else does."""
-    keys = (
-        "kind",
-        "level",
-        "tokens",
-        "sequences",
-        "relative_se",
-        "normalize",
-        "floor",
-        "seed",
-        "autocast",
-        "seconds",
-        "control",
-    )
-    kept = {key: importance.info[key] for key in (*keys, "data_digest", "anchor_digest") if key in importance.info}
+    keys = ("kind", "level", "tokens", "sequences", "relative_se", "normalize", "floor", "seed", "autocast", "seconds")
+    kept = {key: importance.info[key] for key in (*keys, "control", "data_digest", "anchor_digest") if key in importance.info}
     return {**kept, "mean": importance.mean, "digest": tensors.digest(importance)}
 
 

@@ -723,6 +723,10 @@ def test_merge_refuses_what_does_not_add():
     scaled = fisher(model, rows, normalize="mean")
     with pytest.raises(InputError, match="after normalize"):
         scaled.merge(scaled)
+    with pytest.raises(InputError, match="autocast"):
+        mc.merge(fisher(model, rows, autocast=True))
+    older = Importance(dict(mc), {key: value for key, value in mc.info.items() if key != "autocast"})
+    assert_close(older.merge(mc), mc, 1e-6)  # the same rows twice; written before there was autocast
 
 
 def test_controls_keep_the_numbers_or_their_mean():

@@ -158,6 +158,15 @@ def test_the_command_goes_on_and_cleans_up(command, tmp_path, monkeypatch):
     assert len(calls) == whole.info["batches"]  # none was done twice
 
 
+def test_autocast_of_the_command(command, tmp_path):
+    found = {}
+    for name, switch in (("wide", []), ("narrow", ["--autocast"])):
+        assert main([*command, "--out", str(tmp_path / f"{name}.safetensors"), "--samples", "8", *switch]) == 0
+        found[name] = Importance.load(tmp_path / f"{name}.safetensors")
+    assert (found["wide"].info["autocast"], found["narrow"].info["autocast"]) == (False, True)
+    assert 0 < abs(found["narrow"].trace / found["wide"].trace - 1) < 0.1
+
+
 def test_rtol_and_floor_of_the_command(command, tmp_path):
     out = tmp_path / "f.safetensors"
     assert main([*command, "--out", str(out), "--rtol", "0.9", "--floor", "0.5", "--normalize", "mean"]) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from cltk.run.config import Cell, load_config
 from cltk.run.methods import build_mitigators
 from cltk.run.spec import SpeedSpec
 from cltk.run.speed import Choice, choose, say, tune_allocator
-from cltk.run.train import Counter, Prepared, Trained, prepare_data, train_cell
+from cltk.run.train import Counter, DivergedError, Prepared, Trained, make_callbacks, prepare_data, train_cell
 
 NAMES = ["packing", "attention", "grouping", "label_head", "autocast", "fused", "onednn", "allocator"]
 OFF = dict.fromkeys(NAMES, False)
@@ -109,6 +111,19 @@ def test_everything_can_be_switched_off(tiny: Any, tokenizer: Any) -> None:
         assert choice(one, name).why == f"speed.{name}: false"
         assert sum(c.on for c in one.choices) == (2 if name == "packing" else 3)
     assert choice(choose(tiny(), tokenizer, Config(packing=False)), "attention").why == "rows are not packed"
+
+
+def test_attention_by_sequence_runs_and_takes_whole_batches_in_one_row(tiny: Any, tokenizer: Any) -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model, rows = tiny(), [{"input_ids": [5] * n} for n in (300, 400, 500)]
+    for switches, height in (({}, 1), ({"attention": False}, 3)):
+        found = choose(model, tokenizer, Config(**switches))
+        assert found.collator(model, tokenizer)(rows)["input_ids"].shape[0] == height
+        stock = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        with found.running(model):
+            assert (ALL_ATTENTION_FUNCTIONS["sdpa"] is stock) == (not found.on("attention"))
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is stock
 
 
 def test_attention_by_sequence_is_refused_where_it_cannot_be(tiny: Any, tokenizer: Any) -> None:
@@ -255,6 +270,28 @@ def test_only_trained_tokens_are_counted() -> None:
     counter.take(1)
     assert counter.trained == 28
     assert all((batch["labels"][:, 0] == IGNORED).all() for batch in made)
+
+
+@pytest.mark.parametrize(
+    ("clip", "norm", "gradient", "diverged"),
+    [
+        (1.0, 2.0, 1.0, False),
+        (1.0, float("nan"), 0.0, True),  # clipped by it, gradients say nothing any more
+        (1.0, float("inf"), 0.0, True),
+        (0.0, 2.0, float("nan"), True),  # a mitigator changed the gradient behind Trainer's norm
+        (1.0, None, float("nan"), True),
+    ],
+)
+def test_what_is_not_finite_is_found(clip: float, norm: float | None, gradient: float, diverged: bool, tmp_path: Path) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.grad = torch.full((1, 1), gradient)
+    saved: list[str] = []
+    trainer = SimpleNamespace(model=model, _get_grad_norm=lambda *_: norm, save_model=saved.append)
+    (watch,) = make_callbacks(trainer, tmp_path, None, Counter(Collator(0)))
+    trainer._get_grad_norm(model)
+    with pytest.raises(DivergedError, match="not finite at step 4") if diverged else nullcontext():
+        watch.on_pre_optimizer_step(SimpleNamespace(max_grad_norm=clip), SimpleNamespace(global_step=3), None)
+    assert saved == ([str(tmp_path / "last_good")] if diverged else [])
 
 
 def test_nothing_is_left_patched(run: Any) -> None:

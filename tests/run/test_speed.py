@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +205,29 @@ def test_allocator_is_the_command_lines(monkeypatch: pytest.MonkeyPatch) -> None
         assert tune_allocator(wanted).on == on == speed._allocator.on
     with pytest.raises(InputError, match="glibc"):
         tune_allocator(True)
+
+
+FREED = """
+import ctypes
+from cltk.run import machine
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+pages = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+if {keep}:
+    print(machine.keep_memory())
+before = pages()
+block = libc.malloc(300 * 2**20)
+ctypes.memset(block, 1, 300 * 2**20)
+libc.free(block)
+print(pages() - before > 250)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+@pytest.mark.parametrize(("keep", "said"), [(True, ["True", "True"]), (False, ["False"])])
+def test_freed_memory_stays_with_the_process(keep: bool, said: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", FREED.format(keep=keep)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == said
 
 
 def test_choices_are_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

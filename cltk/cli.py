@@ -125,7 +125,13 @@ def _measuring(command: Command) -> None:
     sub.add_argument("--include-path", type=Path, help="folder of task YAML, such as evals/tasks")
     sub.add_argument("--batch-size", default="auto")
     sub.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
-    sub.add_argument("--chat-template", action="store_true")
+    sub.add_argument("--chat-template", action="store_true", help="apply the tokenizers' chat template")
+    sub.add_argument("--system-instruction", metavar="TEXT", help="text before every prompt")
+    sub.add_argument(
+        "--fewshot-as-multiturn", action=argparse.BooleanOptionalAction, default=True,
+        help="examples are turns of the conversation in a chat template (default), or part of the question",
+    )  # fmt: skip
+    sub.add_argument("--gen-kwargs", metavar="NAME=VALUE,...", help="of generation, over the task's own")
     sub.add_argument("--scorer", choices=["prefix", "stock"], default="prefix")
     sub.add_argument("--json", type=Path, help="write the result here, documents included")
 
@@ -228,12 +234,15 @@ def measure(options: argparse.Namespace) -> int:
     with Bar() as bar:
         result = compare(
             options.base, options.tuned, tasks, options.limit, options.num_fewshot, options.include_path,
-            options.batch_size, options.dtype, texts=texts, chat_template=options.chat_template, scorer=options.scorer,
-            progress=bar,
+            options.batch_size, options.dtype, texts=texts, chat_template=options.chat_template,
+            system_instruction=options.system_instruction, fewshot_as_multiturn=options.fewshot_as_multiturn,
+            gen_kwargs=options.gen_kwargs, scorer=options.scorer, progress=bar,
         )  # fmt: skip
     from rich.console import Console
 
     Console().print(measured(result.to_json()).rich())
+    for note in result.notes:
+        print(f"note: {note}")
     if options.json:
         from cltk.run.records import write_json
 

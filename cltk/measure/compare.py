@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from cltk.measure.divergence import divergence
 from cltk.measure.evaluate import Progress, Suite, TextTask, token_rows
 from cltk.measure.forgetting import Result, compare
 from cltk.measure.scores import Scores
-from cltk.models import load_model, locate_model
+from cltk.models import load_model, load_tokenizer, locate_model
 
 Model = str | Path | tuple[Any, Any]
 
@@ -32,6 +32,9 @@ def measure(
     *,
     texts: Sequence[TextTask] = (),
     chat_template: bool = False,
+    system_instruction: str | None = None,
+    fewshot_as_multiturn: bool = True,
+    gen_kwargs: Mapping[str, Any] | str | None = None,
     margins: dict[str, float] | None = None,
     scorer: str = "prefix",
     journal: bool = True,
@@ -48,11 +51,14 @@ def measure(
         base, tuned: a folder, hub id, "asset:NAME", or a live pair (model, tokenizer).
         tasks: lm-eval task names.
         limit: documents of each task; all when None.
-        num_fewshot: examples in the prompt; each task's own number when None.
+        num_fewshot: examples in the prompt; each task's own number when None. A task whose file says 0 keeps it, which
+            `.notes` says.
         include_path: folder of task YAML, such as `evals/tasks`.
         batch_size: rows a forward pass of the stock path; "auto" decides by tokens.
         dtype: "auto" (bfloat16 where this machine runs it faster), or a torch dtype's name; live models keep theirs.
         texts: held-out texts whose token NLL is compared too.
+        chat_template: whether the tokenizers' chat template is applied; the two must give the same prompts.
+        system_instruction, fewshot_as_multiturn, gen_kwargs: as in lm-eval, with its defaults; see `Suite`.
         margins: {metric: margin} below which a loss does not matter; 0.01 when not given.
         scorer: "prefix", or "stock" for lm-eval's own HFLM.
         journal: whether finished requests are kept.
@@ -65,23 +71,30 @@ def measure(
         InputError: an unknown task or model, or scores that cannot be compared.
     """
     suite = Suite(
-        list(tasks), texts=texts, limit=limit, num_fewshot=num_fewshot, include_path=include_path, chat_template=chat_template
-    )
-    for model in (base, tuned):
+        list(tasks), texts=texts, limit=limit, num_fewshot=num_fewshot, include_path=include_path, chat_template=chat_template,
+        system_instruction=system_instruction, fewshot_as_multiturn=fewshot_as_multiturn, gen_kwargs=gen_kwargs,
+    )  # fmt: skip
+    sides = ((base, "base"), (tuned, "tuned"))
+    for model, _ in sides:
         if not isinstance(model, tuple):
             locate_model(model)
     dtype = common_dtype(base, tuned, dtype)
-    suite.load()
-    scores = [
-        score_model(suite, model, dtype, batch_size, scorer, journal, progress, side)
-        for model, side in ((base, "base"), (tuned, "tuned"))
-    ]
-    result = compare(scores[0], scores[1], margins=margins)
+    suite.check({_who(model, side): _tokenizer(model) for model, side in sides} if chat_template else {})
+    scores = [score_model(suite, model, dtype, batch_size, scorer, journal, progress, side) for model, side in sides]
+    result = replace(compare(scores[0], scores[1], margins=margins), notes=list(suite.notes))
     if not texts or not kl_rows:
         return result
     (start, tokenizer), (moved, _) = (_live(model, dtype) for model in (base, tuned))
     sets = {text.name: token_rows(text, tokenizer) for text in texts}
     return replace(result, divergence=divergence(start, moved, sets, kl_rows, progress))
+
+
+def _who(model: Model, side: str) -> str:
+    return side if isinstance(model, tuple) else f"{side} {model}"
+
+
+def _tokenizer(model: Model) -> Any:
+    return model[1] if isinstance(model, tuple) else load_tokenizer(model)
 
 
 def _live(model: Model, dtype: str) -> tuple[Any, Any]:

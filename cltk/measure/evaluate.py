@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cltk import tensors
 from cltk.data import text_of
 from cltk.errors import InputError
 from cltk.measure.documents import task_scores
-from cltk.measure.harness import Progress, by_document, load_tasks, make_lm, quiet
+from cltk.measure.harness import Progress, attempt, by_document, load_tasks, make_lm, quiet
+from cltk.measure.prompting import FEWSHOT_SEED, Prompting, own_randomness, restore, seed, states
 from cltk.measure.scores import Scores, TaskScores
 from cltk.measure.stderr import fill_stderr
 from cltk.measure.texts import TextTask, score_text, token_rows
@@ -29,18 +28,12 @@ __all__ = ["Progress", "Suite", "TextTask", "token_rows", "untouched"]
 def untouched(model: torch.nn.Module) -> Iterator[None]:
     """Whatever happens inside, the model's modes and every random state are as before afterwards."""
     modes = {module: module.training for module in model.modules()}
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     try:
-        yield
+        with own_randomness():
+            yield
     finally:
         for module, training in modes.items():
             module.training = training
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 class Suite:
@@ -50,12 +43,15 @@ class Suite:
         tasks: names of lm-eval tasks or groups, from lm-eval itself (needs a hub) or from `include_path`.
         texts: held-out texts whose token NLL is measured too.
         limit: the first N documents of each lm-eval task; all when None.
-        num_fewshot: examples in the prompt; each task's own number when None.
+        num_fewshot: examples in the prompt; each task's own number when None. A task whose file says 0 keeps it (`notes`).
         include_path: a folder of task YAML that the user named; `!function` in it runs its Python.
         chat_template: whether lm-eval applies the tokeniser's chat template.
+        system_instruction: text before every prompt; a turn of its own in a chat template.
+        fewshot_as_multiturn: whether examples are turns of the conversation in a chat template, or part of the question.
+        gen_kwargs: of generation, over the task's own: a mapping, or "name=value,name=value".
 
     Raises:
-        InputError: an unknown task, a task whose data cannot be had, a limit below 1.
+        InputError: an unknown task, a task whose data cannot be had, a limit below 1, a setting out of range.
     """
 
     def __init__(
@@ -67,28 +63,33 @@ class Suite:
         num_fewshot: int | None = None,
         include_path: str | Path | None = None,
         chat_template: bool = False,
+        system_instruction: str | None = None,
+        fewshot_as_multiturn: bool = True,
+        gen_kwargs: Mapping[str, Any] | str | None = None,
     ) -> None:
         if limit is not None and limit < 1:
             raise InputError(f"limit: must be at least 1, got {limit}")
         if not tasks and not texts:
             raise InputError("tasks: name at least one task to measure")
-        self.names, self.texts, self.limit = list(tasks), list(texts), limit
-        self.num_fewshot, self.include_path, self.chat_template = num_fewshot, include_path, chat_template
+        self.names, self.texts, self.limit, self.include_path = list(tasks), list(texts), limit, include_path
+        self.prompting = Prompting(num_fewshot, chat_template, system_instruction, fewshot_as_multiturn, gen_kwargs)
+        self.notes: list[str] = []  # what was asked for and is not done
         self._loaded: Any = None
+        self._seeded: Any = None  # the random states in which lm-eval builds its requests
 
     def load(self) -> Any:
-        """The lm-eval tasks, built once."""
+        """The lm-eval tasks, built once, from lm-eval's seeds."""
         if self._loaded is None and self.names:
-            with quiet():
-                self._loaded = load_tasks(self.names, self.include_path)
-                for name, task in self._loaded["tasks"].items():
-                    if self.num_fewshot is not None and task.get_config("num_fewshot") != 0:
-                        task.set_config(key="num_fewshot", value=self.num_fewshot)
-                    elif task.get_config("num_fewshot") is None:
-                        task.set_config(key="num_fewshot", value=0)
-                    task.set_fewshot_seed(seed=1234)
+            with quiet(), own_randomness():
+                seed()
+                loaded = load_tasks(self.names, self.include_path)
+                self._seeded = states()
+                for name, task in loaded["tasks"].items():
+                    if note := self.prompting.configure(task):
+                        self.notes.append(f"task {name}: {note}")
                     if len(task.eval_docs) == 0:
                         raise InputError(f"task {name}: it has no documents")
+            self._loaded = loaded
         return self._loaded
 
     def sizes(self) -> dict[str, int]:
@@ -97,18 +98,43 @@ class Suite:
         counts = {} if loaded is None else {name: len(task.eval_docs) for name, task in loaded["tasks"].items()}
         return {name: min(n, self.limit or n) for name, n in counts.items()} | {t.name: len(t.rows) for t in self.texts}
 
-    def _requests(self) -> dict[str, list[Any]]:
-        """What lm-eval will ask of a model, by task."""
-        loaded = self.load()
-        with quiet():
-            for task in loaded["tasks"].values() if loaded else ():
-                task.build_all_requests(limit=self.limit, rank=0, world_size=1)
-        return {name: [one.args for one in task.instances] for name, task in loaded["tasks"].items()} if loaded else {}
+    def _requests(self, tokenizer: Any = None) -> dict[str, list[Any]]:
+        """What lm-eval will ask of a model, by task; a chat template needs the tokenizer."""
+        loaded, asked = self.load(), {}
+        with quiet(), own_randomness():
+            restore(self._seeded or states())
+            for name, task in loaded["tasks"].items() if loaded else ():
+                asked[name] = [one.args for one in attempt(name, self.prompting.build, task, self.limit, tokenizer)]
+        return asked
 
-    def digests(self) -> dict[str, str]:
-        """sha256 (hex) of every task's requests and of every text's rows: equal digests, equal measurements."""
+    def check(self, tokenizers: Mapping[str, Any]) -> None:
+        """All that can be found wrong before weights are loaded: of every task, of its prompts, of the chat templates.
+
+        Args:
+            tokenizers: who -> tokenizer of every model to come; read only where there is a chat template.
+
+        Raises:
+            InputError: a task cannot be loaded or its prompts not be made; a tokenizer has no chat template, or another one
+                than the first.
+        """
+        if not self.prompting.chat_template:
+            self._requests()
+            return
+        for who, tokenizer in tokenizers.items():
+            self.prompting.check_template(tokenizer, who)
+        found = {who: self._requests(tokenizer) for who, tokenizer in tokenizers.items()}
+        first = next(iter(found), None)
+        for who, asked in found.items():
+            if first is not None and asked != found[first]:
+                raise InputError(f"chat_template: {first} and {who} have different ones; save one with both tokenizers")
+
+    def digests(self, tokenizer: Any = None) -> dict[str, str]:
+        """sha256 (hex) of every task's requests and of every text's rows: equal digests, equal measurements.
+
+        A chat template is part of the requests, so it needs the tokenizer.
+        """
         asked: dict[str, list[Any]] = {
-            name: [[str(part) for part in args] for args in found] for name, found in self._requests().items()
+            name: [[str(part) for part in args] for args in found] for name, found in self._requests(tokenizer).items()
         }
         for text in self.texts:
             asked[text.name] = [
@@ -119,7 +145,7 @@ class Suite:
 
     def tokens(self, tokenizer: Any) -> int:
         """Tokens that one evaluation computes: every distinct context once, every continuation once."""
-        requests = [args for found in self._requests().values() for args in found]
+        requests = [args for found in self._requests(tokenizer).values() for args in found]
         texts = [*{args[0] for args in requests}, *[str(args[1]) for args in requests if len(args) > 1]]
         texts += [text_of(row, text.name) for text in self.texts for row in text.rows if "input_ids" not in row]
         ready = sum(len(row["input_ids"]) for text in self.texts for row in text.rows if "input_ids" in row)
@@ -160,11 +186,12 @@ class Suite:
 
         documents = sum(min(len(task.eval_docs), self.limit or len(task.eval_docs)) for task in loaded["tasks"].values())
         lm = make_lm(model, tokenizer, digest, batch_size, journal, progress and by_document(progress, documents), scorer)
-        for seed in (random.seed, np.random.seed, torch.manual_seed):
-            seed(1234)
-        raw: Any = evaluate(lm, loaded, limit=self.limit, bootstrap_iters=0, apply_chat_template=self.chat_template)
+        for task in loaded["tasks"].values():
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        restore(self._seeded)
+        raw: Any = evaluate(lm, loaded, limit=self.limit, bootstrap_iters=0, **self.prompting.arguments())
         if raw is None:  # not the first rank
             return {}, {}
         fill_stderr(raw)
-        settings = {"chat_template": self.chat_template, "limit": self.limit}
+        settings = {**self.prompting.settings(), "limit": self.limit}
         return {name: task_scores(name, samples, raw, settings) for name, samples in raw["samples"].items()}, raw

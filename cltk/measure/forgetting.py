@@ -66,6 +66,7 @@ class Result:
     pre_digest: str
     post_digest: str
     divergence: dict[str, dict[str, Any]] = field(default_factory=dict)  # text -> forward KL(start || tuned), nats a token
+    notes: list[str] = field(default_factory=list)  # what was asked for and is not so, a line each
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -76,6 +77,7 @@ class Result:
             "pre_digest": self.pre_digest,
             "post_digest": self.post_digest,
             "divergence": self.divergence,
+            "notes": self.notes,
         }
 
 

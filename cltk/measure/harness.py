@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cltk.errors import InputError
+import jinja2
+
+from cltk.errors import CltkError, InputError
 
 Progress = Callable[[str, int, int, int], None]  # what, done, total, tokens
 
@@ -49,6 +51,33 @@ def load_tasks(names: Sequence[str], include_path: str | Path | None) -> Any:
     order = {name: i for i, name in enumerate(names)}
     loaded["tasks"] = dict(sorted(loaded["tasks"].items(), key=lambda item: order.get(item[0], len(order))))
     return loaded
+
+
+def attempt(name: str, act: Callable[..., Any], *given: Any) -> Any:
+    """`act(*given)`; whatever goes wrong in a task's own file, data or code is one line with the task's name.
+
+    Raises:
+        InputError: what `act` raised, with its type and first line; the error itself is its cause.
+    """
+    try:
+        return act(*given)
+    except CltkError:
+        raise
+    except jinja2.TemplateError as error:
+        raise InputError(f"task {name}: its template cannot be filled ({_reason(error)})") from error
+    except Exception as error:
+        raise InputError(f"task {name}: its prompts cannot be made ({_reason(error)}){_hint(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    first = next((line.strip() for line in str(error).split("\n") if line.strip()), "")
+    return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
+
+
+def _hint(error: Exception) -> str:
+    if (isinstance(error, ValueError) and "larger than population" in str(error)) or "fewshot samples" in str(error):
+        return "; there are fewer documents for examples than num_fewshot asks for"
+    return ""
 
 
 def _unknown_task(name: str, known: Sequence[str]) -> str:

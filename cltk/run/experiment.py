@@ -77,7 +77,7 @@ class ExperimentRun:
             for training in cell.trainings:
                 self.inputs.data(training)
         for cell in self.cells:
-            self.inputs.suite(cell).load()
+            self.inputs.tasks(cell)  # builds every prompt
             self.inputs.digest(cell)
 
     def _check_trust(self) -> None:

@@ -60,7 +60,8 @@ class Inputs:
             self._suites[key] = Suite(
                 tasks, texts=texts, limit=evals.limit, num_fewshot=evals.num_fewshot,
                 include_path=self.plan.folder / evals.include_path if evals.include_path else None,
-                chat_template=evals.chat_template,
+                chat_template=evals.chat_template, system_instruction=evals.system_instruction,
+                fewshot_as_multiturn=evals.fewshot_as_multiturn, gen_kwargs=evals.gen_kwargs,
             )  # fmt: skip
         return self._suites[key]
 
@@ -123,7 +124,7 @@ class Inputs:
         """The digest of every measure's documents and prompts, as they will be scored."""
         key = self.measures(cell)
         if key not in self._tasks:
-            self._tasks[key] = self.suite(cell).digests()
+            self._tasks[key] = self.suite(cell).digests(self.tokenizer(cell))
         return self._tasks[key]
 
     def path(self, spec: str) -> str:

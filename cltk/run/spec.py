@@ -79,7 +79,10 @@ class EvalSpec(Section):
     limit: Count | None = Field(None, description="documents of each lm-eval task")
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     include_path: str | None = Field(None, description="folder of task YAML; its !function runs Python")
-    chat_template: bool = False
+    chat_template: bool = Field(False, description="apply the tokenizer's chat template")
+    system_instruction: str | None = Field(None, description="text before every prompt")
+    fewshot_as_multiturn: bool = Field(True, description="examples are turns of the conversation in a chat template")
+    gen_kwargs: dict[str, Any] = Field(default_factory=dict, description="of generation, over the task's own")
     batch_size: Count | Literal["auto"] = "auto"
     kl_rows: Annotated[int, Field(ge=0)] = Field(16, description="rows of each text on which KL(start || tuned) is measured")
     margins: dict[str, float] = Field(default_factory=dict, description="{metric: loss that does not matter}")

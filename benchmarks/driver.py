@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -59,9 +58,9 @@ def wait() -> None:
 
 def peak() -> float:
     """MiB: of the process, or of the GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    from cltk.run.train import peak_bytes
+
+    return peak_bytes() / 2**20
 
 
 Worker = subprocess.Popen[str]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
 import sys
 import tempfile
@@ -67,6 +66,7 @@ def work(arguments: argparse.Namespace) -> None:
     import cltk
     from cltk.data import Collator
     from cltk.models import load_tokenizer
+    from cltk.run.train import peak_bytes
 
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
@@ -100,7 +100,7 @@ def work(arguments: argparse.Namespace) -> None:
                 print("ready", flush=True)
             elif (state.global_step - WARM) % arguments.steps == 0:
                 seconds = (time.perf_counter() - began) / arguments.steps
-                mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+                mib = peak_bytes() / 2**20
                 print(f'{{"seconds": {seconds}, "mib": {mib}, "answer": {prepared}}}', flush=True)
             else:
                 return

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -84,11 +83,11 @@ def load(name: str, dtype: str) -> tuple[Any, Any]:
 
 def work(side: str, model_name: str, dtype: str, shape: Shape) -> None:
     """One process: load, then answer every line of the standard input with one timed pass."""
-    import torch
     import transformers
     from lm_eval.models.huggingface import HFLM
 
     from cltk.measure.scoring import PrefixLM
+    from cltk.run.train import peak_bytes
 
     transformers.logging.set_verbosity_error()
     model, tokenizer = load(model_name, dtype)
@@ -100,9 +99,7 @@ def work(side: str, model_name: str, dtype: str, shape: Shape) -> None:
         begin = time.perf_counter()
         answers = lm._loglikelihood_tokens(requests, disable_tqdm=True)
         seconds = time.perf_counter() - begin
-        cuda = torch.cuda.is_available()
-        peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": seconds, "bytes": peak, "answers": answers}), flush=True)
+        print(json.dumps({"seconds": seconds, "bytes": peak_bytes(), "answers": answers}), flush=True)
 
 
 def start(side: str, arguments: argparse.Namespace, shape: Shape) -> subprocess.Popen:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -11,6 +10,9 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
+
+from filelock import lock_descriptor
 
 from cltk.errors import DiskError, InputError
 
@@ -78,13 +80,12 @@ def sweep(path: Path) -> None:
 
 
 def _alive(process: int) -> bool:
+    import psutil  # os.kill(process, 0) would end it on Windows
+
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
+        return psutil.pid_exists(process)
+    except OverflowError:
         return True
-    return True
 
 
 def _unlink(path: Path) -> None:
@@ -155,12 +156,12 @@ def sync_tree(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Only one process at a time works in a folder; the kernel gives the lock back however it ends.
+    """Only one process at a time works in a folder; the system gives the lock back however it ends.
 
     Of several ranks that work together the first takes it for all.
 
     Raises:
-        InputError: another process holds it, and `wait` is not set.
+        InputError: another process holds it, and `wait` is not set; or the file system has no locks.
     """
     from cltk.ranks import first  # torch: what only reads and writes files needs none
 
@@ -168,15 +169,26 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            file.seek(0)
+            held = lock_descriptor(file.fileno(), blocking=wait)
+        except OSError as error:
             raise InputError(
-                f"{folder}: another run works in this folder ({file.read().strip()}); wait for it, or choose another --out"
+                f"{folder}: cannot be locked ({error.strerror or error}), as on some network file systems; choose another --out"
             ) from None
+        if not held:
+            raise InputError(
+                f"{folder}: another run works in this folder ({_holder(file)}); wait for it, or choose another --out"
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def _holder(file: TextIO) -> str:
+    file.seek(0)
+    try:
+        return file.read().strip()
+    except OSError:  # a locked file cannot be read on Windows
+        return "it cannot be read which"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, TypedDict
 
 import numpy as np
+from filelock import lock_descriptor
 from numpy.typing import ArrayLike
 
 from cltk.errors import InputError
@@ -72,7 +72,7 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock_descriptor(file.fileno())
                 file.truncate(_whole(file))
                 file.write(text)
                 file.flush()

@@ -5,7 +5,6 @@ Shapes: B samples of a batch, T tokens.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from filelock import lock_descriptor
 from torch import Tensor
 
 from cltk import tensors
@@ -62,7 +62,7 @@ class TextJournal:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_descriptor(file.fileno())
             done = self.read()
             if len(done) == batch:
                 file.truncate(sum(len(_line(i, one).encode()) for i, one in enumerate(done)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import resource
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +16,11 @@ from cltk.ranks import agreed, first, gathered
 from cltk.run.config import Cell
 from cltk.run.methods import resolve_path
 from cltk.run.spec import DataSpec, Source
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 Tell = Callable[[int, int, dict[str, float]], None]  # step, steps, last log line
 
@@ -196,12 +201,20 @@ def train_cell(
 
 
 def peak_bytes() -> int:
-    """The most memory that was held: of the GPU since it was last reset, or of the process."""
+    """The most memory that was held, in bytes: of the GPU since it was last reset, or of the process since it began.
+
+    getrusage(2) counts in KiB on Linux and in bytes on macOS; without it, Windows' own peak, or what is held now.
+    """
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if resource is None:
+        import psutil
+
+        held = psutil.Process().memory_info()
+        return int(getattr(held, "peak_wset", held.rss))
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
 
 
 class Counter:

@@ -2,124 +2,83 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import os
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cltk import assets
 from cltk.errors import InputError
+from cltk.readers import READERS as READERS
+from cltk.readers import Row as Row
+from cltk.readers import locate as locate
+from cltk.readers import read_rows as read_rows
 
-Row = dict[str, Any]
 IGNORED = -100  # a label that does not count, as in transformers
 BATCH = 1_000  # texts that are tokenised in one call
 
 
-def locate(source: str | Path) -> Path | None:
-    """The file or folder that `source` names ("asset:NAME/FILE" or a path); None when it can only be a hub id."""
-    found = assets.resolve(str(source))
-    if os.path.exists(found):
-        return found
-    looks_like_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) and found.suffix not in READERS
-    if looks_like_hub_id:
-        return None
-    raise InputError(f"{source}: no such file or folder")
+class NoText(InputError):
+    """A cell that is missing or holds nothing where a text is needed."""
 
 
-def read_rows(source: str | Path, *, name: str | None = None, split: str | None = None) -> list[Row]:
-    """All rows of a .jsonl, .json, .csv, .parquet or .txt file, of a saved `datasets` folder, or of a hub data set.
+def as_text(value: Any, where: str) -> str:
+    """The text of a value: strings as they are, numbers as Python writes them.
 
-    A .txt file gives one {"text": ...} row per paragraph (blank lines separate). Raises InputError naming file and line.
+    Raises:
+        NoText: None, or a number that is not finite.
+        InputError: a list, a mapping or bytes, which have no text of their own.
     """
-    path = locate(source)
-    if path is None or path.is_dir():
-        return _read_dataset(str(source), path, name, split)
-    if path.suffix not in READERS:
-        raise InputError(f"{source}: unknown file type {path.suffix!r}; use one of {', '.join(READERS)}")
-    rows = READERS[path.suffix](path)
-    if not rows:
-        raise InputError(f"{source}: the data set is empty")
-    return rows
-
-
-def _read_jsonl(path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not JSON: {error.msg}") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}:{number}: expected an object with named columns, found {type(row).__name__}")
-            rows.append(row)
-    return rows
-
-
-def _read_json(path: Path) -> list[Row]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path}: expected a list of objects with named columns")
-    return rows
-
-
-def _read_csv(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(path).to_pylist()
-
-
-def _read_text(path: Path) -> list[Row]:
-    paragraphs = re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
-    return [{"text": paragraph.strip()} for paragraph in paragraphs if paragraph.strip()]
-
-
-READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_text}
-
-
-def _read_dataset(source: str, path: Path | None, name: str | None, split: str | None) -> list[Row]:
-    import datasets
-
-    try:
-        data = datasets.load_from_disk(str(path)) if path else datasets.load_dataset(source, name)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{source}: no such file, and it cannot be loaded as a data set ({reason})") from None
-    if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise InputError(f"{source}: split {split!r} does not exist; it has {', '.join(map(str, data))}")
-        data = data[split]
-    rows = [dict(row) for row in data]
-    if not rows:
-        raise InputError(f"{source}: the data set is empty")
-    return rows
+    if isinstance(value, str):
+        return value
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):  # pandas writes a missing cell as NaN
+        raise NoText(f"{where} is {'null' if value is None else value}; fill the cell or drop the row")
+    if isinstance(value, list | tuple) and value and all(isinstance(turn, Mapping) and "role" in turn for turn in value):
+        raise InputError(f"{where} is a list of messages, not text; give columns of text, or train on it with TRL's SFTTrainer")
+    if isinstance(value, Mapping | Sequence | set) or hasattr(value, "__array__"):
+        raise InputError(f"{where} is a {type(value).__name__}, not text; give a column of text or numbers")
+    return str(value)
 
 
 def fill(template: str, row: Row, where: str) -> str:
-    """The text of a column name ("question") or of a template ("Q: {question}\\nA:") for this row."""
+    """The text of a column name ("question") or of a template ("Q: {question}\nA:") for this row.
+
+    Raises:
+        NoText: a column that is missing or null; names row and column.
+        InputError: a column that holds no text (`as_text`).
+    """
     if template in row:
-        return str(row[template])
+        return as_text(row[template], f"{where}: column {template!r}")
     columns = re.findall(r"\{(\w+)\}", template)
     missing = [column for column in columns if column not in row]
     if missing or not columns:
         wanted = missing[0] if missing else template
-        raise InputError(f"{where}: column {wanted!r} is missing; the columns are {', '.join(map(str, row))}")
-    return re.sub(r"\{(\w+)\}", lambda match: str(row[match[1]]), template)
+        raise NoText(f"{where}: column {wanted!r} is missing; the columns are {', '.join(map(str, row))}")
+    return re.sub(r"\{(\w+)\}", lambda match: as_text(row[match[1]], f"{where}: column {match[1]!r}"), template)
 
 
-def tokenize_pairs(
+def filled(rows: Sequence[Row], templates: Sequence[str], where: str) -> list[list[str]]:
+    """`fill` of every template for every row. Raises InputError that counts the rows without text and names the first."""
+    done, bad = [], []
+    for index, row in enumerate(rows):
+        try:
+            done.append([fill(template, row, f"{where}, row {index}") for template in templates])
+        except NoText as error:
+            bad.append((index, str(error)))
+    if bad:
+        raise InputError(bad[0][1] + others([index for index, _ in bad], len(rows)))
+    return done
+
+
+def tokenize_pairs(rows: Sequence[Row], tokenizer: Any, **settings: Any) -> list[Row]:
+    """The rows of `pairs` that are left: {"input_ids", "labels"}. Same arguments, same errors."""
+    return [row for row in pairs(rows, tokenizer, **settings) if row is not None]
+
+
+def pairs(
     rows: Sequence[Row],
     tokenizer: Any,
     *,
@@ -128,30 +87,53 @@ def tokenize_pairs(
     max_length: int = 512,
     chat_template: bool = False,
     completion_only: bool = True,
+    drop_long: bool = False,
     where: str = "data",
-) -> list[Row]:
+) -> list[Row | None]:
     """Prompt and completion -> {"input_ids", "labels"}; labels are -100 on the prompt when `completion_only`.
 
     Prompt and completion are tokenised apart and joined, so that no token straddles the border and the loss never
     depends on a merge; the end-of-sequence token closes the completion. With `chat_template` the pair becomes one
-    user and one assistant turn. Sequences are cut on the right to `max_length`; a completion that is empty, or that
-    the cut removes whole, raises InputError naming the row.
+    user and one assistant turn. Sequences are cut on the right to `max_length`.
+
+    Args:
+        drop_long: rows whose prompt alone fills `max_length` become None; else they are refused.
+
+    Raises:
+        InputError: cells without text, empty completions, or prompts that leave nothing of the completion: how many rows, and
+            which are the first.
     """
-    done = []
-    for index, row in enumerate(rows):
-        question, answer = (fill(column, row, f"{where}, row {index}") for column in (prompt, completion))
+    done: list[Row | None] = []
+    empty, long = [], []
+    for index, (question, answer) in enumerate(filled(rows, (prompt, completion), where)):
         if not answer.strip():
-            raise InputError(f"{where}, row {index}: the completion is empty")
+            empty.append(index)
+            continue
         before, after = _chat_ids(tokenizer, question, answer) if chat_template else _plain_ids(tokenizer, question, answer)
         ids = (before + after)[:max_length]
         if len(ids) <= len(before):
-            raise InputError(
-                f"{where}, row {index}: nothing of the completion is left after the cut to max_length={max_length}"
-                f" (the prompt has {len(before)} tokens); raise data.max_length or drop the row"
-            )
+            long.append((index, len(before)))
+            done.append(None)
+            continue
         labels = [IGNORED] * len(before) + ids[len(before) :] if completion_only else list(ids)
         done.append({"input_ids": ids, "labels": labels})
+    if empty:
+        raise InputError(f"{where}, row {empty[0]}: the completion is empty" + others(empty, len(rows)))
+    if long and (not drop_long or not any(done)):
+        raise InputError(
+            f"{where}, row {long[0][0]}: nothing of the completion is left after the cut to max_length={max_length} (the"
+            f" prompt has {long[0][1]} tokens; the longest {max(n for _, n in long)})"
+            + others([index for index, _ in long], len(rows))
+            + "; raise data.max_length"
+            + ("" if drop_long else ", or leave such rows out (data.drop_long: true)")
+        )
     return done
+
+
+def others(found: Sequence[int], rows: int) -> str:
+    """How many rows share a fault, and which are the first."""
+    shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+    return f" ({len(found)} such rows of {rows}: {shown})" if len(found) > 1 else ""
 
 
 def _plain_ids(tokenizer: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
@@ -175,49 +157,98 @@ def _chat_ids(tokenizer: Any, question: str, answer: str) -> tuple[list[int], li
 
 
 def text_of(row: Row, where: str) -> str:
-    """The row's text: its "text" column, or the only string column there is."""
-    if isinstance(row.get("text"), str):
-        return row["text"]
-    strings = [value for value in row.values() if isinstance(value, str)]
-    if len(strings) != 1:
+    """The row's text: its "text" column, or the only column there is that holds text (or nothing).
+
+    Raises:
+        InputError: there is no such column, or the cell is null or no text.
+    """
+    if "text" in row:
+        return as_text(row["text"], f"{where}: column 'text'")
+    columns = [name for name, value in row.items() if value is None or isinstance(value, str)]
+    if len(columns) != 1:
         raise InputError(f"{where}: column 'text' is missing; the columns are {', '.join(map(str, row))}")
-    return strings[0]
+    return as_text(row[columns[0]], f"{where}: column {columns[0]!r}")
 
 
-def blocks(texts: Iterable[str], tokenizer: Any, block: int) -> list[Row]:
+def blocks(texts: Iterable[str], tokenizer: Any, block: int, limit: int | None = None) -> list[Row]:
     """Texts joined by the end-of-sequence token and cut into pieces of `block` tokens; the short rest is dropped.
 
-    The language-model pre-training format: every token is seen once, every piece has the same length.
+    The language-model pre-training format: every token is seen once, every piece has the same length. Where the tokeniser
+    begins a text with a token of its own (<s>, <bos>), every text and every piece begins with it: models that were
+    trained so (Llama 2, Gemma) are far off without it.
+
+    Args:
+        limit: the first so many pieces; no more text is read than they need.
     """
+    start = starts_with(tokenizer)
+    if block <= len(start):
+        raise InputError(f"blocks: {block} tokens hold no text behind {tokenizer.bos_token!r}; give longer blocks")
+    pieces: list[Row] = []
+    rest: list[int] = []
+    for ids in _streamed(texts, tokenizer, start):
+        rest += ids
+        at = 0
+        while at < len(rest):
+            first = start if rest[at : at + 1] != start else []
+            if len(first) + len(rest) - at < block:
+                break
+            stop = at + block - len(first)
+            pieces.append({"input_ids": first + rest[at:stop]})
+            at = stop
+            if len(pieces) == limit:
+                return pieces
+        rest = rest[at:]
+    return pieces or ([{"input_ids": rest}] if len(rest) > 1 + len(start) else [])
+
+
+def starts_with(tokenizer: Any) -> list[int]:
+    """The token that this tokeniser puts before every text, as a list of one; empty where it puts none."""
+    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    return whole[:1] if whole != bare and whole[:1] == [tokenizer.bos_token_id] else []
+
+
+def _streamed(texts: Iterable[str], tokenizer: Any, start: list[int]) -> Iterator[list[int]]:
+    """Token ids of text after text, between the tokens that begin and end it."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    stream: list[int] = []
-    texts = list(texts)
-    for start in range(0, len(texts), BATCH):  # a call for each text takes several times as long
-        for ids in tokenizer(texts[start : start + BATCH], add_special_tokens=False)["input_ids"]:
-            stream += ids + end
-    if len(stream) < block:
-        return [{"input_ids": stream}] if len(stream) > 1 else []
-    return [{"input_ids": stream[start : start + block]} for start in range(0, len(stream) - block + 1, block)]
+    waiting = iter(texts)
+    while some := list(islice(waiting, BATCH)):  # a call for each text takes several times as long
+        for ids in tokenizer(some, add_special_tokens=False)["input_ids"]:
+            yield start + ids + end
 
 
-def memory_rows(memory: Any, tokenizer: Any, block: int = 256) -> list[Row]:
+def memory_rows(memory: Any, tokenizer: Any, block: int = 256, limit: int | None = None) -> list[Row]:
     """Old-domain data as token rows: a path, "asset:NAME/FILE", hub id, list of texts, or rows (texts or input_ids).
 
-    Rows that hold `input_ids` are taken as they are, texts are cut into blocks. Raises InputError when it is empty.
+    Rows that hold `input_ids` are taken as they are, as lists; texts are cut into blocks.
+
+    Args:
+        block: tokens of a block.
+        limit: the first so many rows; the rest is not tokenised.
+
+    Raises:
+        InputError: it is empty, a set of splits, or a row has no text.
     """
     where = str(memory) if isinstance(memory, str | Path) else "memory"
-    rows = read_rows(memory) if isinstance(memory, str | Path) else list(memory)
-    if not rows:
+    if isinstance(memory, Mapping):
+        raise InputError(f"memory: is a set of splits ({', '.join(map(str, memory))}); give one of them")
+    rows = read_rows(memory) if isinstance(memory, str | Path) else memory
+    rows = rows if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") else list(rows)
+    if not len(rows):
         raise InputError(f"{where}: the memory is empty")
-    if isinstance(rows[0], dict) and "input_ids" in rows[0]:
-        return [dict(row) for row in rows]
+    if isinstance(rows[0], Mapping) and "input_ids" in rows[0]:
+        return [plain(rows[i]) for i in range(min(len(rows), limit or len(rows)))]
     if tokenizer is None:
         raise InputError(f"{where}: texts need a tokenizer; give the trainer a processing_class or pass rows with input_ids")
-    texts = [row if isinstance(row, str) else text_of(row, f"{where}, row {i}") for i, row in enumerate(rows)]
-    done = blocks(texts, tokenizer, block)
+    texts = (row if isinstance(row, str) else text_of(row, f"{where}, row {i}") for i, row in enumerate(rows))
+    done = blocks(texts, tokenizer, block, limit)
     if not done:
         raise InputError(f"{where}: the memory holds no text")
     return done
+
+
+def plain(row: Row) -> Row:
+    """The row with lists in the place of tensors and arrays (`set_format`)."""
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in row.items()}
 
 
 def split_by(keys: Sequence[str], fractions: Sequence[float]) -> list[list[int]]:

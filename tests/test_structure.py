@@ -13,7 +13,21 @@ import cltk
 ROOT = Path(cltk.__file__).parent
 LAYERS = [
     {"errors"},
-    {"files", "ranks", "tensors", "packages", "brown", "corpora", "assets", "data", "attention", "loss", "packing", "probe"}
+    {
+        "files",
+        "ranks",
+        "tensors",
+        "packages",
+        "brown",
+        "corpora",
+        "assets",
+        "readers",
+        "data",
+        "attention",
+        "loss",
+        "packing",
+        "probe",
+    }
     | {"models", "progress"},
     {"mitigate", "measure"},
     {"deepspeed"},

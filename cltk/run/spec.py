@@ -55,6 +55,7 @@ class DataSpec(Section):
     max_length: Count = Field(512, description="tokens; longer sequences are cut on the right")
     chat_template: bool = Field(False, description="one user and one assistant turn")
     completion_only: bool = Field(True, description="whether prompt tokens are left out of the loss")
+    drop_long: bool = Field(False, description="leave rows out whose prompt alone fills max_length (counted in the record)")
 
 
 class TextSpec(Section):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cltk.data import IGNORED, Collator, Row, blocks, fill, pad_id, read_rows, split_by, tokenize_pairs
+from cltk.data import IGNORED, Collator, Row, blocks, filled, pad_id, pairs, read_rows, split_by
 from cltk.errors import InputError, RunError
 from cltk.ranks import agreed, first, gathered
 from cltk.run.config import Cell
@@ -32,6 +32,7 @@ class Prepared:
     train: list[Row]
     validation: list[Row]
     heldout: list[Row]
+    dropped: dict[str, int] = field(default_factory=dict)  # rows left out because the prompt alone fills max_length
 
 
 @dataclass
@@ -54,41 +55,63 @@ class DivergedError(RunError):
 
 
 def prepare_data(spec: DataSpec, tokenizer: Any, folder: Path) -> Prepared:
-    """Read, split by prompt, tokenise. Raises InputError when a set is empty or a column is missing."""
-    rows = {"train": _rows(spec.train, folder, "data.train")}
+    """Read, tokenise, split by prompt (by prompt and completion where all rows have one prompt).
+
+    Raises:
+        InputError: a set is empty, a column is missing, or a cell holds no text.
+    """
+    where = f"data.train ({spec.train.path})"
+    rows = _rows(spec.train, folder, "data.train")
+    # pairs are tokenised before they are split, so that a fault is told by the row of the file
+    whole = [] if spec.train.text else _tokenized(rows, spec.train, spec, tokenizer, where)
     fractions = {key: value for key in ("validation", "heldout") if isinstance(value := getattr(spec, key), float)}
-    if fractions:
-        key = spec.train.text or _prompt(spec.train)
-        keys = [fill(key, row, f"data.train, row {i}") for i, row in enumerate(rows["train"])]
-        parts = split_by(keys, list(fractions.values()))
-        for key, part in zip(fractions, parts[1:], strict=True):
-            rows[key] = [rows["train"][i] for i in part]
-        rows["train"] = [rows["train"][i] for i in parts[0]]
+    keys = _keys(spec.train, rows, where) if fractions else [""] * len(rows)
+    parts = dict(zip(("train", *fractions), split_by(keys, list(fractions.values())), strict=True))
+    found = {}
+    for key, part in parts.items():
+        if not part:
+            raise InputError(
+                f"data.{key}: no rows are left for it; rows are split by prompt, and {spec.train.path} has"
+                f" {len(set(keys))} different ones: give it a file of its own or a larger fraction"
+            )
+        some = [rows[i] for i in part]
+        found[key] = [whole[i] for i in part] if whole else _tokenized(some, spec.train, spec, tokenizer, where)
     for key in ("validation", "heldout"):
         if isinstance(source := getattr(spec, key), Source):
-            rows[key] = _rows(source, folder, f"data.{key}")
-    done = {}
-    for key, some in rows.items():
+            some = _rows(source, folder, f"data.{key}")
+            found[key] = _tokenized(some, source, spec, tokenizer, f"data.{key} ({source.path})")
+    sets = {key: [row for row in some if row is not None] for key, some in found.items()}
+    for key, some in sets.items():
         if not some:
-            raise InputError(f"data.{key}: no rows are left for it; give it a file of its own or a larger fraction")
-        source = getattr(spec, key) if isinstance(getattr(spec, key), Source) else spec.train
-        done[key] = _tokenized(some, source, spec, tokenizer, f"data.{key} ({source.path})")
-    return Prepared(**done)
+            raise InputError(f"data.{key}: the prompts of all its rows are too long; raise data.max_length")
+    return Prepared(**sets, dropped={key: some.count(None) for key, some in found.items() if None in some})
 
 
-def _tokenized(rows: list[Row], source: Source, spec: DataSpec, tokenizer: Any, where: str) -> list[Row]:
+def _keys(source: Source, rows: list[Row], where: str) -> list[str]:
+    """What rows are split by: equal prompts stay together, so that none is trained on and reported on."""
+    if source.text:
+        return [text for (text,) in filled(rows, [source.text], where)]
+    found = filled(rows, [_prompt(source), _completion(source)], where)
+    prompts = [prompt for prompt, _ in found]
+    return prompts if len(set(prompts)) > 1 else ["\n".join(pair) for pair in found]
+
+
+def _tokenized(rows: list[Row], source: Source, spec: DataSpec, tokenizer: Any, where: str) -> list[Row | None]:
     """Pairs, or blocks of plain text in which every token counts; what the source does not say is as in data.train."""
     said = source.text or source.prompt or source.completion
     text = source.text if said else spec.train.text
     if text:
-        texts = [fill(text, row, f"{where}, row {i}") for i, row in enumerate(rows)]
-        done = [{**row, "labels": list(row["input_ids"])} for row in blocks(texts, tokenizer, spec.max_length)]
+        texts = [found for (found,) in filled(rows, [text], where)]
+        done: list[Row | None] = [
+            {**row, "labels": list(row["input_ids"])} for row in blocks(texts, tokenizer, spec.max_length)
+        ]
         if not done:
             raise InputError(f"{where}: holds no text")
         return done
-    return tokenize_pairs(
+    return pairs(
         rows, tokenizer, prompt=source.prompt or _prompt(spec.train), completion=source.completion or _completion(spec.train),
-        max_length=spec.max_length, chat_template=spec.chat_template, completion_only=spec.completion_only, where=where,
+        max_length=spec.max_length, chat_template=spec.chat_template, completion_only=spec.completion_only,
+        drop_long=spec.drop_long, where=where,
     )  # fmt: skip
 
 
@@ -134,7 +157,8 @@ def cost_in_tokens(cell: Cell, prepared: Prepared) -> dict[str, int]:
     if extra and fraction:
         steps = math.ceil(steps / (1 - fraction))
     mean = sum(len(row["input_ids"]) for row in prepared.train) / rows
-    return {"steps": steps, "rows": steps * per_step, "tokens": round(steps * per_step * mean)}
+    dropped = {f"{key} rows left out": count for key, count in prepared.dropped.items()}
+    return {"steps": steps, "rows": steps * per_step, "tokens": round(steps * per_step * mean), **dropped}
 
 
 def _replay(entries: Sequence[Any]) -> tuple[float, bool]:
@@ -196,7 +220,7 @@ def train_cell(
     return Trained(
         trainer.accelerator.unwrap_model(trainer.model), tokenizer, trainer.state.global_step, keeper.seconds,
         sum(gathered(counter.trained)), keeper.history(), parameters, peak_bytes(),
-        {**(plan.notes if plan else {}), "speed": speed.notes()},
+        {**(plan.notes if plan else {}), "speed": speed.notes(), **({"dropped": prepared.dropped} if prepared.dropped else {})},
     )  # fmt: skip
 
 

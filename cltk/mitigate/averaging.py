@@ -15,7 +15,7 @@ from cltk import tensors
 from cltk.data import memory_rows
 from cltk.errors import InputError
 from cltk.mitigate.interface import Mitigator, Plan, Run
-from cltk.mitigate.memory import labelled
+from cltk.mitigate.memory import probe_rows
 from cltk.models import load_model
 from cltk.probe import mean_nll
 from cltk.ranks import agreed
@@ -207,10 +207,8 @@ class LMCocktail(FromStart):
     def setup(self, plan: Plan) -> None:
         """All but the tuned model is at hand now: their losses are taken here."""
         super().setup(plan)
-        source = plan.validation if self.memory is None else memory_rows(self.memory, plan.tokenizer)
-        if source is None or len(source) == 0:
-            raise InputError("lm_cocktail: no examples to weigh by; give the trainer an eval_dataset or pass `memory`")
-        self.rows = [labelled(source[i]) for i in range(min(len(source), self.limit))]
+        rows = plan.validation if self.memory is None else memory_rows(self.memory, plan.tokenizer, limit=self.limit)
+        self.rows = probe_rows(rows, self.limit, "lm_cocktail.memory")
         self.losses, self.others = {"start": mean_nll(plan.model, self.rows)}, []
         for spec in self.models:
             model, weights = fitting(spec, self.anchor, "lm_cocktail.models")

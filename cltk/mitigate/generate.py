@@ -24,7 +24,7 @@ from cltk.errors import InputError, RunError
 from cltk.mitigate.estimators import untouched
 from cltk.mitigate.interface import Mitigator, Plan
 from cltk.mitigate.memory import check_memory, check_number, text_rows
-from cltk.mitigate.replay import mix
+from cltk.mitigate.replay import check_data, mix, old_count
 from cltk.ranks import ranks
 
 BATCH = 16  # samples generated at a time: part of what decides the text
@@ -153,6 +153,7 @@ class SelfReplay(Mitigator):
             return
         if plan.tokenizer is None:
             raise InputError("self_replay: needs a tokenizer; give the trainer a processing_class")
+        old_count(check_data(plan, "self_replay"), self.fraction, "self_replay")  # before anything is written
         contexts, heads = self._contexts(plan)
         texts = self._texts(plan, contexts)
         rows: list[Row] = [{"input_ids": head + text} for head, text in zip(heads, texts, strict=True) if len(head + text) > 1]

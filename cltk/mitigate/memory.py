@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, N positions that count, K columns in which some row co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,21 @@ def labelled(row: Row) -> Row:
     if labels is None:
         labels = [token if all(marks) else IGNORED for token, *marks in zip(ids, *masks, strict=True)]
     return {"input_ids": ids, "labels": list(map(int, labels))}
+
+
+def probe_rows(rows: Any, limit: int | None, name: str) -> list[Row]:
+    """The first `limit` validation rows, as lists with labels.
+
+    Raises:
+        InputError: there are none, they are a mapping of several sets, or not tokenised.
+    """
+    if rows is None or not hasattr(rows, "__len__") or len(rows) == 0:
+        raise InputError(f"{name}: no validation rows; give the trainer an eval_dataset with a length or pass rows")
+    if isinstance(rows, Mapping):
+        raise InputError(f"{name}: eval_dataset holds several sets ({', '.join(map(str, rows))}); pass the rows of one of them")
+    if not isinstance(rows[0], Mapping) or "input_ids" not in rows[0]:
+        raise InputError(f"{name}: the validation rows are not tokenised (no input_ids); pass token rows")
+    return [labelled(rows[i]) for i in range(min(len(rows), limit or len(rows)))]
 
 
 def text_rows(texts: Any, tokenizer: Any, length: int, where: str) -> list[Row]:
@@ -93,13 +108,15 @@ class MemoryBatches:
             raise InputError(f"memory: batch_size must be a whole number of at least 1, got {size!r}")
         self.size, self.seed = size, seed
         self.collate = Collator(0)
+        self.orders: dict[int, list[int]] = {}  # of the running turns
 
     def indices(self, step: int, rank: int = 0, world: int = 1) -> list[int]:
         """Which rows make this rank's batch of this step."""
         first = (step * world + rank) * self.size
         places = [divmod(place, len(self.rows)) for place in range(first, first + self.size)]
-        orders = {turn: self._order(turn) for turn in {turn for turn, _ in places}}
-        return [orders[turn][place] for turn, place in places]
+        turns = {turn for turn, _ in places}
+        self.orders = {turn: self.orders.get(turn) or self._order(turn) for turn in turns}  # a turn lasts many steps
+        return [self.orders[turn][place] for turn, place in places]
 
     def at(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """The padded batch: input_ids, attention_mask, labels, all [B, T]."""

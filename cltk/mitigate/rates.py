@@ -13,6 +13,7 @@ from cltk import tensors
 from cltk.data import memory_rows
 from cltk.errors import InputError
 from cltk.mitigate.interface import Mitigator, Plan, Run
+from cltk.mitigate.memory import probe_rows
 from cltk.probe import mean_nll
 
 
@@ -171,10 +172,8 @@ class EarlyStopping(Mitigator):
         if not self.every:
             return
         rows = self.validation if self.validation is not None else plan.validation
-        if rows is None or len(rows) == 0:
-            raise InputError("early_stopping: no validation rows; give the trainer an eval_dataset or pass `validation`")
-        self.rows = [rows[i] for i in range(min(len(rows), self.limit or len(rows)))]
-        self.old = memory_rows(self.memory, plan.tokenizer)[: self.limit] if self.budget is not None else []
+        self.rows = probe_rows(rows, self.limit, "early_stopping.validation")
+        self.old = memory_rows(self.memory, plan.tokenizer, limit=self.limit) if self.budget is not None else []
         plan.notes["early_stopping"] = {"trace": self.trace, "validation_rows": len(self.rows), "old_rows": len(self.old)}
 
     def start(self, run: Run) -> None:

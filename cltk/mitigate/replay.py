@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -24,12 +26,31 @@ def replay_count(new: int, fraction: float) -> int:
 class Mixed:
     """New rows, then `count` old rows (the memory in turn); the trainer shuffles. Old rows take the new rows' columns.
 
-    Old rows that say what counts (labels, or the masks of TRL) keep it; in others every token counts.
+    Old rows that say what counts (labels, or the masks of TRL) keep it; in others every token counts. Columns that only the
+    new rows have and that no model reads are left out of both.
+
+    Args:
+        reads: whether the trainer's collator gets a column of this name.
+
+    Raises:
+        InputError: a column of the new rows that old rows lack and that cannot be told from their tokens.
     """
 
-    def __init__(self, new: Any, old: Sequence[dict[str, Any]], count: int) -> None:
+    def __init__(
+        self, new: Any, old: Sequence[Row], count: int, name: str = "replay", reads: Callable[[str], bool] = lambda _: True
+    ) -> None:
         self.new, self.old, self.count = new, old, count
-        self.columns = [name for name in new[0] if name in _COLUMNS or not isinstance(new[0][name], str)]
+        first = new[0]
+        self.columns = [
+            column for column, value in first.items() if column in _COLUMNS or (reads(column) and not isinstance(value, str))
+        ]
+        for column in self.columns:
+            if column not in _COLUMNS and column not in old[0]:
+                raise InputError(
+                    f"{name}: the training rows have a column {column!r} that old rows lack; remove the column, or"
+                    " give a memory of rows that have it"
+                )
+        self.like = {column: first[column] for column in self.columns}
 
     def __len__(self) -> int:
         return len(self.new) + self.count
@@ -40,18 +61,31 @@ class Mixed:
             return {name: row[name] for name in self.columns}
         if index >= len(self):
             raise IndexError(index)  # what ends an iteration
-        row = labelled(self.old[(index - len(self.new)) % len(self.old)])
-        return {name: _COLUMNS[name](row["input_ids"], row["labels"]) for name in self.columns if name in _COLUMNS}
+        given = self.old[(index - len(self.new)) % len(self.old)]
+        row = labelled(given)
+        return {
+            name: _as(like, _COLUMNS[name](row["input_ids"], row["labels"]) if name in _COLUMNS else given[name])
+            for name, like in self.like.items()
+        }
+
+
+def _as(like: Any, value: Any) -> Any:
+    """`value` as a tensor or array where the new rows' are (datasets' set_format)."""
+    if isinstance(like, Tensor):
+        return torch.as_tensor(value, dtype=like.dtype)
+    return np.asarray(value, dtype=like.dtype) if isinstance(like, np.ndarray | np.generic) else value
 
 
 def _marks(ids: list[int], labels: list[int]) -> list[int]:
     return [int(label != IGNORED) for label in labels]
 
 
-_COLUMNS = {  # how a column of a token row looks, from its ids and labels
+_COLUMNS: dict[str, Callable[[list[int], list[int]], Any]] = {  # how a column of a token row looks, from its ids and labels
     "input_ids": lambda ids, labels: ids,
     "labels": lambda ids, labels: labels,
     "attention_mask": lambda ids, labels: [1] * len(ids),
+    "token_type_ids": lambda ids, labels: [0] * len(ids),
+    "position_ids": lambda ids, labels: list(range(len(ids))),
     "completion_mask": _marks,
     "assistant_masks": _marks,
     "length": lambda ids, labels: len(ids),
@@ -68,6 +102,7 @@ class Replay(Mitigator):
     task is seen exactly as often as without replay and the steps grow by 1 / (1 - p). With `extra_steps=False` the
     number of steps stays what it was, and the new task gets the share 1 - p of it. Every token of an old row counts
     in the loss, so that with short completions the share of counted tokens that are old is far above p: the record has both.
+    Where the trainer packs (TRL's `packing`), p is the share of packed rows; the record has sequences and tokens.
 
     Args:
         memory: old-domain text or token rows (see `cltk.data.memory_rows`).
@@ -89,7 +124,8 @@ class Replay(Mitigator):
 
     def setup(self, plan: Plan) -> None:
         if self.fraction:
-            old = memory_rows(self.memory, plan.tokenizer, self.length)
+            count = old_count(check_data(plan, "replay"), self.fraction, "replay")
+            old = memory_rows(self.memory, plan.tokenizer, self.length, limit=count)
             plan.notes["replay"] = mix(plan, old, self.fraction, self.extra_steps, "replay")
 
 
@@ -103,18 +139,34 @@ def mix(plan: Plan, old: Sequence[Row], fraction: float, extra_steps: bool, name
         InputError: training data without length or input_ids, or a fraction that is less than one row.
     """
     new = check_data(plan, name)
-    lengths = [len(new[i]["input_ids"]) for i in range(len(new))]
-    count = replay_count(len(new), fraction)
-    if count == 0:
-        raise InputError(f"{name}.fraction: {fraction} of {len(new)} rows is less than one old row; raise it")
+    count = old_count(new, fraction, name)
     before, after = _steps(plan.args, len(new), len(new) + count, None if not extra_steps else fraction)
-    plan.data = Mixed(new, old, count)
+    tokens, counted, sequences = _tokens(new)
+    plan.data = Mixed(new, old, count, name, _reads(plan))
     old_tokens = sum(len(old[i % len(old)]["input_ids"]) for i in range(count))
     return {
         "fraction": fraction, "extra_steps": extra_steps, "steps": after, "steps_without": before,
         "new_rows": len(new), "old_rows": count, "old_rows_distinct": min(count, len(old)),
-        "new_tokens": sum(lengths), "old_tokens": old_tokens, "new_tokens_counted": _counted(new),
+        "new_tokens": tokens, "old_tokens": old_tokens, "new_tokens_counted": counted,
+        **({"new_sequences": sequences} if sequences > len(new) else {}),  # the trainer's rows are packed
     }  # fmt: skip
+
+
+def old_count(new: Any, fraction: float, name: str) -> int:
+    """`replay_count` for the training rows `new`. Raises InputError when it is less than one row."""
+    count = replay_count(len(new), fraction)
+    if count == 0:
+        raise InputError(f"{name}.fraction: {fraction} of {len(new)} rows is less than one old row; raise it")
+    return count
+
+
+def _reads(plan: Plan) -> Callable[[str], bool]:
+    """Whether a column reaches the collator: Trainer drops what the model's forward does not take."""
+    if not getattr(plan.args, "remove_unused_columns", False):
+        return lambda column: True
+    model = plan.model.get_base_model() if hasattr(plan.model, "get_base_model") else plan.model
+    taken = inspect.signature(model.forward).parameters
+    return lambda column: column in taken
 
 
 def check_data(plan: Plan, name: str) -> Any:
@@ -136,13 +188,24 @@ def _steps(args: Any, rows: int, mixed: int, fraction: float | None) -> tuple[in
     if fraction is None:
         args.max_steps = before
     elif args.max_steps > 0:
-        args.max_steps = math.ceil(args.max_steps / (1 - fraction))
+        args.max_steps = replay_steps(args.max_steps, fraction)
     return before, args.max_steps if args.max_steps > 0 else steps(mixed)
 
 
-def _counted(rows: Any) -> int:
-    """Tokens of the new rows that count in the loss."""
-    return sum(sum(label != IGNORED for label in rows[i].get("labels", rows[i]["input_ids"])) for i in range(len(rows)))
+def replay_steps(steps: int, fraction: float) -> int:
+    """Steps in which the new task keeps its `steps`: ceil(steps / (1 - p)), of the decimal number that p is written as."""
+    return math.ceil(steps / (1 - Fraction(str(fraction))))
+
+
+def _tokens(rows: Any) -> tuple[int, int, int]:
+    """Tokens of the new rows, those that count in the loss, and sequences (a packed row is several)."""
+    total = counted = sequences = 0
+    for i in range(len(rows)):  # read once: a row of a data set is decoded anew at every look
+        row = rows[i]
+        labels = labelled(row)["labels"]
+        total, counted = total + len(labels), counted + sum(label != IGNORED for label in labels)
+        sequences += len(row["seq_lengths"]) if row.get("seq_lengths") is not None else 1
+    return total, counted, sequences
 
 
 def algorithm_r(kept: Sequence[Any], seen: int, rows: Sequence[Any], size: int, seed: int) -> tuple[list[Any], int]:
@@ -223,8 +286,9 @@ class Reservoir(Mitigator):
 
     def finish(self, run: Run) -> None:
         if self.new is not None:
-            new = [labelled(self.new[i]) for i in range(len(self.new))]
-            self.rows, self.seen = algorithm_r(self.rows, self.seen, new, self.size, self.seed)
+            # indices go through the draw, so that only the rows that stay are read
+            kept, self.seen = algorithm_r(self.rows, self.seen, range(len(self.new)), self.size, self.seed)
+            self.rows = [labelled(self.new[row]) if isinstance(row, int) else row for row in kept]
             self.new = None
 
     def state_dict(self) -> dict[str, Any]:

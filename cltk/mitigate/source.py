@@ -65,7 +65,7 @@ def importance_of(source: Any, plan: Plan) -> Importance:
         source.check(plan.model)
         return source
     arguments = {**DEFAULTS, **source}
-    rows = memory_rows(arguments.pop("memory"), plan.tokenizer, arguments.pop("block", 256))
+    rows = memory_rows(arguments.pop("memory"), plan.tokenizer, arguments.pop("block", 256), limit=arguments["samples"])
     control = arguments.pop("control", None)
     found = fisher(plan.model, rows, **arguments) if plan.cache is None else _cached(Path(plan.cache), plan, rows, arguments)
     return {"shuffled": found.shuffled, "uniform": found.uniform}[control]() if control else found

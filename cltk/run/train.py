@@ -149,13 +149,15 @@ def training_arguments(train: dict[str, Any], seed: int, output: Path, where: An
 
 def cost_in_tokens(cell: Cell, prepared: Prepared) -> dict[str, int]:
     """What the cell will train on: steps, rows and tokens, without loading weights (replay included)."""
+    from cltk.mitigate.replay import replay_steps
+
     args = training_arguments(cell.config.train, cell.config.seed, Path("unused"))
     fraction, extra = _replay(cell.config.mitigators)
     rows = len(prepared.train)
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(rows / per_step) * args.num_train_epochs)
     if extra and fraction:
-        steps = math.ceil(steps / (1 - fraction))
+        steps = replay_steps(steps, fraction)
     mean = sum(len(row["input_ids"]) for row in prepared.train) / rows
     dropped = {f"{key} rows left out": count for key, count in prepared.dropped.items()}
     return {"steps": steps, "rows": steps * per_step, "tokens": round(steps * per_step * mean), **dropped}

@@ -90,3 +90,32 @@ def test_batch_size_is_the_trainers() -> None:
     plan: Any = SimpleNamespace(tokenizer=None, args=SimpleNamespace(per_device_train_batch_size=3))
     assert memory_batches(ROWS, plan, None, 8, 0).size == 3
     assert memory_batches(ROWS, plan, 2, 8, 0).size == 2
+
+
+def test_validation_rows_of_any_make(tiny: Any) -> None:
+    """Several sets, rows without tokens and none are refused by name; TRL's masks say what counts."""
+    from cltk.mitigate.memory import probe_rows
+
+    sets = {"a": [{"input_ids": [1, 2]}], "b": [{"input_ids": [3, 4]}]}
+    for rows, said in (
+        (sets, r"several sets \(a, b\)"),
+        ([{"text": "x"}], "not tokenised"),
+        ([], "no validation"),
+        (None, "no val"),
+    ):
+        with pytest.raises(InputError, match=f"early_stopping: .*{said}"):
+            probe_rows(rows, 4, "early_stopping")
+    found = probe_rows([{"input_ids": [1, 2, 3], "completion_mask": [0, 0, 1]}] * 3, 2, "early_stopping")
+    assert found == [{"input_ids": [1, 2, 3], "labels": [-100, -100, 3]}] * 2
+
+
+def test_a_turn_is_drawn_once() -> None:
+    """Drawn at every step it would cost as much as the memory is large."""
+    batches = MemoryBatches([{"input_ids": [i, i + 1]} for i in range(1000)], 4)
+    drawn: list[int] = []
+    order = batches._order
+    batches._order = lambda turn: drawn.append(turn) or order(turn)  # type: ignore[method-assign, func-returns-value]
+    seen = [batches.indices(step) for step in range(300)]
+    assert drawn == [0, 1]
+    fresh = MemoryBatches(batches.rows, 4)
+    assert [fresh.indices(step) for step in range(299, -1, -1)] == seen[::-1]

@@ -14,7 +14,7 @@ import cltk
 from cltk import tensors
 from cltk.errors import InputError, RunError
 from cltk.mitigate.interface import Plan, Run
-from cltk.mitigate.replay import Mixed, algorithm_r
+from cltk.mitigate.replay import Mixed, algorithm_r, replay_steps
 
 
 def rows(start: int, n: int) -> list[dict[str, Any]]:
@@ -116,3 +116,83 @@ def test_refusals() -> None:
         cltk.Reservoir(4, 0.1).setup(plan(iter(rows(0, 3))))
     with pytest.raises(InputError, match="less than one old row"):
         cltk.Replay(rows(0, 2), 0.01).setup(plan(rows(0, 3)))
+
+
+@pytest.mark.parametrize(
+    ("steps", "fraction", "expected"),
+    [(21, 0.3, 30), (10, 0.5, 20), (10, 0.05, 11), (19, 0.05, 20), (7, 0.0, 7), (90, 0.1, 100)],
+)
+def test_steps_are_those_of_the_decimal_number(steps: int, fraction: float, expected: int) -> None:
+    assert replay_steps(steps, fraction) == expected
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", None])
+def test_old_rows_look_like_the_new_ones(kind: str | None) -> None:
+    """datasets' set_format: a batch of tensors and lists cannot be made."""
+    from datasets import Dataset
+    from transformers import default_data_collator
+
+    new = Dataset.from_list(rows(0, 4)).with_format(kind)
+    mixed = Mixed(new, [{"input_ids": [7, 8, 9]}], 4)
+    assert {type(row["input_ids"]) for row in mixed} == {type(new[0]["input_ids"])}
+    batch = default_data_collator(list(mixed))
+    assert batch["labels"].tolist() == [[-100, i + 1, i + 2] for i in range(4)] + [[7, 8, 9]] * 4
+
+
+def test_columns_are_filled_kept_or_refused() -> None:
+    new = [row | {"token_type_ids": [0, 0, 0], "position_ids": [0, 1, 2], "weight": 0.5, "name": "x"} for row in rows(0, 2)]
+    with pytest.raises(InputError, match="column 'weight' that old rows lack"):
+        Mixed(new, [{"input_ids": [7, 8]}], 1)
+    old = [{"input_ids": [7, 8], "weight": 2.0}]
+    expected = {"input_ids": [7, 8], "labels": [7, 8], "token_type_ids": [0, 0], "position_ids": [0, 1], "weight": 2.0}
+    assert Mixed(new, old, 1)[2] == expected
+    left = Mixed(new, [{"input_ids": [7, 8]}], 1, reads=lambda name: name != "weight")  # what Trainer drops anyway
+    assert set(left[0]) == set(left[2]) == set(expected) - {"weight"}
+
+
+def test_a_row_is_read_once_and_a_memory_no_further_than_needed(tokenizer: Any) -> None:
+    looked: list[int] = []
+
+    class Data:
+        def __len__(self) -> int:
+            return 200
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            looked.append(i)
+            return rows(i, 1)[0]
+
+    made = plan(Data())
+    made.tokenizer = tokenizer
+    cltk.Replay(["the cat sat on the mat"] * 5_000, 0.05, length=8).setup(made)
+    assert len(looked) < 210
+    note = made.notes["replay"]
+    assert (note["new_tokens"], note["new_tokens_counted"], note["old_rows"], note["old_tokens"]) == (600, 400, 11, 88)
+    assert len(made.data.old) == 11
+
+
+def test_masks_of_trl_say_what_counts() -> None:
+    made = plan([{"input_ids": [1, 2, 3, 4], "completion_mask": [0, 0, 1, 1]}] * 20)
+    cltk.Replay(rows(50, 3), 0.2).setup(made)
+    assert made.notes["replay"]["new_tokens_counted"] == 40
+
+
+def test_packed_rows_are_told() -> None:
+    made = plan([{"input_ids": [1, 2, 3, 4], "seq_lengths": [1, 3]}] * 20)
+    cltk.Replay(rows(50, 3), 0.2).setup(made)
+    assert made.notes["replay"]["new_sequences"] == 40
+
+
+def test_the_reservoir_reads_only_what_it_keeps() -> None:
+    looked: list[int] = []
+
+    class Data(list):  # type: ignore[type-arg]
+        def __getitem__(self, i: Any) -> Any:
+            looked.append(i)
+            return super().__getitem__(i)
+
+    method = cltk.Reservoir(3, 0.0)
+    data = Data(rows(0, 500))
+    trained(method, data)
+    assert len(method.rows) == 3
+    assert len(looked) < 10
+    assert method.rows == algorithm_r([], 0, rows(0, 500), 3, 0)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +12,8 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 R = TypeVar("R")
+PATIENCE = 60.0  # seconds that a failed rank waits for the others
+_regrouped = 0  # how often
 
 
 def join() -> None:
@@ -19,6 +22,34 @@ def join() -> None:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available())
+
+
+def regroup(problem: str) -> str:
+    """After a failure: the ranks give up what they do together and begin anew. The problem of the rank that failed first.
+
+    The connections of this rank are closed, so that ranks that wait for it in a collective fail as well and come here.
+    Every rank that failed, or lost the others, must call it.
+
+    Raises:
+        TimeoutError: a rank did not come; the processes cannot go on together.
+    """
+    global _regrouped
+    if not together():
+        return problem
+    rank, world, backend = dist.get_rank(), dist.get_world_size(), dist.get_backend()
+    store = dist.distributed_c10d._get_default_store()
+    _regrouped += 1
+    name = f"cltk/{_regrouped}"
+    if store.add(f"{name}/failed", 1) == 1:
+        store.set(f"{name}/problem", problem)
+    dist.destroy_process_group()
+    store.set(f"{name}/{rank}", "here")
+    try:
+        store.wait([f"{name}/{one}" for one in range(world)], timedelta(seconds=PATIENCE))
+    except RuntimeError:
+        raise TimeoutError(f"the other processes did not stop within {PATIENCE:.0f} s") from None
+    dist.init_process_group(backend, store=dist.PrefixStore(name, store), rank=rank, world_size=world)
+    return store.get(f"{name}/problem").decode()
 
 
 def together() -> bool:

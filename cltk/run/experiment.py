@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import shutil
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +16,15 @@ from cltk import assets
 from cltk.errors import CltkError, DiskError, InputError, RunError
 from cltk.files import check_folder, locked
 from cltk.measure.tasks import functions
-from cltk.ranks import agreed, first, join, together
+from cltk.ranks import agreed, first, gathered, join, regroup
 from cltk.run import records
+from cltk.run.ahead import check_margins, check_training
 from cltk.run.cells import FAILED, Tell, Work, clean
 from cltk.run.config import Cell, Plan, load_config
 from cltk.run.inputs import Inputs
 from cltk.run.trouble import explained
+
+LONGEST = 400  # characters of an error that is not cltk's
 
 
 def load(file: str | Path, out: str | Path | None = None, trust: bool = False) -> ExperimentRun:
@@ -79,6 +85,13 @@ class ExperimentRun:
         for cell in self.cells:
             self.inputs.tasks(cell)  # builds every prompt
             self.inputs.digest(cell)
+        try:
+            for cell in map(self.cells.__getitem__, self.missing()):
+                check_margins(cell.config.evals.margins, self.inputs.suite(cell))
+                for training in cell.trainings:
+                    check_training(training)
+        except InputError as error:
+            raise InputError(f"{self.plan.file}: {error}") from None
 
     def _check_trust(self) -> None:
         """A file that came from elsewhere runs no code unless the user says so outside of it."""
@@ -133,22 +146,46 @@ class ExperimentRun:
         return [records.read_json(self.folder(cell) / records.RECORD) for cell in self.cells]
 
     def attempt(self, order: int, say: Tell) -> str:
-        """Do one cell. A failure is kept in its folder; what went wrong, or "" when a record was written."""
+        """Do one cell. A failure, of whatever kind, is kept in its folder; what went wrong, or "" when a record was written.
+
+        Ranks that work together fail together, also where one of them did alone, and go on with the next cell.
+
+        Raises:
+            RunError: one rank failed and the others cannot be stopped.
+        """
         cell, total = self.cells[order], len(self.cells)
         say(cell.name, order + 1, total, "cell")
         try:
             with explained(cell.config, self.folder(cell)):
                 self.work(say).cell(cell, order)
+                gathered(order)  # a rank that failed comes here too late, and takes the others with it
             return ""
-        except CltkError as error:
-            failure = {"cell": cell.name, "method": cell.method, "error": str(error), "kind": type(error).__name__}
+        except BrokenPipeError:  # whoever read the progress is gone
+            raise
+        except Exception as error:
+            failure = _failure(cell, error)
+            try:
+                failure = json.loads(regroup(json.dumps(failure)))
+            except TimeoutError as lost:
+                raise RunError(f"{cell.name}: {failure['error']}; {lost}") from error
             with suppress(DiskError):
                 if first():
-                    records.write_json(self.folder(cell) / FAILED, failure | {"step": getattr(error, "step", None)})
-            say(f"{cell.name} failed: {error}", order + 1, total, "failed")
-            if together():
-                raise  # the ranks are no longer in step
-            return f"{cell.name}: {error}"
+                    records.write_json(self.folder(cell) / FAILED, failure)
+        gc.collect()  # what the failed training held
+        say(f"{cell.name} failed: {failure['error']}", order + 1, total, "failed")
+        return f"{cell.name}: {failure['error']}"
+
+
+def _failure(cell: Cell, error: Exception) -> dict[str, Any]:
+    """What `failed.json` says: of an exception that is not cltk's its kind too, in one line."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, CltkError):
+        short = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        text = f"{type(error).__name__}: {short}"
+    return {
+        "cell": cell.name, "method": cell.method, "error": text.rstrip(": "), "kind": type(error).__name__,
+        "step": getattr(error, "step", None), "traceback": traceback.format_exception(error),
+    }  # fmt: skip
 
 
 def _silent(what: str, done: int, total: int, detail: str) -> None:

@@ -33,7 +33,7 @@ def record(inputs: Inputs, cell: Cell, order: int, pre: Scores, legs: list[Leg])
     learn, post = inputs.learned(cell), legs[-1].scores
     retain = [name for name in pre.tasks if name not in learn]
     results = {
-        role: compare(_only(pre, names), _only(post, names), margins=cell.config.evals.margins or None)
+        role: compare(_only(pre, names), _only(post, names), margins=margins_of(cell.config.evals.margins, _only(pre, names)))
         for role, names in (("retain", retain), ("learn", learn))
         if names
     }
@@ -51,6 +51,12 @@ def record(inputs: Inputs, cell: Cell, order: int, pre: Scores, legs: list[Leg])
         **{role: without_samples(result) for role, result in results.items()},
         **({"stream": stream(cell, [pre, *(leg.scores for leg in legs)])} if cell.config.stages else {}),
     }  # fmt: skip
+
+
+def margins_of(margins: dict[str, float], scores: Scores) -> dict[str, float]:
+    """The margins of metrics that are among these scores: old tasks and the new one need not share any."""
+    metrics = {metric for task in scores.tasks.values() for metric in task.values}
+    return {metric: margin for metric, margin in margins.items() if metric in metrics}
 
 
 def stream(cell: Cell, scores: list[Scores]) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""What Trainer would refuse only once it trains, asked of the same functions before weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from cltk.errors import InputError
+from cltk.measure.evaluate import Suite
+from cltk.run.config import Cell
+from cltk.run.methods import nearest
+from cltk.run.needs import split
+from cltk.run.train import training_arguments
+
+CHOICE = ("logprob", "margin")  # of every multiple-choice task, beside its own
+EVALUATED = ("eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")  # what Trainer's evaluation gives
+
+
+def check_training(cell: Cell) -> None:
+    """That this machine has what a training's arguments and methods ask for, and that they fit together.
+
+    Raises:
+        InputError: an optimizer, reporter, kernel or adapter that is not installed; settings of the optimizer or the
+            schedule that they do not take; a metric for the best model that no evaluation gives.
+    """
+    args = training_arguments(cell.config.train, cell.config.seed, Path("unused"))
+    for name in args.report_to:
+        _reporter(name)
+    if args.use_liger_kernel and find_spec("liger_kernel") is None:
+        raise InputError("train.use_liger_kernel: the package liger-kernel is not installed; install it, or remove the key")
+    if args.batch_eval_metrics:
+        raise InputError("train.batch_eval_metrics: evaluations during training compute no metrics; remove the key")
+    metric = args.metric_for_best_model
+    if metric and str(args.eval_strategy.value) != "no" and "eval_" + metric.removeprefix("eval_") not in EVALUATED:
+        raise InputError(f"train.metric_for_best_model: no evaluation gives {metric!r}{nearest(metric, EVALUATED)}")
+    _schedule(args, _optimizer(args))
+    adapters = any(name == "lora" and arguments.get("r", 1) for name, arguments in map(split, cell.config.mitigators))
+    if adapters and find_spec("peft") is None:
+        raise InputError("lora: needs the package peft; pip install peft")
+
+
+def _reporter(name: str) -> None:
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        for callback in get_reporting_integration_callbacks([name]):
+            callback()
+    except Exception as error:
+        raise InputError(f"train.report_to: {name} cannot be used here ({_reason(error)}); install it, or remove it") from None
+
+
+def _optimizer(args: Any) -> Any:
+    """The optimizer on a parameter of its own; SGD in its place where it can only be made of the whole model."""
+    import torch
+    from transformers import Trainer
+
+    parameters = [torch.nn.Parameter(torch.zeros(2, 2))]
+    try:
+        cls, settings = Trainer.get_optimizer_cls_and_kwargs(args, None)
+        if (
+            isinstance(cls, type)
+            and issubclass(cls, torch.optim.Optimizer)
+            and not {"params", "optimizer_dict"} & set(settings)
+        ):
+            return cls(parameters, **settings)
+    except Exception as error:
+        if isinstance(error, ImportError) or "model" not in str(error):  # some are made of the model's own layers
+            raise InputError(f"train.optim: {args.optim.value} cannot be used here ({_reason(error)})") from None
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def _schedule(args: Any, optimizer: Any) -> None:
+    from transformers import get_scheduler
+
+    steps = args.max_steps if args.max_steps > 0 else 100
+    try:
+        get_scheduler(
+            args.lr_scheduler_type, optimizer=optimizer, num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps, scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )  # fmt: skip
+    except Exception as error:
+        raise InputError(
+            f"train.lr_scheduler_type: {args.lr_scheduler_type.value} cannot be made with lr_scheduler_kwargs"
+            f" {args.lr_scheduler_kwargs or {}} ({_reason(error)})"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def check_margins(margins: Mapping[str, float], suite: Suite) -> None:
+    """That every margin is of a metric that something measured has, and above 0.
+
+    Raises:
+        InputError: it names the nearest.
+    """
+    metrics = {"nll", "bits_per_byte"} if suite.texts else set()
+    for task in (suite.load() or {"tasks": {}})["tasks"].values():
+        metrics |= {*task.aggregation(), *(CHOICE if task.OUTPUT_TYPE == "multiple_choice" else ())}
+    for metric, margin in margins.items():
+        if not margin > 0:
+            raise InputError(f"evals.margins.{metric}: must be above 0, got {margin}")
+        if metric.split(",")[0] not in metrics:
+            raise InputError(f"evals.margins.{metric}: nothing that is measured has this metric{nearest(metric, metrics)}")

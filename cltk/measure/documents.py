@@ -1,62 +1,204 @@
-"""Per-document values of a task, from what lm-eval logged of each document."""
+"""Per-document values of a task, from what lm-eval logged of each document and from the task's own rules."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from cltk.errors import InputError
+from cltk.measure.choices import choices_of
+from cltk.measure.corpus import MISSING, NoIntervalError, corpus_scores
 from cltk.measure.scores import TaskScores
 
+UNDECLARED = "whether higher is better is not declared; say higher_is_better in the task's metric_list"
 
-def task_scores(name: str, samples: list[dict[str, Any]], raw: dict[str, Any], settings: dict[str, Any]) -> TaskScores:
-    """The per-document numbers of one task from what lm-eval logged; `settings` are the suite's."""
-    better = {metric: bool(flag) for metric, flag in raw["higher_is_better"][name].items() if flag is not None}
-    kept = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+
+def task_scores(task: Any, name: str, samples: list[dict[str, Any]], raw: dict[str, Any], settings: dict[str, Any]) -> TaskScores:
+    """The numbers of one task from what lm-eval logged; `settings` are the suite's.
+
+    A metric keeps its own name under the task's first filter and is NAME,FILTER under every other. What is made of its
+    values follows from the task's aggregation alone (`_add`), so that it is the same for every model.
+    """
+    first = samples[0]["filter"]
+    kept = [sample for sample in samples if sample["filter"] == first]
+    place = {sample["doc_id"]: i for i, sample in enumerate(kept)}
     config = raw["configs"][name]
-    values: dict[str, list[float]] = {}
-    for sample in samples:
-        for metric in sample["metrics"]:
-            for label, score in _scalars(metric, sample[metric]).items():
-                key = label if sample["filter"] in ("none", samples[0]["filter"]) else f"{label},{sample['filter']}"
-                values.setdefault(key, []).append(score)
-                better.setdefault(key, better.get(metric, label not in ("nll", "bits_per_byte", "perplexity")))
-    choices = []
-    if config.get("output_type") == "multiple_choice":
-        extra = [_choice_scores(sample) for sample in kept]
-        if all(extra):
-            for key in ("logprob", "margin"):
-                values[key] = [float(e[key]) for e in extra]
-                better[key] = True
-            choices = [int(e["choices"]) for e in extra]
-    values = {metric: scores for metric, scores in values.items() if len(scores) == len(kept)}
-    cluster = (config.get("metadata") or {}).get("cluster")
-    return TaskScores(
-        task=name, values=values, higher_is_better={metric: better[metric] for metric in values},
+    scores = TaskScores(
+        task=name, values={}, higher_is_better={},
         doc_hash=[sample["doc_hash"] for sample in kept], prompt_hash=[sample["prompt_hash"] for sample in kept],
-        choices=choices, cluster=[str(sample["doc"][cluster]) for sample in kept] if cluster else [],
+        cluster=clusters(name, config, [sample["doc"] for sample in kept]),
         settings={"num_fewshot": raw["n-shot"][name], "version": raw["versions"][name], **settings},
     )  # fmt: skip
+    items: dict[tuple[str, str], list[Any]] = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            items.setdefault((metric, sample["filter"]), [MISSING] * len(kept))[place[sample["doc_id"]]] = sample[metric]
+    for (metric, chosen), found in items.items():
+        _add(scores, task, metric, "" if chosen == first else f",{chosen}", found)
+    _add_choices(scores, choices_of(task, kept))
+    return scores
 
 
-def _scalars(metric: str, value: Any) -> dict[str, float]:
-    """The per-document numbers in lm-eval's metric; rolling log-likelihoods come as (sum of log-probabilities, weight)."""
-    if isinstance(value, bool | int | float | np.floating | np.integer):
-        return {metric: float(value)}
-    if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(x, int | float) for x in value):
-        total, weight = value
-        if metric == "bits_per_byte" and weight:
-            return {"bits_per_byte": -total / weight / float(np.log(2))}
-    return {}
+def clusters(name: str, config: dict[str, Any], documents: Sequence[Any]) -> list[str]:
+    """Labels of dependent documents, from the column that the task's `metadata: {cluster: COLUMN}` names."""
+    column = (config.get("metadata") or {}).get("cluster")
+    if column and (odd := next((doc for doc in documents if column not in doc), None)) is not None:
+        raise InputError(f"task {name}: metadata.cluster names {column!r}, which is no column; they are {', '.join(odd)}")
+    return [str(doc[column]) for doc in documents] if column else []
 
 
-def _choice_scores(sample: dict[str, Any]) -> dict[str, float]:
-    """Log-probability of the correct choice and its margin over the best wrong one, from the scored choices."""
-    scores = [response[0] if isinstance(response, tuple | list) else response for response in sample["filtered_resps"]]
-    target = sample["target"]
-    if isinstance(target, str) and target.strip().lstrip("-").isdigit():
-        target = int(target)
-    if not isinstance(target, int) or not 0 <= target < len(scores) or len(scores) < 2:
-        return {}
-    wrong = [score for i, score in enumerate(scores) if i != target]
-    return {"logprob": scores[target], "margin": scores[target] - max(wrong), "choices": len(scores)}
+def direction(task: Any, metric: str) -> bool | None:
+    """Whether higher is better: as the task declares it, else as lm-eval does for its own metrics; None when nobody says."""
+    from lm_eval.api.registry import is_higher_better
+
+    declared = (task.higher_is_better() or {}).get(metric)
+    return is_higher_better(metric) if declared is None else bool(declared)
+
+
+def unmeasurable(task: Any) -> str:
+    """Why no metric of this task can be compared, known from made-up answers to its first document; "" when one can."""
+    metrics = list(getattr(task, "_metric_fn_list", None) or task.aggregation())
+    doc = task.eval_docs[0]
+    if not getattr(task, "UNSAFE_CODE", False):
+        try:
+            metrics = list(task.process_results(doc, _made_up(task, doc)))
+        except Exception:  # noqa: BLE001 - the task's own code, which may not understand such answers
+            pass
+    reasons = {metric: "it is no number" if _is(task, metric, "bypass_agg") else UNDECLARED for metric in metrics
+               if _is(task, metric, "bypass_agg") or direction(task, metric) is None}  # fmt: skip
+    if metrics and len(reasons) == len(set(metrics)):
+        return "; ".join(f"metric {metric}: {reason}" for metric, reason in reasons.items())
+    return ""
+
+
+def _made_up(task: Any, doc: Any) -> list[Any]:
+    """Answers of the form that the task's output type asks for."""
+    if task.OUTPUT_TYPE == "multiple_choice":
+        count = len(task.doc_to_choice(doc)) * (2 if "acc_mutual_info" in task.aggregation() else 1)
+        return [(-1.0 - i, False) for i in range(count)]
+    return {"loglikelihood": [(-1.0, False)], "loglikelihood_rolling": [-1.0]}.get(task.OUTPUT_TYPE, [""])
+
+
+def _is(task: Any, metric: str, *names: str) -> bool:
+    """Whether the task aggregates the metric by one of these functions of lm-eval; `mean` where it names none, as lm-eval."""
+    from lm_eval.api import metrics
+
+    return task.aggregation().get(metric, metrics.mean) in [getattr(metrics, name) for name in names]
+
+
+def _add(scores: TaskScores, task: Any, metric: str, suffix: str, items: list[Any]) -> None:
+    """One metric into `scores`: per document where its aggregation is a mean, of the corpus elsewhere.
+
+    mean, nanmean and functions of the task that average numbers: the numbers, weight 0 where the aggregation leaves a
+    document out. perplexity = exp(-mean): lm-eval's values are log-probabilities; nll = -value per document, and the
+    perplexity of the corpus. bits_per_byte: -log2 p / bytes, weighted by bytes, which is lm-eval's ratio of sums.
+    """
+    from lm_eval.api import metrics
+
+    better, key = direction(task, metric), metric + suffix
+    if better is None or _is(task, metric, "bypass_agg"):
+        scores.left_out[key] = UNDECLARED if better is None else "it is no number"
+        return
+    pairs = [_pair(item) for item in items]
+    if _is(task, metric, "perplexity"):
+        nll = [None if (number := _number(item)) is None else -number for item in items]
+        _keep(scores, ("nll" if metric == "perplexity" else f"{metric}_nll") + suffix, False, nll)
+    elif _is(task, metric, "bits_per_byte") and all(pair is not None and (pair[1] > 0 or pair == (0, 0)) for pair in pairs):
+        sizes = [pair[1] for pair in pairs if pair]
+        bits = [-pair[0] / pair[1] / math.log(2) if pair[1] else None for pair in pairs if pair]
+        _keep(scores, key, better, bits, sizes)
+        return
+    aggregation = task.aggregation().get(metric, metrics.mean)
+    found = None if _is(task, metric, "perplexity") else _averaged(aggregation, items)
+    if found is not None:
+        _keep(scores, key, better, found)
+        return
+    try:
+        scores.corpus[key] = corpus_scores(scores.task, items, aggregation, scores.cluster)
+        scores.higher_is_better[key] = better
+    except NoIntervalError as error:
+        scores.left_out[key] = str(error)
+
+
+def _averaged(aggregation: Any, items: list[Any]) -> list[float | None] | None:
+    """The numbers that the aggregation averages, None for documents it leaves out; None when it is no such mean.
+
+    Whether a function averages, and which values it leaves out, is seen from two numbers that it is given beside each.
+    """
+    from lm_eval.api import metrics
+
+    numbers = [_number(item) for item in items]
+    if any(number is None and item is not MISSING for number, item in zip(numbers, items, strict=True)):
+        return None
+    if aggregation is metrics.mean:
+        return numbers
+    if aggregation is metrics.nanmean:
+        return [None if number is None or math.isnan(number) else number for number in numbers]
+    seen: dict[Any, float | None] = {}
+    for item, number in zip(items, numbers, strict=True):
+        if number is not None and number not in seen:
+            try:
+                beside = float(aggregation([0.25, item, 0.75]))
+                pair = float(aggregation([0.25, 0.75]))
+            except Exception:  # noqa: BLE001 - the task's own code
+                return None
+            if not math.isclose(pair, 0.5) or not (math.isclose(beside, 0.5) or math.isclose(3 * beside, 1 + number)):
+                return None
+            seen[number] = number if math.isclose(3 * beside, 1 + number) else None
+    kept = [None if number is None else seen[number] for number in numbers]
+    there = [number for number in kept if number is not None]
+    try:
+        whole = float(aggregation([item for item in items if item is not MISSING]))
+    except Exception:  # noqa: BLE001 - the task's own code
+        return None
+    return kept if there and math.isclose(whole, math.fsum(there) / len(there), rel_tol=1e-9, abs_tol=1e-12) else None
+
+
+def _keep(scores: TaskScores, key: str, better: bool, values: list[float | None], weights: list[float] | None = None) -> None:
+    """Values by document; a document without one has the value 0 and the weight 0."""
+    odd = [i for i, value in enumerate(values) if value is not None and not math.isfinite(value)]
+    if odd or all(value is None for value in values):
+        scores.left_out[key] = f"that of document {odd[0]} is {values[odd[0]]}" if odd else "no document has a number"
+        return
+    scores.values[key] = [0.0 if value is None else value for value in values]
+    scores.higher_is_better[key] = better
+    if weights is not None or None in values:
+        scores.weights[key] = weights if weights is not None else [float(value is not None) for value in values]
+
+
+def _number(value: Any) -> float | None:
+    """Python's and numpy's numbers and booleans, and arrays of one element."""
+    if value is MISSING or isinstance(value, str | bytes | list | tuple | dict) or value is None:
+        return None
+    try:
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    """(sum of log-probabilities, weight) as lm-eval gives it for a whole text."""
+    if isinstance(value, tuple | list) and len(value) == 2:
+        total, weight = map(_number, value)
+        return None if total is None or weight is None else (total, weight)
+    return None
+
+
+def _add_choices(scores: TaskScores, choices: list[Any]) -> None:
+    """Log-probability of the right choice, margins over the best wrong one, and choices to guess from."""
+    if not choices:
+        return
+    margins = {
+        "logprob": [choice.logprob() for choice in choices],
+        "margin": [choice.margin() for choice in choices],
+        "margin_norm": [choice.margin(per_byte=True) for choice in choices],
+    }
+    for metric, found in margins.items():
+        if metric not in scores.values and any(not np.isnan(value) for value in found):
+            _keep(scores, metric, True, [None if math.isnan(value) else value for value in found])
+    ways = [choice.ways for choice in choices]
+    if not any(math.isnan(way) for way in ways):
+        scores.choices.extend(int(way) if way == int(way) else way for way in ways)

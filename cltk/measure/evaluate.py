@@ -14,7 +14,7 @@ import torch
 from cltk import tensors
 from cltk.data import text_of
 from cltk.errors import InputError
-from cltk.measure.documents import task_scores
+from cltk.measure.documents import clusters, task_scores, unmeasurable
 from cltk.measure.harness import Progress, attempt, by_document, load_tasks, make_lm, quiet
 from cltk.measure.prompting import FEWSHOT_SEED, Prompting, own_randomness, restore, seed, states
 from cltk.measure.scores import Scores, TaskScores
@@ -89,6 +89,10 @@ class Suite:
                         self.notes.append(f"task {name}: {note}")
                     if len(task.eval_docs) == 0:
                         raise InputError(f"task {name}: it has no documents")
+                    clusters(name, task.dump_config(), [task.eval_docs[0]])
+                reasons = {name: unmeasurable(task) for name, task in loaded["tasks"].items()}
+                if all(reasons.values()) and not self.texts:
+                    raise InputError("; ".join(f"task {name}: {reason}" for name, reason in reasons.items()))
             self._loaded = loaded
         return self._loaded
 
@@ -194,4 +198,5 @@ class Suite:
             return {}, {}
         fill_stderr(raw)
         settings = {**self.prompting.settings(), "limit": self.limit}
-        return {name: task_scores(name, samples, raw, settings) for name, samples in raw["samples"].items()}, raw
+        found = raw["samples"].items()
+        return {name: task_scores(loaded["tasks"][name], name, samples, raw, settings) for name, samples in found}, raw

@@ -11,13 +11,16 @@ import numpy as np
 
 from cltk.errors import InputError
 from cltk.measure import bootstrap, stats
-from cltk.measure.pairing import Pair, pair
+from cltk.measure.pairing import Pair, pair_all
 from cltk.measure.scores import Scores
 from cltk.measure.stats import Estimate
 
 ACCURACIES = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "pass@1")  # the first one present is a task's own
-MARGINS = {"logprob": 0.1, "margin": 0.1}  # nats an answer; every other metric, accuracies and nll included: 0.01
-UNITS = {"nll": "nats", "bits_per_byte": "bits per byte", "logprob": "nats", "margin": "nats", "kl": "nats"}
+POINTS = ("bleu", "chrf", "chrf++", "ter")  # scores of 0 to 100, where 1 is what 1 pp is to an accuracy
+MARGINS = {"logprob": 0.1, "margin": 0.1, **dict.fromkeys(POINTS, 1.0)}  # nats an answer; every other metric: 0.01
+UNITS = {"nll": "nats", "bits_per_byte": "bits per byte", "logprob": "nats", "margin": "nats", "kl": "nats"} | {
+    "margin_norm": "nats per byte", **dict.fromkeys(POINTS, "points")
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Row:
     se: float  # paired, by cluster
     ci: tuple[float, float]  # 95 %
     p: float  # two-sided, of no change
-    test: str  # what made p: "mcnemar exact" or "sign-flip"
+    test: str  # what made p: "mcnemar exact", "sign-flip" or, for a score of the whole corpus, "bootstrap"
     lost: int | None  # documents 1 -> 0; None for continuous metrics
     gained: int | None  # documents 0 -> 1
     flips: stats.Flips | None  # the same, corrected for guessing
@@ -66,10 +69,11 @@ class Result:
     pre_digest: str
     post_digest: str
     divergence: dict[str, dict[str, Any]] = field(default_factory=dict)  # text -> forward KL(start || tuned), nats a token
-    notes: list[str] = field(default_factory=list)  # what was asked for and is not so, a line each
+    notes: list[str] = field(default_factory=list)  # what was asked for and is not so, what could not be compared, a line each
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        """Plain JSON; what is not finite becomes null."""
+        return _finite({
             "rows": [row.to_json() for row in self.rows],
             "macro": self.macro.to_json(),
             "samples": self.samples,
@@ -78,7 +82,7 @@ class Result:
             "post_digest": self.post_digest,
             "divergence": self.divergence,
             "notes": self.notes,
-        }
+        })  # fmt: skip
 
 
 def _finite(value: Any) -> Any:
@@ -95,7 +99,8 @@ def compare(
     """Forgetting = performance before - performance after, on the same documents, positive is bad.
 
     Each row: paired mean with clustered t interval; p from an exact McNemar test for 0/1 scores of independent documents,
-    else from a sign-flip test (whole clusters). The macro row is the unweighted mean over tasks of one metric a task:
+    else from a sign-flip test (whole clusters); scores of the whole corpus, such as bleu, by the paired document bootstrap
+    (`bootstrap.paired`). A task or metric that cannot be compared is named in `notes`, the others are compared. The macro row is the unweighted mean over tasks of one metric a task:
     acc_norm if present, else acc, else exact_match (`ACCURACIES`), over the tasks that have one; when none has,
     over nll; when there is none either, over the metric that the first task lists first. Its se and ci come from the
     paired cluster bootstrap (documents within tasks; tasks are fixed), its p from the sign-flip test of the same mean.
@@ -105,19 +110,20 @@ def compare(
         draws: bootstrap and permutation draws.
 
     Raises:
-        InputError: the two were not measured on the same documents, prompts and settings, or a score is not finite.
+        InputError: no task was measured on the same documents, prompts and settings on both sides, with finite scores.
     """
-    pairs = pair(pre, post)
-    known = {metric for pair in pairs.values() for metric in pair.pre}
+    pairs, refused = pair_all(pre, post)
+    known = {metric for pair in pairs.values() for metric in pair.higher_is_better}
     for metric, margin in (margins or {}).items():
         if metric not in known or not margin > 0:
             raise InputError(f"margin {metric}={margin}: name one of {', '.join(sorted(known))} and give a number above 0")
     margins = {metric: MARGINS.get(metric, 0.01) for metric in known} | dict(margins or {})
-    rows = [_row(pair, metric, margins[metric], draws, seed) for pair in pairs.values() for metric in pair.pre]
-    chosen = {task: headline(list(pair.pre)) for task, pair in pairs.items()}
+    rows = [_row(pair, metric, margins[metric], draws, seed) for pair in pairs.values() for metric in pair.higher_is_better]
+    chosen = {task: headline(list(pair.higher_is_better)) for task, pair in pairs.items()}
     macro = _macro(rows, pairs, chosen, draws, seed)
     samples = {task: pair.table() for task, pair in pairs.items()}
-    return Result(rows, macro, samples, chosen, pre.digest, post.digest)
+    notes = [*(f"{reason} (left out)" for reason in refused.values()), *(note for pair in pairs.values() for note in pair.notes)]
+    return Result(rows, macro, samples, chosen, pre.digest, post.digest, notes=notes)
 
 
 def headline(metrics: list[str]) -> str:
@@ -128,16 +134,18 @@ def headline(metrics: list[str]) -> str:
 
 
 def _row(pair: Pair, metric: str, margin: float, draws: int, seed: int) -> Row:
-    d, higher = pair.loss(metric), pair.higher_is_better[metric]
-    estimate = stats.paired_mean(d, pair.cluster)
+    if metric in pair.corpus:
+        return _corpus_row(pair, metric, margin)
+    d, higher, cluster = pair.loss(metric), pair.higher_is_better[metric], pair.of(metric, pair.cluster)
+    estimate = stats.paired_mean(d, cluster)
     flips = None
     if pair.binary(metric):
         right, still = (side[metric] if higher else 1 - side[metric] for side in (pair.pre, pair.post))
-        flips = stats.flips(right, still, pair.choices)
+        flips = stats.flips(right, still, pair.of(metric, pair.choices))
     if flips and estimate.clusters == len(d):
         p, test = stats.mcnemar(flips.lost, flips.gained), "mcnemar exact"
     else:
-        p, test = stats.sign_flip(d, pair.cluster, draws, seed), "sign-flip"
+        p, test = stats.sign_flip(d, cluster, draws, seed), "sign-flip"
     return Row(
         task=pair.task,
         metric=metric,
@@ -151,6 +159,17 @@ def _row(pair: Pair, metric: str, margin: float, draws: int, seed: int) -> Row:
         higher_is_better=higher,
         **_judge(replace(estimate, p=p), margin, metric, flips is not None),
     )
+
+
+def _corpus_row(pair: Pair, metric: str, margin: float) -> Row:
+    """A score of all documents together: no flips, the interval from their resamples."""
+    before, after = pair.corpus[metric]
+    estimate = bootstrap.paired(pair.loss(metric), len(pair.doc_hash), len(set(pair.labels())))
+    return Row(
+        task=pair.task, metric=metric, n=len(pair.doc_hash), pre=float(before[0]), post=float(after[0]), test="bootstrap",
+        lost=None, gained=None, flips=None, higher_is_better=pair.higher_is_better[metric],
+        **_judge(estimate, margin, metric, False),
+    )  # fmt: skip
 
 
 def _judge(estimate: Estimate, margin: float, metric: str, binary: bool) -> dict[str, Any]:
@@ -179,13 +198,17 @@ def _macro(rows: list[Row], pairs: dict[str, Pair], headline: dict[str, str], dr
     heads = [row for row in rows if headline[row.task] == row.metric]
     wanted = next((name for name in ("accuracy", "nll") if any(_kind(row.metric) == name for row in heads)), None)
     chosen = [row for row in heads if _kind(row.metric) == (wanted or heads[0].metric)]
-    losses = {row.task: (pairs[row.task].loss(row.metric), pairs[row.task].cluster) for row in chosen}
-    drawn = bootstrap.macro(losses, draws, seed)
-    weighted = np.concatenate([d / (len(d) * len(losses)) for d, _ in losses.values()])
-    labels = [label for row in chosen for label in pairs[row.task].labels(f"{row.task}/")]
     size = len(chosen) ** 2 / sum(1 / row.n for row in chosen)  # documents of a single task with the same standard error
-    p = stats.sign_flip(weighted, labels, draws, seed)
-    estimate = Estimate(drawn.mean, drawn.se, *drawn.ci, p, size, sum(row.clusters for row in chosen))
+    groups = sum(row.clusters for row in chosen)
+    if chosen[0].metric in pairs[chosen[0].task].corpus:
+        estimate = _macro_of_corpora(chosen, pairs, size, groups)
+    else:
+        losses = {row.task: (pairs[row.task].loss(row.metric), pairs[row.task].of(row.metric, pairs[row.task].cluster)) for row in chosen}
+        drawn = bootstrap.macro(losses, draws, seed)
+        weighted = np.concatenate([d / (len(d) * len(losses)) for d, _ in losses.values()])
+        labels = [label for row in chosen for label in pairs[row.task].labels(f"{row.task}/", row.metric)]
+        p = stats.sign_flip(weighted, labels, draws, seed)
+        estimate = Estimate(drawn.mean, drawn.se, *drawn.ci, p, size, groups)
     binary = all(row.flips for row in chosen)
     metrics = {row.metric for row in chosen}
     return Row(
@@ -194,13 +217,20 @@ def _macro(rows: list[Row], pairs: dict[str, Pair], headline: dict[str, str], dr
         n=sum(row.n for row in chosen),
         pre=float(np.mean([row.pre for row in chosen])),
         post=float(np.mean([row.post for row in chosen])),
-        test="sign-flip",
+        test=chosen[0].test if chosen[0].test == "bootstrap" else "sign-flip",
         lost=sum(row.lost or 0 for row in chosen) if binary else None,
         gained=sum(row.gained or 0 for row in chosen) if binary else None,
         flips=None,
         higher_is_better=chosen[0].higher_is_better,
         **_judge(estimate, min(row.margin for row in chosen), chosen[0].metric, binary),
     )
+
+
+def _macro_of_corpora(chosen: list[Row], pairs: dict[str, Pair], size: float, groups: int) -> Estimate:
+    """The mean over tasks of a score that each task has for its whole corpus only; tasks are drawn independently."""
+    losses = [pairs[row.task].loss(row.metric) for row in chosen]
+    shortest = min(map(len, losses))
+    return bootstrap.paired(np.mean([loss[:shortest] for loss in losses], axis=0), size, groups)
 
 
 def _kind(metric: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,7 +35,7 @@ class Plan:
 def plan(
     n: Mapping[str, int],
     base: Mapping[str, float] | None = None,
-    choices: Mapping[str, int] | None = None,
+    choices: Mapping[str, float] | None = None,
     *,
     discordance: float = 0.10,
     effect: float | None = None,
@@ -49,7 +50,7 @@ def plan(
     Args:
         n: task -> documents.
         base: task -> accuracy of the model before training on these documents; tasks may be left out.
-        choices: task -> answers to choose from; a task left out is free form, where a guess is never right.
+        choices: task -> answers to choose from, for each right one; a task left out is free form, where a guess is never right.
         discordance: share of documents that flip, either way, between the two models.
         effect: forgetting that the study wants to show; a warning says where it cannot.
 
@@ -71,7 +72,7 @@ def plan(
     return rows + ([_macro(rows, discordance, effect, power, alpha)] if len(rows) > 1 else [])
 
 
-def at_chance(accuracy: float, n: int, choices: int | None, alpha: float = 0.05) -> bool:
+def at_chance(accuracy: float, n: int, choices: float | None, alpha: float = 0.05) -> bool:
     """Whether n documents do not show that the accuracy is above 1 / k: one-sided exact binomial test, p >= alpha.
 
     In free form (choices None) chance is 0, and only a model without a single right answer is at it.
@@ -112,7 +113,7 @@ def _macro(rows: list[Plan], discordance: float, effect: float | None, power: fl
 
 
 def _check(
-    n: Mapping[str, int], base: Mapping[str, float], choices: Mapping[str, int], shares: Mapping[str, float | None]
+    n: Mapping[str, int], base: Mapping[str, float], choices: Mapping[str, float], shares: Mapping[str, float | None]
 ) -> None:
     for name, share in shares.items():
         if share is not None and not (0 < share <= 1 if name in ("discordance", "effect") else 0 < share < 1):
@@ -127,19 +128,20 @@ def _check(
             raise InputError(f"task {task}: n is {count}; give at least one document")
         if not 0 <= base.get(task, 0.0) <= 1:
             raise InputError(f"task {task}: base accuracy is {base[task]}; give a share between 0 and 1")
-        if choices.get(task, 2) < 2:
+        if choices.get(task, 2) <= 1:
             raise InputError(
                 f"task {task}: {choices[task]} choices; multiple choice needs at least 2, leave it out when free form"
             )
 
 
-def known(scores: Scores) -> tuple[dict[str, float], dict[str, int]]:
-    """Accuracy of each task that has one, and its usual number of choices (that of the mean chance) if multiple choice."""
+def known(scores: Scores) -> tuple[dict[str, float], dict[str, float]]:
+    """Accuracy of each task that has one, and 1 / the mean chance of a guess if multiple choice: the choices for each right one."""
     accuracy, choices = {}, {}
     for name, task in scores.tasks.items():
-        own = [values for wanted in ACCURACIES for metric, values in task.values.items() if metric.split(",")[0] == wanted]
+        own = [metric for wanted in ACCURACIES for metric in task.values if metric.split(",")[0] == wanted]
         if own:
-            accuracy[name] = sum(own[0]) / len(task)
+            weights = task.weights.get(own[0], [1.0] * len(task))
+            accuracy[name] = sum(w * v for w, v in zip(weights, task.values[own[0]], strict=True)) / sum(weights)
             if task.choices:
-                choices[name] = round(len(task) / sum(1 / k for k in task.choices))
+                choices[name] = statistics.harmonic_mean(task.choices)
     return accuracy, choices

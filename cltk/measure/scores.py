@@ -10,8 +10,12 @@ from typing import Any
 class TaskScores:
     """The scores of one model on one task, document by document; all lists have one entry a document, in task order.
 
-    Units: accuracies are 0 or 1; `nll` is nats per token; `bits_per_byte` is bits per byte; `logprob` is the summed
-    log-probability (nats) of the correct choice, `margin` that minus the best wrong choice's.
+    A metric's score on the task is sum_i w_i v_i / sum_i w_i, for its `values` v and `weights` w (1 where it has none). A
+    metric that only exists for all documents together (bleu, f1, a perplexity) stands in `corpus` instead.
+
+    Units: accuracies are 0 or 1; `nll` is nats per token of a text and nats per answer of a task; `bits_per_byte` is bits
+    per byte; `logprob` is the summed log-probability (nats) of the right choice (the likeliest where several are),
+    `margin` that minus the best wrong choice's; `margin_norm` the same of log-probabilities per byte of the choice.
     """
 
     task: str
@@ -19,9 +23,13 @@ class TaskScores:
     higher_is_better: dict[str, bool]
     doc_hash: list[str]
     prompt_hash: list[str]
-    choices: list[int] = field(default_factory=list)  # answers to choose from; empty when the task is not multiple choice
+    choices: list[float] = field(default_factory=list)  # answers to choose from for each right one; empty: free form
     cluster: list[str] = field(default_factory=list)  # documents with equal labels are not independent; empty: all are
-    settings: dict[str, Any] = field(default_factory=dict)  # what must be equal before and after: dtype, num_fewshot, ...
+    settings: dict[str, Any] = field(default_factory=dict)  # what must be equal before and after: num_fewshot, ...; none: a text
+    weights: dict[str, list[float]] = field(default_factory=dict)  # metric -> weight of each document; 0: it has no such score
+    corpus: dict[str, list[float | None]] = field(default_factory=dict)  # metric -> its score, then that of every resample
+    left_out: dict[str, str] = field(default_factory=dict)  # metric -> why it has no number
+    notes: list[str] = field(default_factory=list)  # what else a reader of the numbers must know
 
     def __len__(self) -> int:
         return len(self.doc_hash)

@@ -148,7 +148,7 @@ class Flips:
     losable: float  # F_max: what is known before, beyond guessing
 
 
-def flips(pre: ArrayLike, post: ArrayLike, choices: Sequence[int] | None = None) -> Flips:
+def flips(pre: ArrayLike, post: ArrayLike, choices: Sequence[float] | None = None) -> Flips:
     """Count 1 -> 0 (forgetting F) and 0 -> 1 (backward transfer BT) and take out what guessing explains.
 
     F_chance = BT_chance = (1 - a_pre) (1 - a_post) / (k - 1);  F_true = max(F - F_chance, 0);
@@ -175,16 +175,19 @@ def flips(pre: ArrayLike, post: ArrayLike, choices: Sequence[int] | None = None)
     return Flips(n, lost, gained, F, BT, chance, max(F - chance, 0.0), max(BT - chance, 0.0), known)
 
 
-def guess_odds(choices: Sequence[int] | None) -> float:
-    """Mean of 1 / (k - 1) over documents: right guesses for each wrong one. 0 when there is nothing to choose from."""
+def guess_odds(choices: Sequence[float] | None) -> float:
+    """Mean of 1 / (k - 1) over documents: right guesses for each wrong one. 0 when there is nothing to choose from.
+
+    With r right answers of m choices, k = m / r, and 1 / (k - 1) = r / (m - r).
+    """
     if choices is None or len(choices) == 0:
         return 0.0
-    if min(choices) < 2:
+    if min(choices) <= 1:
         raise InputError(f"a document has {min(choices)} choices; multiple choice needs at least 2")
     return float(np.mean(1 / (np.asarray(choices, dtype=np.float64) - 1)))
 
 
-def churn(one: ArrayLike, other: ArrayLike, choices: Sequence[int] | None = None) -> Flips:
+def churn(one: ArrayLike, other: ArrayLike, choices: Sequence[float] | None = None) -> Flips:
     """The empirical null of flips: two seeds of the same method, scored 0 or 1 on the same documents.
 
     Neither seed is "before", so a loss of (lost_rate + gained_rate) / 2 is what a method's F must exceed to be more than

@@ -125,7 +125,8 @@ def _pairs(base: Scores, post: Scores, headline: dict[str, str]) -> dict[str, Lo
     for task, metric in headline.items():
         one = pairs[task]
         right = one.post[metric] if one.binary(metric) else None
-        done[task] = Losses(one.loss(metric), one.cluster, right, one.doc_hash, one.pre[metric], one.post[metric])
+        cluster, documents = one.of(metric, one.cluster), one.of(metric, one.doc_hash)
+        done[task] = Losses(one.loss(metric), cluster, right, documents, one.pre[metric], one.post[metric])
     return done
 
 
@@ -134,7 +135,7 @@ def _only(scores: Scores, headline: dict[str, str]) -> Scores:
     kept = {}
     for name, metric in headline.items():
         task = scores.tasks[name]
-        kept[name] = replace(task, values={metric: task.values[metric]})
+        kept[name] = replace(task, values={metric: task.values[metric]}, corpus={})
     return Scores(scores.digest, kept)
 
 

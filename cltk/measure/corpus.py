@@ -1,0 +1,144 @@
+"""Metrics of all documents together (bleu, f1, a perplexity): the score, and that of resampled documents.
+
+Two models that were scored on the same documents are resampled together, because the draws follow from the task's name,
+its number of documents and its clusters alone: the paired document bootstrap (Koehn 2004; Efron and Tibshirani 1993).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from cltk.measure.bootstrap import f1, mcc
+from cltk.measure.stats import CHUNK, Floats
+
+DRAWS = 1000
+WORK = 2_000_000  # documents that an aggregation without sums is given, all draws together; never fewer than 200 draws
+SECONDS = 300.0  # what the draws of one metric may take
+Aggregation = Callable[[list[Any]], Any]
+Sums = tuple[Floats, Callable[[Floats], Floats]]  # columns [n, k], and the score [...] of their sums [..., k]
+
+
+class NoIntervalError(Exception):
+    """A metric whose draws cannot be had; the message says why."""
+
+
+def corpus_scores(task: str, items: Sequence[Any], aggregation: Aggregation, clusters: Sequence[str] = ()) -> list[float | None]:
+    """[score, draw 1, ..., draw B]: the metric of all documents and of B resamples of them, whole clusters together.
+
+    `items` has what lm-eval keeps of each document, `MISSING` where it kept nothing. A draw for which the task's own
+    aggregation has no finite number is None.
+
+    Raises:
+        NoIntervalError: no finite score, one cluster, an aggregation too slow to repeat, or too few draws with a number.
+    """
+    there = [i for i, item in enumerate(items) if item is not MISSING]
+    begin = time.perf_counter()
+    score = _number(aggregation, [items[i] for i in there])
+    taken = time.perf_counter() - begin
+    if score is None:
+        raise NoIntervalError("the task's own aggregation gives no finite number")
+    index = np.unique(np.asarray(clusters), return_inverse=True)[1].ravel() if len(clusters) else np.arange(len(items))
+    sums = _sums(aggregation, [items[i] for i in there], score)
+    if sums is not None:
+        drawn = _by_sums(task, sums, index[there], int(index.max()) + 1)
+    else:
+        count = min(DRAWS, max(200, WORK // len(items)))
+        if taken * count > SECONDS:
+            raise NoIntervalError(f"its aggregation takes {taken:.0f} s, and an interval needs {count} of them")
+        members = [np.flatnonzero(index == g) for g in range(int(index.max()) + 1)]
+        drawn = [
+            _number(aggregation, [items[i] for g in np.repeat(np.arange(len(row)), row) for i in members[g] if items[i] is not MISSING])
+            for block in _counts(task, len(members), count) for row in block
+        ]  # fmt: skip
+    if sum(draw is not None for draw in drawn) < 0.9 * len(drawn):
+        raise NoIntervalError("the task's own aggregation gives no finite number on most resamples of so few documents")
+    return [score, *drawn]
+
+
+MISSING: Any = object()
+
+
+def _counts(task: str, groups: int, draws: int) -> Iterator[np.ndarray]:
+    """How often each of the groups is drawn, [some draws, groups] at a time; the same for every model."""
+    seed = int.from_bytes(hashlib.sha256(f"{task} {groups}".encode()).digest()[:8], "big")
+    rng, size = np.random.default_rng(seed), max(1, CHUNK // groups)
+    for start in range(0, draws, size):
+        yield rng.multinomial(groups, np.full(groups, 1 / groups), size=min(size, draws - start))
+
+
+def _number(aggregation: Aggregation, items: list[Any]) -> float | None:
+    """The aggregation's finite number, or None."""
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            value = float(aggregation(items))
+    except Exception:  # noqa: BLE001 - the task's own code, which may not expect every sample of its documents
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _by_sums(task: str, sums: Sums, index: np.ndarray, groups: int) -> list[float | None]:
+    """The draws of a score that is a function of sums over documents."""
+    columns, score = sums
+    totals = np.stack([np.bincount(index, column, minlength=groups) for column in columns.T], axis=1)
+    with np.errstate(all="ignore"):
+        drawn = np.concatenate([score(counts @ totals) for counts in _counts(task, groups, DRAWS)])
+    return [float(draw) if np.isfinite(draw) else None for draw in drawn]
+
+
+def _sums(aggregation: Aggregation, items: list[Any], score: float) -> Sums | None:
+    """lm-eval's own aggregations as functions of sums, which makes draws cheap; None where they do not give its score."""
+    from lm_eval.api import metrics
+
+    makers: dict[Any, Callable[[list[Any]], Sums]] = {
+        metrics.perplexity: lambda values: _perplexity([(value, 1.0) for value in values]),
+        metrics.weighted_perplexity: _perplexity,
+        metrics.f1_score: lambda pairs: (_cells(pairs), f1),
+        metrics.matthews_corrcoef: lambda pairs: (_cells(pairs), mcc),
+        **{getattr(metrics, name): lambda pairs, name=name: _translation(name, pairs) for name in ("bleu", "chrf", "chrfpp", "ter")},
+    }
+    if aggregation not in makers:
+        return None
+    try:
+        columns, function = makers[aggregation](items)
+        same = math.isclose(float(function(columns.sum(0))), score, rel_tol=1e-9, abs_tol=1e-9)
+    except Exception:  # noqa: BLE001 - labels that are no pair of 0 and 1, or another version of the library
+        return None
+    return (columns, function) if same else None
+
+
+def _perplexity(items: Sequence[tuple[float, float]]) -> Sums:
+    """exp(-sum of log-probabilities / sum of weights)."""
+    return np.asarray(items, dtype=np.float64), lambda s: np.exp(-s[..., 0] / s[..., 1])
+
+
+def _cells(items: Sequence[tuple[Any, Any]]) -> Floats:
+    """Confusion cells [n, 4] of (gold, predicted) labels that are 0 or 1."""
+    if not {int(label) for pair in items for label in pair} <= {0, 1}:
+        raise ValueError("labels other than 0 and 1")
+    gold, guess = np.asarray([[bool(one) for one in pair] for pair in items]).T
+    return np.stack([gold & guess, ~gold & guess, gold & ~guess, ~gold & ~guess], axis=1).astype(np.float64)
+
+
+def _translation(name: str, items: list[Any]) -> Sums:
+    """sacrebleu's n-gram counts or edits of every sentence, of which its corpus scores are made."""
+    from lm_eval.api.metrics import _sacreformat
+    from sacrebleu.metrics import BLEU, CHRF, TER
+
+    metric: Any = {"bleu": BLEU, "chrf": CHRF, "chrfpp": lambda: CHRF(word_order=2), "ter": TER}[name]()
+    refs, preds = _sacreformat(*(list(part) for part in zip(*items, strict=True)))
+    columns = np.asarray(metric._extract_corpus_statistics(list(preds), [list(stream) for stream in refs]), dtype=np.float64)
+
+    def score(sums: Floats) -> Floats:
+        rows = np.atleast_2d(sums)
+        found = np.asarray([metric._compute_score_from_stats(row.tolist()).score for row in rows])
+        return found if sums.ndim > 1 else found[0]
+
+    return columns, score

@@ -81,7 +81,8 @@ def measure(
     dtype = common_dtype(base, tuned, dtype)
     suite.check({_who(model, side): _tokenizer(model) for model, side in sides} if chat_template else {})
     scores = [score_model(suite, model, dtype, batch_size, scorer, journal, progress, side) for model, side in sides]
-    result = replace(compare(scores[0], scores[1], margins=margins), notes=list(suite.notes))
+    result = compare(scores[0], scores[1], margins=margins)
+    result = replace(result, notes=[*suite.notes, *result.notes])
     if not texts or not kl_rows:
         return result
     (start, tokenizer), (moved, _) = (_live(model, dtype) for model in (base, tuned))

@@ -29,7 +29,9 @@ class NoIntervalError(Exception):
     """A metric whose draws cannot be had; the message says why."""
 
 
-def corpus_scores(task: str, items: Sequence[Any], aggregation: Aggregation, clusters: Sequence[str] = ()) -> list[float | None]:
+def corpus_scores(
+    task: str, items: Sequence[Any], aggregation: Aggregation, clusters: Sequence[str] = ()
+) -> list[float | None]:
     """[score, draw 1, ..., draw B]: the metric of all documents and of B resamples of them, whole clusters together.
 
     `items` has what lm-eval keeps of each document, `MISSING` where it kept nothing. A draw for which the task's own
@@ -52,11 +54,13 @@ def corpus_scores(task: str, items: Sequence[Any], aggregation: Aggregation, clu
         count = min(DRAWS, max(200, WORK // len(items)))
         if taken * count > SECONDS:
             raise NoIntervalError(f"its aggregation takes {taken:.0f} s, and an interval needs {count} of them")
-        members = [np.flatnonzero(index == g) for g in range(int(index.max()) + 1)]
+        members: list[list[int]] = [[] for _ in range(int(index.max()) + 1)]
+        for i in there:
+            members[index[i]].append(i)
+        rows = (row for block in _counts(task, len(members), count) for row in block)
         drawn = [
-            _number(aggregation, [items[i] for g in np.repeat(np.arange(len(row)), row) for i in members[g] if items[i] is not MISSING])
-            for block in _counts(task, len(members), count) for row in block
-        ]  # fmt: skip
+            _number(aggregation, [items[i] for g in np.repeat(np.arange(len(row)), row) for i in members[g]]) for row in rows
+        ]
     if sum(draw is not None for draw in drawn) < 0.9 * len(drawn):
         raise NoIntervalError("the task's own aggregation gives no finite number on most resamples of so few documents")
     return [score, *drawn]
@@ -79,7 +83,7 @@ def _number(aggregation: Aggregation, items: list[Any]) -> float | None:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             value = float(aggregation(items))
-    except Exception:  # noqa: BLE001 - the task's own code, which may not expect every sample of its documents
+    except Exception:
         return None
     return value if math.isfinite(value) else None
 
@@ -102,14 +106,17 @@ def _sums(aggregation: Aggregation, items: list[Any], score: float) -> Sums | No
         metrics.weighted_perplexity: _perplexity,
         metrics.f1_score: lambda pairs: (_cells(pairs), f1),
         metrics.matthews_corrcoef: lambda pairs: (_cells(pairs), mcc),
-        **{getattr(metrics, name): lambda pairs, name=name: _translation(name, pairs) for name in ("bleu", "chrf", "chrfpp", "ter")},
+        **{
+            getattr(metrics, name): lambda pairs, name=name: _translation(name, pairs)
+            for name in ("bleu", "chrf", "chrfpp", "ter")
+        },
     }
     if aggregation not in makers:
         return None
     try:
         columns, function = makers[aggregation](items)
         same = math.isclose(float(function(columns.sum(0))), score, rel_tol=1e-9, abs_tol=1e-9)
-    except Exception:  # noqa: BLE001 - labels that are no pair of 0 and 1, or another version of the library
+    except Exception:
         return None
     return (columns, function) if same else None
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cltk.data import IGNORED, Collator, Row
 from cltk.measure.stats import paired_mean
+from cltk.measure.texts import by_windows, counted, positions
 from cltk.probe import evaluating, length_batches, logits_where
 from cltk.ranks import shared
 
@@ -20,7 +23,8 @@ def row_kl(
     """Forward KL of each row: mean over its counted tokens of sum_v p_start(v) [log p_start(v) - log p_tuned(v)], in nats.
 
     On new-task prompts it is the quantity that predicts forgetting best across methods (Shenfeld et al. 2025,
-    arXiv 2509.04259). Rows are those of `cltk.probe.row_nll`; both models must share the vocabulary. float32.
+    arXiv 2509.04259). Rows are those of `cltk.probe.row_nll`. float32. Of models with vocabularies of other sizes (tokens
+    were added, the embedding padded) it is the divergence over the ids that both have, each p summing to 1 over these.
     """
     values = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
@@ -28,13 +32,13 @@ def row_kl(
     with evaluating(start), evaluating(tuned):
         for batch in length_batches(order, rows, batch_tokens):
             inputs = collate([rows[i] for i in batch])
-            targets = inputs.pop("labels")[:, 1:].to(start.device)
-            inputs = {name: value.to(start.device) for name, value in inputs.items()}
-            (logits, kept), (other, _) = (logits_where(model, inputs, targets) for model in (start, tuned))
-            counted = targets[:, kept] != IGNORED
-            sums = torch.zeros(counted.shape, dtype=torch.float64, device=counted.device)
-            sums[counted] = _kl(logits[counted], other[counted])
-            for i, total, n in zip(batch, sums.sum(1).tolist(), counted.sum(1).tolist(), strict=True):
+            targets = inputs.pop("labels")[:, 1:]
+            kept = (targets != IGNORED).any(0).nonzero().squeeze(1)
+            mask = targets[:, kept] != IGNORED
+            logits, other = (_counted_logits(model, inputs, targets, mask) for model in (start, tuned))
+            sums = torch.zeros(mask.shape, dtype=torch.float64)
+            sums[mask] = _kl(logits, other.to(logits.device)).cpu()
+            for i, total, n in zip(batch, sums.sum(1).tolist(), mask.sum(1).tolist(), strict=True):
                 values[i] = total / n if n else 0.0
             done += len(batch)
             if progress:
@@ -42,12 +46,21 @@ def row_kl(
     return values
 
 
-def _kl(start_NV: torch.Tensor, tuned_NV: torch.Tensor, chunk: int = 256) -> torch.Tensor:
-    """KL at each position, [N] float64; `chunk` positions at a time, so that memory stays bounded."""
-    parts = []
+def _counted_logits(model: Any, inputs: dict[str, Tensor], targets: Tensor, mask: Tensor) -> Tensor:
+    """Logits [N, V] that predict the counted targets, on the model's own device."""
+    device = next(model.parameters()).device
+    logits, _ = logits_where(model, {name: value.to(device) for name, value in inputs.items()}, targets.to(device))
+    return logits[mask.to(device)]
+
+
+def _kl(start_NV: Tensor, tuned_NV: Tensor, chunk: int = 256) -> Tensor:
+    """KL at each position over the ids that both have, [N] float64; `chunk` positions at a time, so that memory stays bounded."""
+    parts, shared_ids = [], min(start_NV.shape[-1], tuned_NV.shape[-1])
+    start_NV, tuned_NV = start_NV[:, :shared_ids], tuned_NV[:, :shared_ids]
     for p, q in zip(start_NV.split(chunk), tuned_NV.split(chunk), strict=True):
         log_p, log_q = p.float().log_softmax(-1), q.float().log_softmax(-1)
-        parts.append((log_p.exp() * (log_p - log_q)).sum(-1).double().clamp(min=0))
+        terms = (log_p.exp() * (log_p - log_q)).masked_fill(log_p == -math.inf, 0.0)  # 0 log 0 = 0: ids that a model never gives
+        parts.append(terms.sum(-1).double().clamp(min=0))
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
@@ -66,13 +79,31 @@ def distance(start: torch.nn.Module, tuned: torch.nn.Module) -> dict[str, float]
 
 
 def divergence(
-    start: Any, tuned: Any, sets: Mapping[str, Sequence[Row]], limit: int, progress: Any = None
+    start: Any,
+    tuned: Any,
+    sets: Mapping[str, Sequence[Row]],
+    limit: int,
+    progress: Any = None,
+    clusters: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Forward KL(start || tuned) of `limit` evenly spread rows of each set: mean, standard error, 95 % interval, n."""
+    """Forward KL(start || tuned) of `limit` evenly spread rows of each set: mean, standard error, 95 % interval, n.
+
+    Rows longer than the models' positions are read by windows; the standard error is by cluster where there are labels. What
+    has no standard error (one row, one cluster) has None there, so that it is plain JSON.
+    """
     done = {}
+    size = min(positions(model) for model in (start, tuned))
     for name, rows in sets.items():
-        some = rows if limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
+        places = [i for i, row in enumerate(rows) if counted(row)]
+        if limit < len(places):
+            places = [places[i * len(places) // limit] for i in range(limit)]
+        if not places:
+            continue
         tell = (lambda a, b, name=name: progress(f"KL on {name}", a, b, 0)) if progress else None
-        estimate = paired_mean(shared(partial(row_kl, start, tuned, progress=tell), some))
-        done[name] = {"kl": estimate.mean, "se": estimate.se, "ci": list(estimate.ci), "n": len(some)}
+        work = partial(row_kl, start, tuned, progress=tell)
+        labels = (clusters or {}).get(name) or []
+        values = by_windows([rows[i] for i in places], size, lambda parts, work=work: shared(work, parts))
+        estimate = paired_mean(values, [labels[i] for i in places] if labels else None)
+        known = [x if math.isfinite(x) else None for x in (estimate.se, *estimate.ci)]
+        done[name] = {"kl": estimate.mean, "se": known[0], "ci": known[1:], "n": len(places)}
     return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,9 @@ from cltk.measure.scores import TaskScores
 UNDECLARED = "whether higher is better is not declared; say higher_is_better in the task's metric_list"
 
 
-def task_scores(task: Any, name: str, samples: list[dict[str, Any]], raw: dict[str, Any], settings: dict[str, Any]) -> TaskScores:
+def task_scores(
+    task: Any, name: str, samples: list[dict[str, Any]], raw: dict[str, Any], settings: dict[str, Any]
+) -> TaskScores:
     """The numbers of one task from what lm-eval logged; `settings` are the suite's.
 
     A metric keeps its own name under the task's first filter and is NAME,FILTER under every other. What is made of its
@@ -63,15 +66,19 @@ def unmeasurable(task: Any) -> str:
     metrics = list(getattr(task, "_metric_fn_list", None) or task.aggregation())
     doc = task.eval_docs[0]
     if not getattr(task, "UNSAFE_CODE", False):
-        try:
+        with contextlib.suppress(Exception):  # the task's own code, which may not understand such answers
             metrics = list(task.process_results(doc, _made_up(task, doc)))
-        except Exception:  # noqa: BLE001 - the task's own code, which may not understand such answers
-            pass
-    reasons = {metric: "it is no number" if _is(task, metric, "bypass_agg") else UNDECLARED for metric in metrics
-               if _is(task, metric, "bypass_agg") or direction(task, metric) is None}  # fmt: skip
+    reasons = {metric: reason for metric in metrics if (reason := _no_use(task, metric))}
     if metrics and len(reasons) == len(set(metrics)):
         return "; ".join(f"metric {metric}: {reason}" for metric, reason in reasons.items())
     return ""
+
+
+def _no_use(task: Any, metric: str) -> str:
+    """Why nothing can be said of the metric whatever its values are; "" when something can."""
+    if _is(task, metric, "bypass_agg"):
+        return "it is no number"
+    return UNDECLARED if direction(task, metric) is None else ""
 
 
 def _made_up(task: Any, doc: Any) -> list[Any]:
@@ -98,9 +105,9 @@ def _add(scores: TaskScores, task: Any, metric: str, suffix: str, items: list[An
     """
     from lm_eval.api import metrics
 
-    better, key = direction(task, metric), metric + suffix
-    if better is None or _is(task, metric, "bypass_agg"):
-        scores.left_out[key] = UNDECLARED if better is None else "it is no number"
+    better, key = bool(direction(task, metric)), metric + suffix
+    if reason := _no_use(task, metric):
+        scores.left_out[key] = reason
         return
     pairs = [_pair(item) for item in items]
     if _is(task, metric, "perplexity"):
@@ -143,7 +150,7 @@ def _averaged(aggregation: Any, items: list[Any]) -> list[float | None] | None:
             try:
                 beside = float(aggregation([0.25, item, 0.75]))
                 pair = float(aggregation([0.25, 0.75]))
-            except Exception:  # noqa: BLE001 - the task's own code
+            except Exception:
                 return None
             if not math.isclose(pair, 0.5) or not (math.isclose(beside, 0.5) or math.isclose(3 * beside, 1 + number)):
                 return None
@@ -152,7 +159,7 @@ def _averaged(aggregation: Any, items: list[Any]) -> list[float | None] | None:
     there = [number for number in kept if number is not None]
     try:
         whole = float(aggregation([item for item in items if item is not MISSING]))
-    except Exception:  # noqa: BLE001 - the task's own code
+    except Exception:
         return None
     return kept if there and math.isclose(whole, math.fsum(there) / len(there), rel_tol=1e-9, abs_tol=1e-12) else None
 

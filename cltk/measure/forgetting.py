@@ -100,9 +100,11 @@ def compare(
 
     Each row: paired mean with clustered t interval; p from an exact McNemar test for 0/1 scores of independent documents,
     else from a sign-flip test (whole clusters); scores of the whole corpus, such as bleu, by the paired document bootstrap
-    (`bootstrap.paired`). A task or metric that cannot be compared is named in `notes`, the others are compared. The macro row is the unweighted mean over tasks of one metric a task:
-    acc_norm if present, else acc, else exact_match (`ACCURACIES`), over the tasks that have one; when none has,
-    over nll; when there is none either, over the metric that the first task lists first. Its se and ci come from the
+    (`bootstrap.paired`). A task or metric that cannot be compared is named in `notes`, the others are compared.
+
+    The macro row is the unweighted mean over tasks of one metric a task: acc_norm if present, else acc, else exact_match
+    (`ACCURACIES`), over the tasks that have one; when none has, over nll; when there is none either, over the metric that
+    the first task lists first. Its se and ci come from the
     paired cluster bootstrap (documents within tasks; tasks are fixed), its p from the sign-flip test of the same mean.
 
     Args:
@@ -122,7 +124,10 @@ def compare(
     chosen = {task: headline(list(pair.higher_is_better)) for task, pair in pairs.items()}
     macro = _macro(rows, pairs, chosen, draws, seed)
     samples = {task: pair.table() for task, pair in pairs.items()}
-    notes = [*(f"{reason} (left out)" for reason in refused.values()), *(note for pair in pairs.values() for note in pair.notes)]
+    notes = [
+        *(f"{reason} (left out)" for reason in refused.values()),
+        *(note for pair in pairs.values() for note in pair.notes),
+    ]
     return Result(rows, macro, samples, chosen, pre.digest, post.digest, notes=notes)
 
 
@@ -203,10 +208,11 @@ def _macro(rows: list[Row], pairs: dict[str, Pair], headline: dict[str, str], dr
     if chosen[0].metric in pairs[chosen[0].task].corpus:
         estimate = _macro_of_corpora(chosen, pairs, size, groups)
     else:
-        losses = {row.task: (pairs[row.task].loss(row.metric), pairs[row.task].of(row.metric, pairs[row.task].cluster)) for row in chosen}
+        heads = [(row.metric, pairs[row.task]) for row in chosen]
+        losses = {one.task: (one.loss(metric), one.of(metric, one.cluster)) for metric, one in heads}
         drawn = bootstrap.macro(losses, draws, seed)
         weighted = np.concatenate([d / (len(d) * len(losses)) for d, _ in losses.values()])
-        labels = [label for row in chosen for label in pairs[row.task].labels(f"{row.task}/", row.metric)]
+        labels = [label for metric, one in heads for label in one.labels(f"{one.task}/", metric)]
         p = stats.sign_flip(weighted, labels, draws, seed)
         estimate = Estimate(drawn.mean, drawn.se, *drawn.ci, p, size, groups)
     binary = all(row.flips for row in chosen)

@@ -112,7 +112,7 @@ def _pair(pre: TaskScores, post: TaskScores) -> Pair:
         lost["nll"] = "the two tokenisers cut the text differently, so that nats a token do not compare; bits per byte do"
     pre, post = _without(pre, lost), _without(post, lost)
     _check_same(pre, post)
-    for name in ("prompt_hash",)[other:] + ("choices", "cluster"):
+    for name in ["choices", "cluster"] if other else ["prompt_hash", "choices", "cluster"]:
         ours, theirs = getattr(pre, name), getattr(post, name)
         if bool(ours) != bool(theirs):
             raise InputError(f"task {pre.task}: {len(pre)} documents differ in {name} before and after; measure both again")
@@ -160,7 +160,9 @@ def _add(pair: Pair, pre: TaskScores, post: TaskScores, metric: str, order: list
         before, after = (w @ v / w.sum() + w / w.mean() * (v - w @ v / w.sum()) for w, v in ((one, before), (other, after)))
         if (one == 0).tolist() != (other == 0).tolist():
             counts = f"{np.count_nonzero(one)} before and {np.count_nonzero(other)} after, of {n}"
-            pair.notes.append(f"{pair.task}: {metric} is not there for the same documents ({counts}): its means are of other ones")
+            pair.notes.append(
+                f"{pair.task}: {metric} is not there for the same documents ({counts}): its means are of other ones"
+            )
     pair.pre[metric], pair.post[metric], pair.higher_is_better[metric] = before, after, pre.higher_is_better[metric]
 
 

@@ -135,7 +135,7 @@ def _check(
 
 
 def known(scores: Scores) -> tuple[dict[str, float], dict[str, float]]:
-    """Accuracy of each task that has one, and 1 / the mean chance of a guess if multiple choice: the choices for each right one."""
+    """Accuracy of each task that has one, and 1 / the mean chance of a guess if it is multiple choice."""
     accuracy, choices = {}, {}
     for name, task in scores.tasks.items():
         own = [metric for wanted in ACCURACIES for metric in task.values if metric.split(",")[0] == wanted]

@@ -25,7 +25,7 @@ class TaskScores:
     prompt_hash: list[str]
     choices: list[float] = field(default_factory=list)  # answers to choose from for each right one; empty: free form
     cluster: list[str] = field(default_factory=list)  # documents with equal labels are not independent; empty: all are
-    settings: dict[str, Any] = field(default_factory=dict)  # what must be equal before and after: num_fewshot, ...; none: a text
+    settings: dict[str, Any] = field(default_factory=dict)  # what must be equal before and after; a text has none
     weights: dict[str, list[float]] = field(default_factory=dict)  # metric -> weight of each document; 0: it has no such score
     corpus: dict[str, list[float | None]] = field(default_factory=dict)  # metric -> its score, then that of every resample
     left_out: dict[str, str] = field(default_factory=dict)  # metric -> why it has no number

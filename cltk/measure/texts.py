@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cltk.data import Row, read_rows, text_of
+from cltk.data import IGNORED, Row, read_rows, text_of
 from cltk.errors import InputError
 from cltk.measure.harness import Progress
 from cltk.measure.scores import TaskScores
 from cltk.probe import row_nll
 from cltk.ranks import shared
 
+WINDOW = 1024  # tokens that are read at once, where the model has so many positions
+
 
 @dataclass(frozen=True)
 class TextTask:
-    """Held-out text whose token NLL is measured: `rows` of texts, or of token ids made by the caller's tokeniser."""
+    """Held-out text whose token NLL is measured: `rows` of texts, or of token ids made by the caller's tokeniser.
+
+    With `max_length` only the first so many tokens of a row are measured, nats and bytes; without, every token is.
+    """
 
     name: str
     rows: Sequence[Row]
-    max_length: int = 1024
+    max_length: int | None = None
     cluster: str | None = None  # column that groups dependent rows
 
     @classmethod
@@ -39,39 +44,144 @@ class TextTask:
 
 
 def token_rows(text: TextTask, tokenizer: Any) -> list[Row]:
-    """The task's rows as token ids (and labels, where they come with the rows)."""
+    """The task's rows as token ids (and labels, where they come with the rows), as the tokeniser begins a text."""
     rows: list[Row] = []
     for i, row in enumerate(text.rows):
         if "input_ids" in row:
-            rows.append({key: list(map(int, row[key])) for key in ("input_ids", "labels") if key in row})
+            found = {key: list(map(int, row[key])) for key in ("input_ids", "labels") if key in row}
         else:
-            rows.append({"input_ids": tokenizer(text_of(row, f"{text.name}, row {i}"))["input_ids"][: text.max_length]})
+            found = {"input_ids": tokenizer(text_of(row, f"{text.name}, row {i}"))["input_ids"]}
+        rows.append({key: ids[: text.max_length] for key, ids in found.items()})
     return rows
 
 
-def score_text(text: TextTask, model: Any, tokenizer: Any, digest: str, journal: Any, progress: Progress | None) -> TaskScores:
-    """Token NLL of each row; a text starts with the tokeniser's first special token where it has one."""
+def scored_rows(text: TextTask, tokenizer: Any) -> tuple[list[int], list[Row]]:
+    """Indices and token rows of the texts with a token to predict; the first token of a row has nothing before it.
+
+    Raises:
+        InputError: no row has one.
+    """
     rows = token_rows(text, tokenizer)
-    hashes = [
-        hashlib.sha256((json.dumps(ids["input_ids"]) if "input_ids" in row else text_of(row, text.name)).encode()).hexdigest()
-        for row, ids in zip(text.rows, rows, strict=True)
-    ]
-    prompts = [hashlib.sha256(json.dumps([row["input_ids"], row.get("labels")]).encode()).hexdigest() for row in rows]
-    keys = [hashlib.sha256(f"{digest} nll {prompt}".encode()).hexdigest() for prompt in prompts]
+    kept = [i for i, row in enumerate(rows) if counted(row)]
+    if not kept:
+        raise InputError(f"text {text.name}: none of its {len(rows)} rows has two tokens, so that there is nothing to predict")
+    return kept, [rows[i] for i in kept]
+
+
+def counted(row: Row) -> int:
+    """Tokens of the row that are predicted and count."""
+    return sum(label != IGNORED for label in row.get("labels", row["input_ids"])[1:])
+
+
+def positions(model: Any) -> int:
+    """Tokens that are read at once: `WINDOW`, or the model's positions where it has fewer."""
+    config = model.config.get_text_config()
+    named = (getattr(config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
+    return min([WINDOW, *(size for size in named if isinstance(size, int) and size > 1)])
+
+
+def windows(row: Row, size: int) -> list[Row]:
+    """A row longer than `size` tokens as rows of at most `size`, every token counted once, as lm-eval's rolling windows.
+
+    Each window begins with the last token of the one before; the last one reads as much before it as fits.
+    """
+    ids, labels = row["input_ids"], row.get("labels", row["input_ids"])
+    if len(ids) <= size:
+        return [row]
+    out, done = [], 1  # tokens that are predicted, or have nothing before them
+    while done < len(ids):
+        end = min(done + size - 1, len(ids))
+        start = end - size
+        fresh = [IGNORED] * (done - start) + list(labels[done:end])
+        out.append({"input_ids": ids[start:end], "labels": fresh})
+        done = end
+    return [one for one in out if counted(one)]
+
+
+def by_windows(rows: Sequence[Row], size: int, score: Callable[[list[Row]], Sequence[float]]) -> list[float]:
+    """Mean over each row's counted tokens of what `score` gives as means over those of its windows."""
+    parts = [windows(row, size) for row in rows]
+    values = iter(score([one for part in parts for one in part]))
+    out = []
+    for part in parts:
+        counts = [counted(one) for one in part]
+        means = [next(values) for _ in part]
+        out.append(means[0] if len(part) == 1 else sum(m * n for m, n in zip(means, counts, strict=True)) / sum(counts))
+    return out
+
+
+def check_ids(name: str, rows: Sequence[Row], model: Any) -> None:
+    """Raise InputError for a token id that the model has no embedding for."""
+    embedding = model.get_input_embeddings()
+    size = getattr(embedding, "num_embeddings", None)
+    worst = max(max(row["input_ids"]) for row in rows)
+    if size is not None and worst >= size:
+        raise InputError(
+            f"text {name}: token {worst} is outside of the model's vocabulary of {size}; the tokeniser has more tokens than the"
+            " embedding: resize it as in training, or use the model's own tokeniser"
+        )
+
+
+def score_text(text: TextTask, model: Any, tokenizer: Any, digest: str, journal: Any, progress: Progress | None) -> TaskScores:
+    """Token NLL of each row, nats a token, and bits per byte: bits of the scored tokens over their bytes.
+
+    A text begins as the tokeniser begins it; a first token that is a part of the text is context and no more, nats and bytes.
+    Rows without a token to predict are left out and counted in the notes.
+    """
+    kept, rows = scored_rows(text, tokenizer)
+    check_ids(text.name, rows, model)
+    source, size = [text.rows[i] for i in kept], positions(model)
+    hashes = [_sha(json.dumps(ids["input_ids"]) if "input_ids" in row else text_of(row, text.name))
+              for row, ids in zip(source, rows, strict=True)]  # fmt: skip
+    prompts = [_sha(json.dumps([row["input_ids"], row.get("labels")])) for row in rows]
+    keys = [_sha(f"{digest} nll {prompt}" + (f" {size}" if len(row["input_ids"]) > size else ""))
+            for prompt, row in zip(prompts, rows, strict=True)]  # fmt: skip
     known = [journal.get(key) for key in keys] if journal is not None else []
     if known and all(answer is not None for answer in known):
         nll = [answer["logprob"] for answer in known]
     else:
         tell = (lambda done, total: progress(text.name, done, total, 0)) if progress else None
-        nll = shared(lambda some: row_nll(model, some, progress=tell)[0], rows)
+        nll = by_windows(rows, size, lambda parts: shared(lambda some: row_nll(model, some, progress=tell)[0], parts))
         if journal is not None:
             journal.put_all({key: {"logprob": value, "greedy": False} for key, value in zip(keys, nll, strict=True)})
-    values = {"nll": nll}
-    if rows and all("input_ids" not in row for row in text.rows):
-        sizes = [len(text_of(row, text.name).encode()) for row in text.rows]
-        tokens = [len(row["input_ids"]) - 1 for row in rows]
-        values["bits_per_byte"] = [x * n / size / float(np.log(2)) for x, n, size in zip(nll, tokens, sizes, strict=True)]
+    values, weights = {"nll": nll}, {}
+    if all("input_ids" not in row for row in source):
+        sizes = [scored_bytes(text_of(row, text.name), ids["input_ids"], tokenizer) for row, ids in zip(source, rows, strict=True)]
+        if all(sizes):
+            bits = [x * counted(row) / float(np.log(2)) for x, row in zip(nll, rows, strict=True)]
+            values["bits_per_byte"] = [b / n for b, n in zip(bits, sizes, strict=True)]
+            weights["bits_per_byte"] = [float(n) for n in sizes]
     return TaskScores(
         text.name, values, dict.fromkeys(values, False), hashes, prompts,
-        cluster=[str(row[text.cluster]) for row in text.rows] if text.cluster else [],
+        cluster=[str(row[text.cluster]) for row in source] if text.cluster else [], weights=weights, notes=_notes(text, kept, tokenizer),
     )  # fmt: skip
+
+
+def _notes(text: TextTask, kept: Sequence[int], tokenizer: Any) -> list[str]:
+    """How many rows are not measured, or not whole."""
+    notes = []
+    if len(kept) < len(text.rows):
+        notes.append(f"{len(text.rows) - len(kept)} of {len(text.rows)} rows have no token to predict and are left out")
+    if text.max_length is not None:
+        whole = token_rows(TextTask(text.name, [text.rows[i] for i in kept]), tokenizer)
+        if cut := sum(len(row["input_ids"]) > text.max_length for row in whole):
+            notes.append(f"{cut} of {len(text.rows)} rows are measured on their first {text.max_length} tokens")
+    return notes
+
+
+def scored_bytes(text: str, ids: Sequence[int], tokenizer: Any) -> int:
+    """Bytes of the text that the tokens behind the first one stand for: up to the last token that is there.
+
+    By the tokeniser's offsets; by decoding where it has none. A special token in front stands for no bytes.
+    """
+    if getattr(tokenizer, "is_fast", False):
+        spans = tokenizer(text, return_offsets_mapping=True)["offset_mapping"][: len(ids)]
+        ends = [end for start, end in spans if end > start]
+        begin = spans[0][1] if spans[0][1] > spans[0][0] else 0
+        return len(text[begin : max(ends, default=0)].encode())
+    whole, first = (len(tokenizer.decode(list(part), skip_special_tokens=True).encode()) for part in (ids, ids[:1]))
+    return whole - first
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -60,7 +60,7 @@ def test_two_models_differ_and_both_sides_are_what_lm_eval_says(pair: Any, study
         for row in result.rows:
             if row.metric in ("acc", "acc_norm"):
                 assert getattr(row, side) == pytest.approx(stock["results"]["toy"][f"{row.metric},none"], abs=1e-12)
-    assert {row.metric for row in result.rows} == {"acc", "acc_norm", "logprob", "margin"}
+    assert {row.metric for row in result.rows} == {"acc", "acc_norm", "logprob", "margin", "margin_norm"}
     first = result.samples["toy"][0]
     assert first["acc_d"] == first["acc_pre"] - first["acc_post"]
 

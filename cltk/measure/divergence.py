@@ -54,12 +54,14 @@ def _counted_logits(model: Any, inputs: dict[str, Tensor], targets: Tensor, mask
 
 
 def _kl(start_NV: Tensor, tuned_NV: Tensor, chunk: int = 256) -> Tensor:
-    """KL at each position over the ids that both have, [N] float64; `chunk` positions at a time, so that memory stays bounded."""
+    """KL at each position over the ids that both have, [N] float64; `chunk` positions at a time, to bound memory."""
     parts, shared_ids = [], min(start_NV.shape[-1], tuned_NV.shape[-1])
     start_NV, tuned_NV = start_NV[:, :shared_ids], tuned_NV[:, :shared_ids]
     for p, q in zip(start_NV.split(chunk), tuned_NV.split(chunk), strict=True):
         log_p, log_q = p.float().log_softmax(-1), q.float().log_softmax(-1)
-        terms = (log_p.exp() * (log_p - log_q)).masked_fill(log_p == -math.inf, 0.0)  # 0 log 0 = 0: ids that a model never gives
+        terms = (log_p.exp() * (log_p - log_q)).masked_fill(
+            log_p == -math.inf, 0.0
+        )  # 0 log 0 = 0: ids that a model never gives
         parts.append(terms.sum(-1).double().clamp(min=0))
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 

@@ -42,6 +42,11 @@ class TextTask:
             raise InputError(f"{path}: cluster column {cluster!r} is missing; the columns are {', '.join(rows[0])}")
         return cls(name, rows, cluster=cluster)
 
+    def labels(self, kept: Sequence[int] | None = None) -> list[str]:
+        """The cluster of each row, or of those at `kept`; empty without a cluster column."""
+        rows = self.rows if kept is None else [self.rows[i] for i in kept]
+        return [str(row[self.cluster]) for row in rows] if self.cluster else []
+
 
 def token_rows(text: TextTask, tokenizer: Any) -> list[Row]:
     """The task's rows as token ids (and labels, where they come with the rows), as the tokeniser begins a text."""
@@ -130,31 +135,44 @@ def score_text(text: TextTask, model: Any, tokenizer: Any, digest: str, journal:
     """
     kept, rows = scored_rows(text, tokenizer)
     check_ids(text.name, rows, model)
-    source, size = [text.rows[i] for i in kept], positions(model)
-    hashes = [_sha(json.dumps(ids["input_ids"]) if "input_ids" in row else text_of(row, text.name))
-              for row, ids in zip(source, rows, strict=True)]  # fmt: skip
+    source = [text.rows[i] for i in kept]
     prompts = [_sha(json.dumps([row["input_ids"], row.get("labels")])) for row in rows]
-    keys = [_sha(f"{digest} nll {prompt}" + (f" {size}" if len(row["input_ids"]) > size else ""))
-            for prompt, row in zip(prompts, rows, strict=True)]  # fmt: skip
-    known = [journal.get(key) for key in keys] if journal is not None else []
-    if known and all(answer is not None for answer in known):
-        nll = [answer["logprob"] for answer in known]
-    else:
-        tell = (lambda done, total: progress(text.name, done, total, 0)) if progress else None
-        nll = by_windows(rows, size, lambda parts: shared(lambda some: row_nll(model, some, progress=tell)[0], parts))
-        if journal is not None:
-            journal.put_all({key: {"logprob": value, "greedy": False} for key, value in zip(keys, nll, strict=True)})
+    hashes = [
+        _sha(json.dumps(ids["input_ids"]) if "input_ids" in row else text_of(row, text.name))
+        for row, ids in zip(source, rows, strict=True)
+    ]
+    nll = _nll(text.name, rows, prompts, model, digest, journal, progress)
     values, weights = {"nll": nll}, {}
     if all("input_ids" not in row for row in source):
-        sizes = [scored_bytes(text_of(row, text.name), ids["input_ids"], tokenizer) for row, ids in zip(source, rows, strict=True)]
+        words = [text_of(row, text.name) for row in source]
+        sizes = [scored_bytes(word, row["input_ids"], tokenizer) for word, row in zip(words, rows, strict=True)]
         if all(sizes):
             bits = [x * counted(row) / float(np.log(2)) for x, row in zip(nll, rows, strict=True)]
             values["bits_per_byte"] = [b / n for b, n in zip(bits, sizes, strict=True)]
             weights["bits_per_byte"] = [float(n) for n in sizes]
     return TaskScores(
-        text.name, values, dict.fromkeys(values, False), hashes, prompts,
-        cluster=[str(row[text.cluster]) for row in source] if text.cluster else [], weights=weights, notes=_notes(text, kept, tokenizer),
+        text.name, values, dict.fromkeys(values, False), hashes, prompts, cluster=text.labels(kept), weights=weights,
+        notes=_notes(text, kept, tokenizer),
     )  # fmt: skip
+
+
+def _nll(
+    name: str, rows: list[Row], prompts: list[str], model: Any, digest: str, journal: Any, progress: Progress | None
+) -> list[float]:
+    """Mean NLL of each row, from the journal where it holds them all."""
+    size = positions(model)
+    keys = [
+        _sha(f"{digest} nll {prompt}" + (f" {size}" if len(row["input_ids"]) > size else ""))
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+    known = [journal.get(key) for key in keys] if journal is not None else []
+    if known and all(answer is not None for answer in known):
+        return [answer["logprob"] for answer in known]
+    tell = (lambda done, total: progress(name, done, total, 0)) if progress else None
+    nll = by_windows(rows, size, lambda parts: shared(lambda some: row_nll(model, some, progress=tell)[0], parts))
+    if journal is not None:
+        journal.put_all({key: {"logprob": value, "greedy": False} for key, value in zip(keys, nll, strict=True)})
+    return nll
 
 
 def _notes(text: TextTask, kept: Sequence[int], tokenizer: Any) -> list[str]:

@@ -225,7 +225,7 @@ def measure(options: argparse.Namespace) -> int:
     from cltk.measure.compare import measure as compare
     from cltk.measure.evaluate import TextTask
     from cltk.progress import Bar
-    from cltk.report.tables import measured
+    from cltk.report.tables import measured, moved
 
     tasks = [task.strip() for task in options.tasks.split(",") if task.strip()]
     if options.batch_size != "auto" and not options.batch_size.isdigit():
@@ -240,7 +240,9 @@ def measure(options: argparse.Namespace) -> int:
         )  # fmt: skip
     from rich.console import Console
 
-    Console().print(measured(result.to_json()).rich())
+    for table in (measured(result.to_json()), moved(result.to_json())):
+        if table is not None:
+            Console().print(table.rich())
     for note in result.notes:
         print(f"note: {note}")
     if options.json:

@@ -11,8 +11,8 @@ from typing import Any
 from cltk import tensors
 from cltk.assets import cache_dir
 from cltk.errors import InputError
-from cltk.measure.divergence import divergence
-from cltk.measure.evaluate import Progress, Suite, TextTask, token_rows
+from cltk.measure.divergence import text_divergence
+from cltk.measure.evaluate import Progress, Suite, TextTask
 from cltk.measure.forgetting import Result, compare
 from cltk.measure.scores import Scores
 from cltk.models import load_model, load_tokenizer, locate_model
@@ -62,7 +62,7 @@ def measure(
         margins: {metric: margin} below which a loss does not matter; 0.01 when not given.
         scorer: "prefix", or "stock" for lm-eval's own HFLM.
         journal: whether finished requests are kept.
-        kl_rows: rows of each text on which forward KL(base || tuned) is measured; 0 for none.
+        kl_rows: rows of each text on which forward KL(base || tuned) is measured, with both models in memory; 0 for none.
 
     Returns:
         `Result` with `.rows`, `.macro`, `.samples`, and `.divergence` when there are texts.
@@ -80,14 +80,17 @@ def measure(
             locate_model(model)
     dtype = common_dtype(base, tuned, dtype)
     suite.check({_who(model, side): _tokenizer(model) for model, side in sides} if chat_template else {})
-    scores = [score_model(suite, model, dtype, batch_size, scorer, journal, progress, side) for model, side in sides]
+    scores: list[Scores] = []
+    kept: list[tuple[Any, Any]] = []  # both models, where their predictions are compared: each is loaded once
+    for spec, side in sides:
+        pair = _live(spec, dtype)
+        scores.append(_score(suite, *pair, dtype, batch_size, scorer, journal and not isinstance(spec, tuple), progress, side))
+        kept += [pair] if texts and kl_rows else []
+        del pair
+        gc.collect()
     result = compare(scores[0], scores[1], margins=margins)
-    result = replace(result, notes=[*suite.notes, *result.notes])
-    if not texts or not kl_rows:
-        return result
-    (start, tokenizer), (moved, _) = (_live(model, dtype) for model in (base, tuned))
-    sets = {text.name: token_rows(text, tokenizer) for text in texts}
-    return replace(result, divergence=divergence(start, moved, sets, kl_rows, progress))
+    moved, notes = text_divergence(kept[0], kept[1], texts, kl_rows, progress) if kept else ({}, [])
+    return replace(result, divergence=moved, notes=[*suite.notes, *result.notes, *notes])
 
 
 def _who(model: Model, side: str) -> str:
@@ -106,17 +109,22 @@ def score_model(
     suite: Suite, spec: Model, dtype: str, batch_size: Any, scorer: str, journal: bool, progress: Progress | None, side: str
 ) -> Scores:
     """Load (or take) a model, score it on `suite`, let it go. What is scored on disk is journaled in the cache folder."""
-    from cltk.measure.journal import Journal
-
-    live = isinstance(spec, tuple)
-    model, tokenizer = _live(spec, dtype)
-    digest = tensors.digest(model)
-    tell = (lambda what, done, total, tokens: progress(f"{side}: {what}", done, total, tokens)) if progress else None
-    book = Journal(cache_dir() / "journals" / f"{digest[:16]}-{dtype}-{scorer}.jsonl") if journal and not live else None
-    scores = suite.evaluate(model, tokenizer, digest=digest, batch_size=batch_size, journal=book, progress=tell, scorer=scorer)
-    del model
+    journal = journal and not isinstance(spec, tuple)
+    scores = _score(suite, *_live(spec, dtype), dtype, batch_size, scorer, journal, progress, side)
     gc.collect()
     return scores
+
+
+def _score(
+    suite: Suite, model: Any, tokenizer: Any, dtype: str, batch_size: Any, scorer: str, journal: bool,
+    progress: Progress | None, side: str,
+) -> Scores:  # fmt: skip
+    from cltk.measure.journal import Journal
+
+    digest = tensors.digest(model)
+    tell = (lambda what, done, total, tokens: progress(f"{side}: {what}", done, total, tokens)) if progress else None
+    book = Journal(cache_dir() / "journals" / f"{digest[:16]}-{dtype}-{scorer}.jsonl") if journal else None
+    return suite.evaluate(model, tokenizer, digest=digest, batch_size=batch_size, journal=book, progress=tell, scorer=scorer)
 
 
 def common_dtype(base: Model, tuned: Model, dtype: str) -> str:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from cltk.data import IGNORED, Collator, Row
+from cltk.errors import InputError
 from cltk.measure.stats import paired_mean
-from cltk.measure.texts import by_windows, counted, positions
+from cltk.measure.texts import TextTask, by_windows, check_ids, counted, positions, token_rows
 from cltk.probe import evaluating, length_batches, logits_where
 from cltk.ranks import shared
 
@@ -109,3 +110,31 @@ def divergence(
         known = [x if math.isfinite(x) else None for x in (estimate.se, *estimate.ci)]
         done[name] = {"kl": estimate.mean, "se": known[0], "ci": known[1:], "n": len(places)}
     return done
+
+
+def text_divergence(
+    start: tuple[Any, Any], tuned: tuple[Any, Any], texts: Sequence[TextTask], limit: int, progress: Any = None
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """`divergence` of two pairs (model, tokenizer) on each text, and a line for each text where there is none or a part.
+
+    Tokenisers that cut a text differently leave nothing to compare token by token.
+    """
+    found, notes = {}, []
+    sizes = [_vocabulary(model) for model, _ in (start, tuned)]
+    for text in texts:
+        rows = token_rows(text, start[1])
+        try:
+            if rows != token_rows(text, tuned[1]):
+                raise InputError("the two tokenisers cut the text differently")
+            check_ids(text.name, rows, tuned[0])
+            found |= divergence(start[0], tuned[0], {text.name: rows}, limit, progress, {text.name: text.labels()})
+        except InputError as error:
+            notes.append(f"{text.name}: KL is left out: {error}")
+    if found and sizes[0] != sizes[1]:
+        notes.append(f"KL is over the ids that both vocabularies have, of {sizes[0]} and {sizes[1]}")
+    return found, notes
+
+
+def _vocabulary(model: Any) -> int:
+    """Ids that the model gives a logit."""
+    return int(model.get_output_embeddings().weight.shape[0])

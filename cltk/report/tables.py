@@ -11,7 +11,7 @@ from cltk.measure.power import Plan
 from cltk.report.aggregate import Summary
 from cltk.report.effects import Effect, is_accuracy, unit
 
-TEXTS = ("method", "task", "verdict")  # columns of words; the others hold numbers
+TEXTS = ("method", "task", "text", "verdict")  # columns of words; the others hold numbers
 
 
 @dataclass(frozen=True)
@@ -242,6 +242,16 @@ def measured(result: dict[str, Any]) -> Table:
         ])  # fmt: skip
     heads = ["task", "metric", "n", "pre", "post", "forgetting", "p", "lost / gained", "verdict"]
     return Table("Forgetting: Perf_pre - Perf_ft, paired", heads, rows, "positive is bad; ± half of the 95 % interval")
+
+
+def moved(result: dict[str, Any]) -> Table | None:
+    """How far the predictions went from the start model's, text by text; None where that was not measured."""
+    rows = []
+    for text, found in result["divergence"].items():
+        half = "(no interval)" if found["ci"][1] is None else f"±{found['ci'][1] - found['kl']:.3f}"
+        rows.append([text, str(found["n"]), f"{found['kl']:.3f} {half}"])
+    note = "nats a token, forward KL(base || tuned); 0: the same predictions"
+    return Table("How far the predictions moved", ["text", "rows", "KL"], rows, note) if rows else None
 
 
 def planned(plans: Sequence[Plan], effect: float) -> Table:

@@ -190,9 +190,10 @@ class Work:
         if not limit:
             return {"divergence": {}}
         start = self.inputs.model(cell)[0]
-        sets = {text.name: token_rows(text, tokenizer) for text in self.inputs.suite(cell).texts}
+        texts = self.inputs.suite(cell).texts
+        sets, labels = {text.name: token_rows(text, tokenizer) for text in texts}, {text.name: text.labels() for text in texts}
         tell: Any = lambda what, done, total, _: self.say(f"{cell.name}: {what}", done, total, "")  # noqa: E731
-        return {"divergence": divergence(start, tuned, sets, limit, tell), "distance": distance(start, tuned)}
+        return {"divergence": divergence(start, tuned, sets, limit, tell, labels), "distance": distance(start, tuned)}
 
 
 def clean(folder: Path) -> None:

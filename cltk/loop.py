@@ -15,7 +15,6 @@ gives the weights that a transformers `Trainer` with `cltk.attach` gives.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,8 +25,9 @@ from torch import Tensor, nn
 
 from cltk import tensors
 from cltk.errors import InputError, RunError
+from cltk.host.optimizer import factors, rescale
+from cltk.host.order import check_order, extra_loss, finishing, overrides
 from cltk.mitigate.interface import Mitigator, Plan, Run, counted
-from cltk.trainer import check_order, extra_loss, finishing, overrides
 
 Optimizer = torch.optim.Optimizer
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
@@ -77,19 +77,28 @@ class Session:
                     mitigator.finish(self.run)
             self.model = self.run.model
 
-    def loss(self, batch: dict[str, Tensor], logits_BTV: Tensor, accumulation: int = 1) -> Tensor:
+    def loss(
+        self, batch: dict[str, Tensor], logits_BTV: Tensor, accumulation: int = 1, *, items: int | None = None,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:  # fmt: skip
         """The methods' extra loss for this micro-batch, a scalar to add to yours: mean over counted tokens / accumulation.
 
         Args:
             batch: input_ids, labels, attention_mask or position_ids, all [B, T].
             logits_BTV: of the model under training.
-            accumulation: micro-batches of an optimiser step.
+            accumulation: micro-batches of an optimiser step, where your loss is the mean of each over `accumulation`.
+            items: counted tokens of all micro-batches of the step, where your loss is a sum over tokens / items instead.
+            label_smoothing: of your loss.
         """
         if not self.terms or not torch.is_grad_enabled():
             return logits_BTV.new_zeros(())
         where = counted(batch)
-        extra = extra_loss(self.terms, {**batch, "divisor": where.sum().clamp(min=1)}, logits_BTV[where])
-        return logits_BTV.new_zeros(()) if extra is None else extra / accumulation
+        count = where.sum().clamp(min=1)
+        told = {"smoothing": label_smoothing} if label_smoothing else {}
+        extra = extra_loss(self.terms, {**batch, **told, "divisor": count}, logits_BTV[where])
+        if extra is None:
+            return logits_BTV.new_zeros(())
+        return extra / accumulation if items is None else extra * (count / items)
 
     def before_step(self, repeat: Callable[[], None] | None = None) -> None:
         """After backward, before clipping and `optimizer.step()`.
@@ -171,15 +180,12 @@ def session(
     return Session(model, optimizer, mitigators, Plan(model, data, args, tokenizer, validation, cache=cache))
 
 
-def _factor(plan: Plan, name: str) -> float:
-    return math.prod(scale(name) for scale in plan.lr_scales)
-
-
 def _groups(plan: Plan) -> list[dict[str, Any]]:
     """Parameter groups, one a rate; `lr` is set only where the session knows the rate."""
     groups: dict[float, list[nn.Parameter]] = {}
+    scales = factors(plan)
     for name, parameter in tensors.trainable(plan.model):
-        groups.setdefault(_factor(plan, name), []).append(parameter)
+        groups.setdefault(scales[name], []).append(parameter)
     rate = plan.args.learning_rate
     if not rate and set(groups) != {1.0}:
         raise InputError("session: a method scales learning rates; give learning_rate")
@@ -196,15 +202,11 @@ def _rescale(optimizer: Optimizer, plan: Plan, factor: float, model: nn.Module) 
             "session: a method adds parameters of its own, but the optimizer was made before; give a function instead,"
             " such as lambda groups: torch.optim.AdamW(groups, lr=1e-4)"
         )
-    factors = {id(p): factor * _factor(plan, name) for name, p in named.items()}
-    for group in list(optimizer.param_groups):
-        split: dict[float, list[nn.Parameter]] = {}
-        for parameter in group["params"]:
-            split.setdefault(factors.get(id(parameter), factor), []).append(parameter)
-        rate = group["lr"]
-        for i, (scale, parameters) in enumerate(split.items()):
-            if i == 0:
-                group["params"], group["lr"] = parameters, rate * scale
-                group.pop("initial_lr", None)
-            else:
-                optimizer.add_param_group({**group, "params": parameters, "lr": rate * scale})
+    scales = {id(named[name]): factor * scale for name, scale in factors(plan).items()}
+    changes = factor != 1 or plan.schedule is not None or any(scale != 1 for scale in scales.values())
+    if changes and hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        raise InputError(
+            "session: a method changes the learning rates, but a scheduler made before holds those of this optimizer; make the"
+            " scheduler after session(...), from its `optimizer`"
+        )
+    rescale(optimizer, scales, factor)

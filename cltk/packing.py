@@ -140,10 +140,12 @@ def label_head(model: nn.Module, *, always: bool = False) -> Iterator[None]:
     decoder, head = _parts(model)
     where: list[Tensor] = []  # set by the model's forward, used by the head's
     armed: list[Tensor] = []
+    calls: list[nn.Module] = []  # of the decoder, that run
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         where.clear()
         armed.clear()
+        calls.clear()
         labels = kwargs.get("labels")
         active = always or (module.training and torch.is_grad_enabled())
         if labels is None or kwargs.get("shift_labels") is not None or not active:
@@ -151,9 +153,15 @@ def label_head(model: nn.Module, *, always: bool = False) -> Iterator[None]:
         where.append(predicting(labels))
         return args, {**kwargs, "shift_labels": labels[:, 1:][where[0][:, :-1]][None]}
 
+    def decoding(module: nn.Module, _: Any) -> None:
+        calls.append(module)
+
     def decoded(*_: Any) -> None:
-        armed.extend(where)  # only now: hooks of the decoder may call the head for all positions
-        where.clear()
+        if calls:
+            calls.pop()
+        if not calls:  # only now: hooks of the decoder may call it again, and the head for all positions
+            armed.extend(where)
+            where.clear()
 
     def select(module: nn.Module, args: tuple[Any, ...]) -> Any:
         if not armed:
@@ -163,6 +171,7 @@ def label_head(model: nn.Module, *, always: bool = False) -> Iterator[None]:
 
     handles = [
         model.register_forward_pre_hook(begin, with_kwargs=True),
+        decoder.register_forward_pre_hook(decoding),
         decoder.register_forward_hook(decoded),
         head.register_forward_pre_hook(select),
     ]

@@ -31,6 +31,7 @@ LAYERS = [
     | {"models", "progress"},
     {"mitigate", "measure"},
     {"deepspeed"},
+    {"host"},
     {"trainer"},
     {"loop"},
     {"run"},

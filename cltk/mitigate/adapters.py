@@ -45,6 +45,7 @@ class LoRA(Mitigator):
                 f" got {r}, {dropout}, {alpha}, {rate}"
             )
         self.r, self.alpha, self.targets, self.dropout, self.rate = r, alpha, targets, dropout, rate
+        self.wraps = r > 0
         self.trained: list[str] = []
 
     def setup(self, plan: Plan) -> None:

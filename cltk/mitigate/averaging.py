@@ -148,6 +148,7 @@ class EMA(Mitigator):
         if not 0 <= decay < 1 or every < 1:
             raise InputError(f"ema: decay must be at least 0 and below 1, every at least 1; got {decay} and {every}")
         self.decay, self.every = decay, every
+        self.replaces = "average" if decay else ""
         self.average: tensors.Named = {}
 
     def start(self, run: Run) -> None:

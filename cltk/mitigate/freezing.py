@@ -63,7 +63,7 @@ class Freeze(Mitigator):
         for name, parameter in tensors.trainable(plan.model):
             layer = layer_of(name)
             if id(parameter) in held or (layer is not None and layer < bottom):
-                parameter.requires_grad_(False)
+                parameter.requires_grad_(False)  # the host puts it back after training
                 frozen += parameter.numel()
         if not any(parameter.requires_grad for parameter in plan.model.parameters()):
             raise InputError("freeze: nothing is left to train; lower `layers` or set embeddings to false")

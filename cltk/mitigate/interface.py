@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,7 @@ class Run:
     optimizer: Any = None
     stopped: str = ""  # why training was asked to stop; empty while it goes on
     repeat: Callable[[], None] | None = None  # adds the gradient of this step's micro-batches, losses and all, to p.grad
+    scale: float = 1.0  # of the loss in fp16 training: what an extra pass multiplies its loss by, and divides its gradient by
 
     def log(self, name: str, value: float) -> None:
         self.metrics[name] = float(value)
@@ -92,8 +93,8 @@ class Run:
         """End training after this step."""
         self.stopped = reason
 
-    def gradients(self, backward: Callable[[], None]) -> list[Tensor | None]:
-        """What `backward()` leaves in p.grad of every trainable parameter, in their order; p.grad itself is put back.
+    def gradients(self, loss: Callable[[], Tensor]) -> list[Tensor | None]:
+        """d loss() / d p of every trainable parameter, in their order; p.grad itself is as before.
 
         Ranks that share the model must all call it. Run the model as `self.forward`: through `self.model`, replicas of
         DDP would drift apart.
@@ -104,8 +105,9 @@ class Run:
             parameter.grad = None
         try:
             with torch.enable_grad():
-                backward()
-            return [parameter.grad for parameter in parameters]
+                (loss() * self.scale).backward()
+            found = [parameter.grad for parameter in parameters]
+            return found if self.scale == 1 else [None if grad is None else grad / self.scale for grad in found]
         finally:
             for parameter, grad in zip(parameters, kept, strict=True):
                 parameter.grad = grad
@@ -118,6 +120,14 @@ class Mitigator:
     wraps = False  # `setup` puts another model in place of plan.model, and `finish`, called after all others, puts it back
     once = False  # two of its kind in one list would undo each other
     averages = False  # `finish` mixes whole weights with other models': called last, on the plain model
+    replaces = ""  # `finish` puts other weights of this training in place of the last: "average" or "best"
+    reweighs = False  # `loss` takes away from the host's own token losses: it must know them exactly
+    given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})  # what the constructor was called with
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        made = super().__new__(cls)
+        made.given = args, kwargs
+        return made
 
     def setup(self, plan: Plan) -> None:
         """Before training: edit `plan.model`, `plan.data`, `plan.args`; call `plan.scale_lr`."""
@@ -128,8 +138,9 @@ class Mitigator:
     def loss(self, inputs: dict[str, Tensor], logits_NV: Tensor) -> Tensor | None:
         """An extra loss for this micro-batch: a mean over its N counted tokens, with a gradient to the logits.
 
-        `targets(inputs)` are their labels. A sum over tokens divided by inputs["divisor"] weighs every token exactly as
-        the trainer's own loss does (which divides by the tokens of all micro-batches of a step).
+        `targets(inputs)` are their labels, and inputs["divisor"] is N, at least 1. The host weighs this mean as it weighs its
+        own loss of these tokens, whatever it divides by (the tokens of a step, of a micro-batch, ...). inputs["smoothing"] is
+        the label smoothing of the host's loss, absent for none.
         """
         return None
 

@@ -164,13 +164,22 @@ def add_gradient(run: Run, loss: Callable[[], Tensor]) -> float:
 
     Parameters that have no gradient in this step keep none. All ranks must call it; the gradient is the mean over ranks.
     """
-    idle = [parameter for _, parameter in tensors.trainable(run.model) if parameter.grad is None]
+    parameters = [parameter for _, parameter in tensors.trainable(run.model)]
+    idle = [parameter for parameter in parameters if parameter.grad is None]
+    _multiply(parameters, run.scale)  # a power of 2: exact
     with torch.enable_grad():
         value = loss()
-        value.backward()
+        (value * run.scale).backward()
     for parameter in idle:
         parameter.grad = None
+    _multiply(parameters, 1 / run.scale)
     return value.item()
+
+
+def _multiply(parameters: Sequence[Tensor], factor: float) -> None:
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if factor != 1 and grads:
+        torch._foreach_mul_(grads, factor)
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def gem_dual(gram_KK: np.ndarray, along_K: np.ndarray, margin: float = 0.0) -> n
 def memory_gradient(run: Run, batches: MemoryBatches) -> list[Tensor | None]:
     """The gradient of the mean NLL of the memory's batch of this step, a tensor a trainable parameter; p.grad stays."""
     batch = batches.of(run)
-    return run.gradients(lambda: token_losses(run.forward, batch).mean().backward())
+    return run.gradients(lambda: token_losses(run.forward, batch).mean())
 
 
 def _matched(run: Run, references: list[list[Tensor | None]]) -> tuple[list[Tensor], list[list[Tensor]]]:

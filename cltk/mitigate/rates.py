@@ -163,6 +163,7 @@ class EarlyStopping(Mitigator):
             raise InputError(f"early_stopping: patience must be at least 1 and every at least 0, got {patience} and {every}")
         self.patience, self.every, self.min_delta, self.budget = patience, every, min_delta, budget
         self.memory, self.validation, self.limit, self.restore = memory, validation, limit, restore
+        self.replaces = "best" if every and restore else ""
         self.best: dict[str, Any] = {}
         self.bad = 0
         self.old_start = 0.0

@@ -68,6 +68,7 @@ class RWalk(EWC):
         self.fisher: dict[str, Tensor] = {}  # carried from training to training, whole
         self.score: dict[str, Tensor] = {}
         self.tracker = Tracker([])
+        self.begun = False  # whether a gradient was seen in this training
         self.running: dict[str, list[Tensor]] = {}  # of this training, as the parameters are placed
 
     def setup(self, plan: Plan) -> None:
@@ -86,7 +87,7 @@ class RWalk(EWC):
     def start(self, run: Run) -> None:
         super().start(run)
         params = self.columns[0]
-        self.tracker = Tracker(params)
+        self.tracker, self.begun = Tracker(params), False
         self.running = {"score": [torch.zeros_like(path) for path in self.tracker.path]}
         self.running["mark"] = [p.detach().clone() for p in params]
         if self.alpha:
@@ -96,7 +97,8 @@ class RWalk(EWC):
 
     def grad(self, run: Run) -> None:
         self.tracker.before()
-        alpha = self.alpha if run.step else 1.0  # the first square is the mean so far
+        alpha = self.alpha if self.begun else 1.0  # the first square is the mean so far
+        self.begun = True
         for p, mean in zip(self.columns[0], self.running.get("mean_square", []), strict=False):
             if p.grad is not None:
                 g = tensors.local(p.grad).float()
@@ -142,7 +144,7 @@ class RWalk(EWC):
         return {"running": kept, "fisher": self.fisher, **({"earlier": self.score} if self.score else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.fisher, self.score = state["fisher"], state.get("earlier", {})
+        self.fisher, self.score, self.begun = state["fisher"], state.get("earlier", {}), True
         self._weigh(self._weights())
         rows = {**self.running, "path": self.tracker.path}
         for key, values in state["running"].items():

@@ -95,7 +95,8 @@ class TokenWeights(Mitigator):
 
         L = sum_t w_t l_t / sum_t 1
 
-    exactly, in the trainer's own normalisation over micro-batches and ranks.
+    exactly, in the trainer's own normalisation over micro-batches and ranks; under label smoothing l_t is the smoothed loss,
+    and w as without. A trainer whose loss is no such sum (DPO, a loss of its own) is refused at its first step.
 
     Args:
         setting: "stm" (mask tokens that the start model finds unlikely), "talr", "flow" (per sample), "dft", "eaft", "random"
@@ -130,6 +131,7 @@ class TokenWeights(Mitigator):
             )
         self.setting, self.tau, self.floor, self.top_k = setting, tau, floor, top_k
         self.rate, self.rescale, self.seed = rate, rescale, seed
+        self.reweighs = setting != "none"
         self.reference: Reference | None = None
         self.scale = 1.0
         self.note: dict[str, Any] = {}
@@ -164,13 +166,15 @@ class TokenWeights(Mitigator):
     def loss(self, inputs: dict[str, Tensor], logits_NV: Tensor) -> Tensor | None:
         if self.setting == "none" or not len(logits_NV):
             return None
-        nll_N = F.cross_entropy(logits_NV.float(), targets(inputs), reduction="none")
+        nll_N = host_N = F.cross_entropy(logits_NV.float(), targets(inputs), reduction="none")
+        if smoothing := inputs.get("smoothing", 0.0):
+            host_N = F.cross_entropy(logits_NV.float(), targets(inputs), reduction="none", label_smoothing=smoothing)
         with torch.no_grad():
             w_N = self._weights(inputs, logits_NV, nll_N)
             self.seen += torch.stack([torch.ones_like(w_N), w_N == 0]).sum(1).long().to(self.seen.device)
             if self.rescale and self.setting != "flow":
                 w_N = w_N / w_N.mean().clamp(min=TINY)
-        return ((w_N / self.scale - 1) * nll_N).sum() / inputs["divisor"]
+        return ((w_N / self.scale - 1) * host_N).sum() / inputs["divisor"]
 
     def _weights(self, inputs: dict[str, Tensor], logits_NV: Tensor, nll_N: Tensor) -> Tensor:
         if self.setting == "random":
@@ -189,6 +193,12 @@ class TokenWeights(Mitigator):
         assert self.reference is not None
         logits_NV = self.reference.logits(inputs, counted(inputs))
         return F.cross_entropy(logits_NV.float(), targets(inputs), reduction="none")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen} if self.setting != "none" else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"].to(self.seen.device)
 
     def finish(self, run: Run) -> None:
         total, masked = self.seen.tolist()

@@ -201,14 +201,14 @@ class ExtraLosses:
     def _factor(self, grad_BTH: Tensor, count: int, probe_BTH: Tensor | None) -> float:
         """What the mean over the `count` tokens is multiplied by in backward: N w, times the loss scale of fp16."""
         self.tied = False
-        scale = self.loss_scale()
-        if probe_BTH is not None:
-            self._measure(grad_BTH.to(probe_BTH.dtype) / scale, count, probe_BTH)
-        weights, expected = self._weights(count), self.expected()
-        if self.passes > 1 and (self.strict or (expected is None and not _equal(weights))):
+        scale, expected = self.loss_scale(), self.expected()
+        if self.passes > 1 and (self.strict or (expected is None and not _equal(self._weights(count)))):
             self.problem = f"compute_loss runs the model {self.passes} times for one batch"
-        if self.problem or not weights:
+        elif probe_BTH is not None:
+            self._measure(grad_BTH.to(probe_BTH.dtype) / scale, count, probe_BTH)
+        if self.problem:
             return 0.0
+        weights = self._weights(count)
         return scale * count * (weights[expected] if expected in weights else next(iter(weights.values())))
 
     def _measure(self, grad_BTH: Tensor, count: int, probe_BTH: Tensor) -> None:
@@ -226,10 +226,10 @@ class ExtraLosses:
             elif self.expected() is None and not _equal(weights):
                 self.problem = "it is no sum of the losses of the counted tokens, whose gradient would tell"
             return
-        fitting = [rule for rule, value in weights.items() if abs(weight / value - 1) <= tolerance]
-        self.rules = [rule for rule in self.rules if rule in fitting or rule not in weights]
-        self.proven = True
-        if not fitting:
+        if fitting := [rule for rule, value in weights.items() if abs(weight / value - 1) <= tolerance]:
+            self.rules = [rule for rule in self.rules if rule in fitting or rule not in weights]
+            self.proven = True
+        else:
             self.problem = f"a token weighs {weight:.4g} where one of {sorted(set(weights.values()))} was looked for"
 
     def _half(self, device: str) -> bool:

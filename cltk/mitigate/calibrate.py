@@ -196,5 +196,10 @@ def _backward(model: nn.Module, batches: Sequence[Sequence[Row]], bf16: bool) ->
 def _check(plan: Plan) -> None:
     if plan.args is None or not hasattr(plan.data, "__len__") or not len(plan.data) or "input_ids" not in plan.data[0]:
         raise InputError("ewc: strength 'auto' tries the training itself; it needs arguments and tokenised rows with a length")
+    if not hasattr(plan.args, "optim"):
+        raise InputError(
+            "ewc: strength 'auto' tries the training itself, which a session leaves to your loop; give strength a number, or use"
+            " attach with a Trainer"
+        )
     if "adamw" not in str(plan.args.optim).lower():
         raise InputError(f"ewc: strength 'auto' tries AdamW, this training uses {plan.args.optim}; give strength a number")

@@ -198,8 +198,8 @@ def _check(plan: Plan) -> None:
         raise InputError("ewc: strength 'auto' tries the training itself; it needs arguments and tokenised rows with a length")
     if not hasattr(plan.args, "optim"):
         raise InputError(
-            "ewc: strength 'auto' tries the training itself, which a session leaves to your loop; give strength a number, or use"
-            " attach with a Trainer"
+            "ewc: strength 'auto' tries the training itself, which a session leaves to your loop; give strength a number, or"
+            " use attach with a Trainer"
         )
     if "adamw" not in str(plan.args.optim).lower():
         raise InputError(f"ewc: strength 'auto' tries AdamW, this training uses {plan.args.optim}; give strength a number")

@@ -16,8 +16,10 @@ from cltk.data import text_of
 from cltk.errors import InputError
 from cltk.measure.documents import clusters, task_scores, unmeasurable
 from cltk.measure.harness import Progress, attempt, by_document, load_tasks, make_lm, quiet
+from cltk.measure.identity import identity
 from cltk.measure.prompting import FEWSHOT_SEED, Prompting, own_randomness, restore, seed, states
 from cltk.measure.scores import Scores, TaskScores
+from cltk.measure.settings import options
 from cltk.measure.stderr import fill_stderr
 from cltk.measure.texts import TextTask, score_text, token_rows
 
@@ -169,15 +171,18 @@ class Suite:
         """Score `model` on every document. The model's mode and all random states are left as they were.
 
         Args:
-            digest: the weights' sha256 when the caller knows it; computed otherwise. It keys the journal.
+            digest: the weights' sha256 when the caller knows it; computed otherwise. With all else that decides an answer
+                (`cltk.measure.identity`) it keys the journal.
             journal: see `cltk.measure.journal`; requests found in it are not scored again.
             scorer: "prefix" (contexts computed once) or "stock" (lm-eval's own HFLM).
         """
+        options(scorer, batch_size)
         digest = digest or tensors.digest(model)
+        key = identity(model, tokenizer, digest) if journal is not None else digest
         with untouched(model), tensors.own_precision(model), quiet():
-            tasks, raw = self._run_lm_eval(model, tokenizer, digest, batch_size, journal, progress, scorer)
+            tasks, raw = self._run_lm_eval(model, tokenizer, key, batch_size, journal, progress, scorer)
             for text in self.texts:
-                tasks[text.name] = score_text(text, model, tokenizer, digest, journal, progress)
+                tasks[text.name] = score_text(text, model, tokenizer, key, journal, progress)
         return Scores(digest, tasks, raw)
 
     def _run_lm_eval(

@@ -97,14 +97,12 @@ def _no_data(name: str, error: Exception) -> str:
 
 
 def make_lm(model: Any, tokenizer: Any, digest: str, batch_size: Any, journal: Any, progress: Any, scorer: str) -> Any:
-    """The lm-eval model: shared prefixes by default, lm-eval's own HFLM with scorer="stock"."""
-    if scorer == "stock":
-        from lm_eval.models.huggingface import HFLM
+    """The lm-eval model: shared prefixes by default, lm-eval's own forward passes with scorer="stock"."""
+    from cltk.measure.scoring import PrefixLM, options
 
-        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8 if batch_size == "auto" else int(batch_size))
-    from cltk.measure.scoring import PrefixLM
-
-    return PrefixLM(model, tokenizer, batch_size=batch_size, journal=journal, digest=digest, progress=progress)
+    size = options(scorer, batch_size)
+    trees = scorer == "prefix"
+    return PrefixLM(model, tokenizer, batch_size=size, journal=journal, digest=digest, progress=progress, trees=trees)
 
 
 def by_document(progress: Progress, documents: int) -> Callable[[int, int, int], None]:

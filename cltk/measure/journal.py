@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, TypedDict
+from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 from filelock import lock_descriptor
@@ -16,13 +16,15 @@ from numpy.typing import ArrayLike
 
 from cltk.errors import InputError
 from cltk.files import disk_error
+from cltk.measure.prefix_tree import Requests
 
 
-class Answer(TypedDict):
-    """A log-probability in nats, and whether greedy decoding gives the continuation."""
+class Answer(TypedDict, total=False):
+    """A log-probability in nats and whether greedy decoding gives the continuation; or a generated text."""
 
     logprob: float
     greedy: bool
+    text: str
 
 
 def request_key(weights: str, tokens: ArrayLike, scored: int) -> str:
@@ -31,7 +33,7 @@ def request_key(weights: str, tokens: ArrayLike, scored: int) -> str:
 
 
 class Journal:
-    """Answers by key, one JSON line each: {"key", "logprob", "greedy", "check"}.
+    """Answers by key, one JSON line each: {"key", "logprob", "greedy", "check"}, or {"key", "text", "check"}.
 
     Floats are written as `repr` does, which reads back exactly; `check` is the start of the line's own sha256. What a kill or
     a power loss left unfinished at the end is dropped, and written over. Several processes may append to one file (it is
@@ -98,6 +100,44 @@ class Journal:
             self._answers.setdefault(*pair)
 
 
+class ModelJournal:
+    """What a journal knows of one model's scoring requests; answers from trees and lm-eval's own are kept apart.
+
+    Args:
+        journal: Where it is; nothing is kept without one.
+        digest: Of all that decides an answer (`cltk.measure.identity`).
+    """
+
+    def __init__(self, journal: Journal | None, digest: str) -> None:
+        self.journal, self.digest = journal, digest
+
+    def get(self, requests: Requests, trees: bool) -> dict[int, tuple[float, bool]]:
+        """The answers that are there, by the number of the request."""
+        if self.journal is None:
+            return {}
+        found = {k: self.journal.get(self._key(requests, k, trees)) for k in range(len(requests))}
+        return {k: (answer["logprob"], answer["greedy"]) for k, answer in found.items() if answer is not None}
+
+    def put(self, answers: Mapping[int, tuple[float, bool]], requests: Requests, trees: bool) -> None:
+        """Keep answers, given by the number of the request."""
+        if self.journal is not None:
+            rows = {self._key(requests, k, trees): Answer(logprob=p, greedy=greedy) for k, (p, greedy) in answers.items()}
+            self.journal.put_all(rows)
+
+    @property
+    def refused(self) -> bool:
+        """Whether trees were found to be wrong for this model; what they gave is not asked for again."""
+        return self.journal is not None and self.journal.get(request_key(f"{self.digest} refused", [], 0)) is not None
+
+    def refuse(self) -> None:
+        """Note that trees are wrong for this model."""
+        if self.journal is not None:
+            self.journal.put(request_key(f"{self.digest} refused", [], 0), Answer(logprob=0.0, greedy=False))
+
+    def _key(self, requests: Requests, k: int, trees: bool) -> str:
+        return request_key(f"{self.digest} {'trees' if trees else 'stock'}", requests.tokens[k], int(requests.scored[k]))
+
+
 def _whole(file: BinaryIO) -> int:
     """The length of a file up to its last whole line. Lines are shorter than a block; what a power loss left may be longer."""
     size = file.seek(0, os.SEEK_END)
@@ -114,14 +154,18 @@ def _answer(line: bytes) -> tuple[str, Answer] | None:
     """Key and answer of a line as it was written; None of any other."""
     try:
         row = json.loads(line)
-        key, answer = row["key"], Answer(logprob=row["logprob"], greedy=row["greedy"])
+        key, answer = (
+            row["key"],
+            Answer(text=row["text"]) if "text" in row else Answer(logprob=row["logprob"], greedy=row["greedy"]),
+        )
         return (key, answer) if _line(key, answer).encode() == line + b"\n" else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _line(key: str, answer: Answer) -> str:
-    body = (
-        f'"key": {json.dumps(key)}, "logprob": {json.dumps(float(answer["logprob"]))}, "greedy": {json.dumps(answer["greedy"])}'
-    )
+    found: dict[str, Any] = dict(answer)
+    if "logprob" in found:
+        found["logprob"] = float(found["logprob"])
+    body = json.dumps({"key": key, **found})[1:-1]
     return f'{{{body}, "check": "{hashlib.sha256(body.encode()).hexdigest()[:16]}"}}\n'

@@ -135,7 +135,7 @@ class TreeForward:
             chunks.extend(hidden_BTD.flatten(0, 1)[index].split(self.rows))
             return chunks[0][:1] if self._plain else chunks[0]
 
-        logits, head = self._trees(packed, scored), self.model.get_output_embeddings()
+        logits, head = self.tree_logits(packed, scored), self.model.get_output_embeddings()
         if self._plain is None:
             self._plain = torch.equal(head(chunks[0][None])[0].to(logits.dtype), logits)
         if self._plain:
@@ -146,7 +146,7 @@ class TreeForward:
         for chunk in chunks[1:]:  # one token through the model, to reach what the model does after its output layer
             yield self._call(partial(_instead, chunk), input_ids=token, use_cache=False)
 
-    def _trees(self, packed: Packed, pick: Callable[[Tensor], Tensor]) -> Tensor:
+    def tree_logits(self, packed: Packed, pick: Callable[[Tensor], Tensor]) -> Tensor:
         """One forward of the batch; plain rows without prefix need neither masks nor positions, padding is to their right."""
         tokens, positions, ends = (
             torch.from_numpy(array).to(self.model.device) for array in (packed.tokens, packed.positions, packed.ends)

@@ -16,7 +16,7 @@ from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import TemplateProcessing
 
 from cltk.errors import InputError, RunError
-from cltk.measure import scoring
+from cltk.measure import settings as scoring_settings
 from cltk.measure.journal import Journal, request_key
 from cltk.measure.prefix_tree import Requests, batches, common, pack, spans
 from cltk.measure.scoring import PrefixLM, fast_dtype
@@ -143,7 +143,7 @@ def test_equal_to_stock(kind, tokenizer):
     requests = instances(mixed_pairs())
     assert_same(ours.loglikelihood(requests, disable_tqdm=True), stock.loglikelihood(requests, disable_tqdm=True))
     assert ours._trees is not None
-    assert {(True, False), (True, True)} <= ours._agreed  # trees, and trees behind a cached prefix, were in use
+    assert set(ours._checked) == {False, True}  # trees, and trees behind a cached prefix, were in use
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -279,7 +279,7 @@ class Counter:
 
 def test_shared_tokens_are_computed_once(llama, tokenizer):
     lm = PrefixLM(llama, tokenizer)
-    lm._agreed = {(True, False), (False, False), (True, True), (False, True)}  # no comparison with the stock path
+    lm._proven, lm._checked = True, dict.fromkeys((False, True), (10**9, 10**9))  # no comparison with the stock path
     counter = Counter(llama)
     context = list(range(100, 200))
     answers = lm._loglikelihood_tokens([(None, context, [k, k + 1]) for k in (3, 5, 7, 3)])
@@ -301,7 +301,7 @@ def test_nothing_is_kept_when_the_weights_change(tokenizer):
 def test_long_header_is_computed_once(llama, tokenizer):
     rng = random.Random(0)
     lm = PrefixLM(llama, tokenizer, max_tokens=200)
-    lm._agreed = {(True, False), (False, False), (True, True), (False, True)}
+    lm._proven, lm._checked = True, dict.fromkeys((False, True), (10**9, 10**9))  # no comparison with the stock path
     counter = Counter(llama)
     header = list(range(100, 200))
     requests = [(None, header + [rng.randint(3, 300) for _ in range(20)], [4]) for _ in range(50)]
@@ -381,7 +381,7 @@ def test_rows_of_logits_are_bounded(kind, tokenizer):
     expected = free.loglikelihood(requests, disable_tqdm=True)
     assert free._trees._plain == (kind == "llama")
     tight._trees.rows = 3
-    tight._agreed = set(free._agreed)
+    tight._proven, tight._checked = True, dict(free._checked)
     heights = []
     handle = model.lm_head.register_forward_hook(lambda module, args, output: heights.append(output.shape[-2]))
     scores = tight.loglikelihood(requests, disable_tqdm=True)
@@ -472,7 +472,7 @@ def test_an_answer_in_the_journal_is_kept(llama, tokenizer, tmp_path):
     lm = PrefixLM(llama, tokenizer)
     context, continuation = lm._encode_pair(*pair)
     book = Journal(tmp_path / "j")
-    book.put(request_key("abc", context + continuation, len(continuation)), {"logprob": -123.0, "greedy": True})
+    book.put(request_key("abc trees", context + continuation, len(continuation)), {"logprob": -123.0, "greedy": True})
     answers, _ = scored_with(book, llama, tokenizer, [pair, ("the dog is", " red")])
     assert answers[0] == (-123.0, True)
     assert answers[1] == lm.loglikelihood(instances([pair, ("the dog is", " red")]), disable_tqdm=True)[1]
@@ -514,7 +514,7 @@ def test_two_processes_may_write_one_journal(tmp_path):
 
 def test_fast_dtype(monkeypatch):
     speed = {torch.float32: 1.3, torch.bfloat16: 1.0}
-    monkeypatch.setattr(scoring, "_seconds", lambda device, dtype: speed[dtype])
+    monkeypatch.setattr(scoring_settings, "_seconds", lambda device, dtype: speed[dtype])
     assert fast_dtype("cpu") == torch.bfloat16
     speed[torch.bfloat16] = 1.01
     assert fast_dtype("cpu") == torch.float32

@@ -1,0 +1,50 @@
+"""Settings of scoring: checked where they are given, found where they are not."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from cltk.errors import InputError
+
+
+def options(scorer: str, batch_size: int | str) -> int | str:
+    """The batch size of these settings: "auto" or a number.
+
+    "auto:N" is "auto": lm-eval measures N times what fits, here the tokens of a batch decide.
+
+    Raises:
+        InputError: a scorer that is neither "prefix" nor "stock", a batch size that is neither "auto" nor a number above 0.
+    """
+    if scorer not in ("prefix", "stock"):
+        raise InputError(f"scorer: {scorer!r} is unknown; use prefix or stock")
+    kind, _, times = str(batch_size).partition(":")
+    if kind == "auto" and (not times or times.isdigit()):
+        return "auto"
+    if isinstance(batch_size, bool) or not str(batch_size).isdigit() or int(batch_size) < 1:
+        raise InputError(f"batch_size: must be auto or a whole number above 0, got {batch_size!r}")
+    return int(batch_size)
+
+
+def fast_dtype(device: torch.device | str | None = None) -> torch.dtype:
+    """bfloat16 where a matrix product in it is at least 1.3 times as fast as in float32, else float32.
+
+    `device` defaults to the GPU where there is one, else the CPU.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float32
+    wide, narrow = (_seconds(device, dtype) for dtype in (torch.float32, torch.bfloat16))
+    return torch.bfloat16 if 1.3 * narrow <= wide else torch.float32
+
+
+def _seconds(device: torch.device, dtype: torch.dtype) -> float:
+    """Best of three products of square matrices, after a warm-up."""
+    size = 512 if device.type == "cpu" else 4096
+    a, times = torch.ones(size, size, device=device, dtype=dtype), []
+    for _ in range(4):
+        begin = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])

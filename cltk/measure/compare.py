@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cltk import tensors
 from cltk.assets import cache_dir
 from cltk.errors import InputError
@@ -15,6 +17,7 @@ from cltk.measure.divergence import text_divergence
 from cltk.measure.evaluate import Progress, Suite, TextTask
 from cltk.measure.forgetting import Result, compare
 from cltk.measure.scores import Scores
+from cltk.measure.settings import fast_dtype, options
 from cltk.models import load_model, load_tokenizer, locate_model
 
 Model = str | Path | tuple[Any, Any]
@@ -43,9 +46,9 @@ def measure(
 ) -> Result:
     """What did `tuned` forget that `base` knew? Forgetting = Perf_pre - Perf_ft, paired document by document.
 
-    Both models are scored on the same documents with the same prompts, batch size and dtype. Finished requests are
-    journaled under the cache folder, keyed by the weights' digest, so that an interrupted call continues and a base
-    is scored once.
+    Both models are scored on the same documents with the same prompts, batch size and dtype. Finished requests and generated
+    texts of models that are named are journaled under the cache folder, keyed by all that decides an answer
+    (`cltk.measure.identity`), so that an interrupted call continues and a base is scored once.
 
     Args:
         base, tuned: a folder, hub id, "asset:NAME", or a live pair (model, tokenizer).
@@ -74,6 +77,8 @@ def measure(
         list(tasks), texts=texts, limit=limit, num_fewshot=num_fewshot, include_path=include_path, chat_template=chat_template,
         system_instruction=system_instruction, fewshot_as_multiturn=fewshot_as_multiturn, gen_kwargs=gen_kwargs,
     )  # fmt: skip
+    options(scorer, batch_size)
+    base, tuned = named_model(base, "base"), named_model(tuned, "tuned")
     sides = ((base, "base"), (tuned, "tuned"))
     for model, _ in sides:
         if not isinstance(model, tuple):
@@ -91,6 +96,17 @@ def measure(
     result = compare(scores[0], scores[1], margins=margins)
     moved, notes = text_divergence(kept[0], kept[1], texts, kl_rows, progress) if kept else ({}, [])
     return replace(result, divergence=moved, notes=[*suite.notes, *result.notes, *notes])
+
+
+def named_model(model: Any, side: str) -> Model:
+    """A live pair, or the name of a model. Raises InputError, without the model's own text, for anything else."""
+    if isinstance(model, str | Path):
+        return model
+    parts = list(model) if isinstance(model, list | tuple) else []
+    if len(parts) == 2 and isinstance(parts[0], torch.nn.Module) and callable(parts[1]):
+        return parts[0], parts[1]
+    kind = type(model).__name__ + (f" of {', '.join(type(part).__name__ for part in parts)}" if parts else "")
+    raise InputError(f"measure: {side} is a {kind}; give (model, tokenizer), a folder, a hub id or asset:NAME")
 
 
 def _who(model: Model, side: str) -> str:
@@ -137,10 +153,6 @@ def common_dtype(base: Model, tuned: Model, dtype: str) -> str:
             raise InputError(f"measure: a live model is in {live.pop()}, not {dtype}; convert it or leave dtype out")
         return live.pop()
     if dtype == "auto":
-        import torch
-
-        from cltk.measure.scoring import fast_dtype
-
         return str(fast_dtype("cuda" if torch.cuda.is_available() else "cpu")).removeprefix("torch.")
     if dtype not in ("float32", "bfloat16", "float16", "float64"):
         raise InputError(f"dtype: {dtype!r} is unknown; use auto, float32, bfloat16, float16 or float64")

@@ -109,6 +109,7 @@ def test_versions_and_device(llama: Any, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.undo()
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_adapters_active_off_scaled_and_merged(llama: Any) -> None:
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(llama, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))

@@ -52,7 +52,7 @@ def test_a_tokeniser_that_is_larger_than_the_embedding(scorer: str, tiny: Any, t
 @pytest.mark.parametrize("settings", [{"max_gen_toks": 256}, {"max_new_tokens": 300}, {}])
 def test_more_new_tokens_than_positions(settings: dict[str, int], tiny: Any, tokenizer: Any) -> None:
     lm = PrefixLM(tiny(), tokenizer)
-    with pytest.raises(InputError, match="task t, request 0: .* new tokens leave no room for a prompt in the model's 256"):
+    with pytest.raises(InputError, match=r"task t, request 0: .* new tokens leave no room for a prompt in the model's 256"):
         lm.generate_until(requests(("the cat", {"until": ["."], **settings})), disable_tqdm=True)
 
 

@@ -64,14 +64,6 @@ def check_finite(answers: Mapping[int, tuple[float, bool]], distinct: Requests, 
         )
 
 
-def check_rows(model: Any, rows: Sequence[Any], name: str) -> None:
-    """Raise InputError for a row {"input_ids"} with a token that the model has no embedding of."""
-    size = embedding_rows(model)
-    for number, row in enumerate(rows):
-        if len(row["input_ids"]) and int(np.max(row["input_ids"])) >= size:
-            raise InputError(f"{name}, row {number}: {outside(row['input_ids'], size)}")
-
-
 def check_prefix(lm: Any, what: str) -> None:
     """Raise InputError where nothing can stand in front of a text without context."""
     if lm.prefix_token_id is None:

@@ -26,7 +26,7 @@ from cltk.measure.limits import Request
 from cltk.measure.prefix_tree import Packed, Requests, Span, pack
 from cltk.measure.settings import fast_dtype, options
 from cltk.measure.tree_forward import TreeForward, UnsupportedModelError
-from cltk.measure.tree_proof import check_close, prove, switch_length
+from cltk.measure.tree_proof import WIDE, check_close, prove, switch_length
 from cltk.ranks import gathered, ranks
 
 __all__ = ["PrefixLM", "fast_dtype", "options"]
@@ -232,8 +232,7 @@ class PrefixLM(HFLM):
         """Raise UnsupportedModelError where a few requests, those that a wrong mask hits most, disagree with stock."""
         few = packed.requests[np.argsort(-packed.gaps(), kind="stable")[:CHECKED]].tolist()
         stock = self._stock(requests, few)
-        wide = self.model.dtype in (torch.float32, torch.float64)
-        other = stock if wide else {k: self._stock(requests, [k])[k] for k in few}
+        other = stock if self.model.dtype in WIDE else {k: self._stock(requests, [k])[k] for k in few}
         check_close(*([side[k][0] for k in few] for side in (ours, stock, other)), self.model.dtype)
 
     def _stock(self, requests: Requests, members: Sequence[int]) -> dict[int, Answer]:

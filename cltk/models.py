@@ -42,17 +42,28 @@ def load_model(spec: str | Path, *, dtype: str = "float32", trust_remote_code: b
     return model.to(device), tokenizer
 
 
+LAZY = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # of accelerate's launcher: only the first rank reads weights, the others hold none
+
+
 @contextmanager
 def unsplit() -> Iterator[None]:
-    """Whole weights inside: while a ZeRO-3 configuration is alive, transformers loads every model in pieces."""
+    """Whole weights on every rank inside: the start model is scored by all ranks before anything is sharded.
+
+    While a ZeRO-3 configuration is alive, transformers loads every model in pieces; under FSDP, with accelerate's usual
+    settings, on the first rank alone (huggingface/transformers#43749).
+    """
     from transformers.integrations import deepspeed
 
-    kept = deepspeed._hf_deepspeed_config_weak_ref
+    kept, lazy = deepspeed._hf_deepspeed_config_weak_ref, os.environ.get(LAZY)
     deepspeed.unset_hf_deepspeed_config()
+    os.environ[LAZY] = "false"
     try:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = kept
+        del os.environ[LAZY]
+        if lazy is not None:
+            os.environ[LAZY] = lazy
 
 
 @contextmanager

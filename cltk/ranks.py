@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from cltk.errors import CltkError, RunError
+
 T = TypeVar("T")
 R = TypeVar("R")
 PATIENCE = 60.0  # seconds that a failed rank waits for the others
@@ -74,6 +76,26 @@ def agreed(found: Any) -> Any:
     answer = [found]
     dist.broadcast_object_list(answer, src=0)
     return answer[0]
+
+
+def decided(work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, on every rank; only rank 0 does it. Every rank must call it.
+
+    For what a process measures of its machine: each rank would find something else. An error of rank 0 is raised on all.
+    """
+    if not together():
+        return work()
+    found: tuple[Any, Exception | None] = (None, None)
+    if first():
+        try:
+            found = (work(), None)
+        except Exception as error:  # the others wait for an answer, whatever it is
+            found = (None, error)
+    mine = found[1]
+    answer, error = agreed(found if mine is None or isinstance(mine, CltkError) else (None, RunError(f"rank 0: {mine}")))
+    if mine or error:
+        raise mine or error
+    return answer
 
 
 def gathered(found: T) -> list[T]:

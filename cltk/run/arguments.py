@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from dataclasses import fields
 from functools import cache
@@ -64,6 +65,28 @@ def check_train(train: dict[str, Any], where: Any) -> dict[str, Any]:
 
     training_arguments(checked, 0, Path("unused"), where)
     return checked
+
+
+def check_sharding(train: dict[str, Any], where: str) -> None:
+    """Ask of accelerate whether it will shard; call it when the ranks have joined, on every one.
+
+    Raises:
+        InputError: FSDP is asked for, in `train` or by the launcher, and one process or ranks without accelerators would
+            train something else: accelerate then makes whole replicas (DDP) and does not say so.
+    """
+    from accelerate.state import DistributedType, PartialState
+
+    from cltk.ranks import ranks
+
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+    asked = "train.fsdp" if train.get("fsdp") else "FSDP in the launcher's configuration"
+    if train.get("fsdp") and ranks()[1] == 1:
+        raise InputError(
+            f"{where}: {asked}: there is one process, nothing to shard over; start one a GPU (torchrun --nproc-per-node N"
+            " -m cltk run ...), or remove it"
+        )
+    if (train.get("fsdp") or launched) and ranks()[1] > 1 and PartialState().distributed_type == DistributedType.MULTI_CPU:
+        raise InputError(f"{where}: {asked}: there is no GPU, and without one every rank would hold the whole model; remove it")
 
 
 def flatten(annotation: Any) -> list[Any]:

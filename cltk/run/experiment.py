@@ -19,6 +19,7 @@ from cltk.measure.tasks import functions
 from cltk.ranks import agreed, first, gathered, join, regroup
 from cltk.run import records
 from cltk.run.ahead import check_margins, check_training
+from cltk.run.arguments import check_sharding
 from cltk.run.cells import FAILED, Tell, Work, clean
 from cltk.run.config import Cell, Plan, load_config
 from cltk.run.inputs import Inputs
@@ -125,6 +126,8 @@ class ExperimentRun:
         self.check()
         check_folder(self.out, "--out")
         todo, total = agreed(self.missing()), len(self.cells)
+        for training in (training for order in todo for training in self.cells[order].trainings):
+            check_sharding(training.config.train, str(self.plan.file))
         for order in sorted(set(range(total)) - set(todo)):
             clean(self.folder(self.cells[order]))
             say(f"{self.cells[order].name}: has a record, nothing to do", order + 1, total, "cell")

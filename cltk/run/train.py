@@ -12,7 +12,7 @@ from typing import Any
 
 from cltk.data import IGNORED, Collator, Row, blocks, filled, pad_id, pairs, read_rows, split_by
 from cltk.errors import InputError, RunError
-from cltk.ranks import agreed, first, gathered
+from cltk.ranks import agreed, decided, first, gathered
 from cltk.run.config import Cell
 from cltk.run.methods import resolve_path
 from cltk.run.spec import DataSpec, Source
@@ -192,8 +192,9 @@ def train_cell(
     checkpoint, kept = agreed((newest(output) if first() else None) or (None, {}))
     if cell.config.train.get("save_only_model") and not kept.get("finished"):
         checkpoint, kept = None, {}  # without the optimiser's state it would be another training
-    speed = choose(model, tokenizer, settled(cell.config, kept))
-    say(speed)
+    speed = decided(lambda: choose(model, tokenizer, settled(cell.config, kept)))
+    if first():
+        say(speed)
     args = training_arguments({**speed.arguments, **cell.config.train}, cell.config.seed, output)
     set_seed(args.seed)
     trainer = Trainer(

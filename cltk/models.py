@@ -103,13 +103,18 @@ def locate_model(spec: str | Path) -> str:
     return text
 
 
-def stored_digest(spec: str | Path) -> str:
-    """sha256 (hex) of the stored weights and config, without loading them; of the commit for a model on the hub."""
+FIRST = (".safetensors", ".json", ".bin", ".model")  # what the digests of the first records cover
+STORED = (*FIRST, ".jinja", ".txt", ".py", ".tiktoken")  # chat templates, vocabularies and the model's own code too
+
+
+def stored_digest(spec: str | Path, suffixes: tuple[str, ...] = STORED) -> str:
+    """sha256 (hex) of the stored weights, config and tokeniser, without loading them; of the commit for a model on the hub."""
     where = Path(locate_model(spec))
     sha = hashlib.sha256()
     if os.path.isdir(where):
-        for file in sorted(where.iterdir()):
-            if file.suffix in (".safetensors", ".json", ".bin", ".model"):
+        extra = where / "additional_chat_templates"
+        for file in [*sorted(where.iterdir()), *(sorted(extra.iterdir()) if extra.is_dir() else [])]:
+            if file.suffix in suffixes and file.is_file():
                 sha.update(file.name.encode() + b"\0" + file_digest(file).encode())
         return sha.hexdigest()
     from transformers import AutoConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from cltk.measure.documents import clusters, task_scores, unmeasurable
 from cltk.measure.harness import Progress, attempt, by_document, load_tasks, make_lm, quiet
 from cltk.measure.identity import identity
 from cltk.measure.prompting import FEWSHOT_SEED, Prompting, own_randomness, restore, seed, states
+from cltk.measure.rules import rules_digest
 from cltk.measure.scores import Scores, TaskScores
 from cltk.measure.settings import options
 from cltk.measure.stderr import fill_stderr
@@ -97,6 +99,19 @@ class Suite:
                     raise InputError("; ".join(f"task {name}: {reason}" for name, reason in reasons.items()))
             self._loaded = loaded
         return self._loaded
+
+    def with_texts(self, texts: Sequence[TextTask]) -> Suite:
+        """The same tasks, loaded once for both, and these texts."""
+        self.load()
+        other = copy.copy(self)
+        other.texts = list(texts)
+        return other
+
+    def rules(self) -> dict[str, str]:
+        """sha256 (hex) of every task's documents, right answers, metrics and filters: what its requests do not show."""
+        loaded = self.load()
+        tasks = loaded["tasks"] if loaded else {}
+        return {name: rules_digest(task, self.limit, self.include_path) for name, task in tasks.items()}
 
     def sizes(self) -> dict[str, int]:
         """Documents that will be scored, by task."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cltk.report.sources import Record
+from cltk.run.records import DIGESTS
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
     yield "model", str(record.get("config", {}).get("model", {}).get("pretrained"))
     for name, value in _leaves(record.get("digests", {})):
         if name not in ("cell", "tuned_model"):
-            yield f"sha256 of {name.replace('_', ' ')}", value
+            yield f"sha256 of {name.replace('_', ' ') if name in DIGESTS else name.removeprefix('files.')}", value
     for name in ("cltk", "git_commit", "python", "device", "platform"):
         if environment.get(name) is not None:
             yield name.replace("_", " "), str(environment[name])

@@ -14,10 +14,9 @@ from cltk.errors import InputError
 from cltk.measure.pairing import pair
 from cltk.measure.scores import Scores
 from cltk.measure.stats import Floats
-from cltk.run.records import RECORD, find_records, read_json
+from cltk.run.records import RECORD, base_files, find_records, is_record, read_json, read_record, scores_file
 
 Record = dict[str, Any]
-SCORES = "scores.json"
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,12 @@ def read_entries(runs: str | Path | Sequence[Record | str | Path]) -> list[Entry
         if isinstance(item, dict):
             entries.append(Entry(item))
         else:
-            paths = [path for path in find_records(item) if not path.name.endswith(f".{SCORES}")]
-            entries += [Entry(read_json(path), path) for path in paths]
+            entries += [Entry(read_record(path), path) for path in find_records(item)]
     if not entries:
         raise InputError("report: there are no records")
     for entry in entries:
-        if "method" not in entry.record or "train" not in entry.record:
-            raise InputError(f"{entry.path or 'report'}: not a record of `cltk run`; name its output folder")
+        if not is_record(entry.record):
+            raise InputError("report: not a record of `cltk run`; name its output folder")
     return sorted(entries, key=lambda entry: entry.record.get("order", 0))
 
 
@@ -83,8 +81,8 @@ class ScoreFiles:
         Raises:
             InputError: the scores are damaged, or are those of another run.
         """
-        file = _scores_file(entry.path)
-        if file is None or not file.is_file():
+        file = scores_file(entry.path) if entry.path else None
+        if entry.path is None or file is None or not file.is_file():
             return None
         post = Scores.from_json(read_json(file))
         if post.digest != entry.record["digests"]["tuned_model"]:
@@ -99,20 +97,11 @@ class ScoreFiles:
                     return found
         return None
 
-    def _bases_beside(self, path: Path | None) -> list[Scores]:
-        assert path is not None
-        in_cell = path.name == RECORD
-        folder = path.parent.parent if in_cell else path.parent
+    def _bases_beside(self, path: Path) -> list[Scores]:
+        folder = path.parent.parent if path.name == RECORD else path.parent
         if folder not in self._bases:
-            files = sorted(folder.glob(f"base-*/{SCORES}" if in_cell else f"base*.{SCORES}"))
-            self._bases[folder] = [Scores.from_json(read_json(file)) for file in files]
+            self._bases[folder] = [Scores.from_json(read_json(file)) for file in base_files(path)]
         return self._bases[folder]
-
-
-def _scores_file(path: Path | None) -> Path | None:
-    if path is None:
-        return None
-    return path.with_name(SCORES if path.name == RECORD else f"{path.stem}.{SCORES}")
 
 
 def _pairs(base: Scores, post: Scores, headline: dict[str, str]) -> dict[str, Losses] | None:

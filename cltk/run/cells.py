@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from cltk.run.config import Cell
 from cltk.run.inputs import Inputs
 from cltk.run.methods import build_mitigators
 from cltk.run.outcome import Leg, record, training_of, write_lm_eval
+from cltk.run.records import SCORES
 from cltk.run.train import train_cell
 
 Tell = Callable[[str, int, int, str], None]  # what, done, total, detail
-SCORES = "scores.json"
 FAILED = "failed.json"
 STATES, STAGE = "mitigators.safetensors", "stage.json"
 
@@ -43,6 +43,7 @@ class Work:
     out: Path
     say: Tell
     shared: frozenset[str] = frozenset()  # trainings that several cells end in different averages
+    choices: Mapping[str, dict[str, bool]] = field(default_factory=dict)  # of `speed`, by stage, instead of measuring
 
     def folder(self, cell: Cell) -> Path:
         return self.out / f"{cell.name}-{self.inputs.digest(cell)[:10]}"
@@ -84,8 +85,11 @@ class Work:
         return scores
 
     def base_folder(self, cell: Cell) -> Path:
-        key = [self.inputs.model_digest(cell.config.model.pretrained), self.inputs.measures(cell)]
-        return self.out / f"base-{records.digest_of(key)[:10]}"
+        return self.out / f"base-{self.inputs.measured(cell)[:10]}"
+
+    def kept(self, training: str) -> Path:
+        """Where a training that several cells share stays until all of them are done, by its digest."""
+        return self.out / "cache" / f"trained-{training[:16]}"
 
     def _legs(self, cell: Cell, folder: Path) -> list[Leg]:
         """Every training of the cell in its order; the last one's weights are in memory."""
@@ -109,7 +113,7 @@ class Work:
         name = ": ".join(filter(None, [stage.name, stage.stage]))
         key = self.inputs.training(stage)
         if key in self.shared:
-            train, tuned = self._average(stage, mitigators, self.out / "cache" / f"trained-{key[:16]}", name)
+            train, tuned = self._average(stage, mitigators, self.kept(key), name)
         else:
             train, tuned = self._fit(stage, mitigators, place / "checkpoints", name, before)
         tokenizer = self.inputs.tokenizer(stage)
@@ -134,8 +138,10 @@ class Work:
         def training(step: int, steps: int, last: dict[str, float]) -> None:
             self.say(f"{name}: train", step, steps, f"loss {last['loss']:.3f}" if "loss" in last else "")
 
-        data, cache = self.inputs.data(stage), self.out / "cache"
-        trained = train_cell(stage, model, tokenizer, data, mitigators, checkpoints, cache=cache, tell=training)
+        trained = train_cell(
+            stage, model, tokenizer, self.inputs.data(stage), mitigators, checkpoints,
+            cache=self.out / "cache", tell=training, choices=self.choices.get(stage.stage),
+        )  # fmt: skip
         return training_of(trained), self._unsharded(stage, trained.model)
 
     def _average(self, stage: Cell, mitigators: list[Any], kept: Path, name: str) -> tuple[dict[str, Any], Any]:

@@ -28,11 +28,11 @@ from cltk.errors import InputError
 from cltk.files import sync
 from cltk.models import file_digest
 from cltk.ranks import agreed
+from cltk.run.machine import MEASURED as MEASURED
 from cltk.run.records import read_json, write_json
 
 SEAL = "complete.json"
 KEPT = ("step", "tokens", "seconds", "loss", "loss_sum", "logged", "finished", "choices")
-MEASURED = ("autocast", "onednn")  # choices of `speed` that the machine's mood can change
 
 
 def seal(folder: Path, kept: dict[str, Any]) -> None:

@@ -66,6 +66,7 @@ class ExperimentRun:
 
     def __post_init__(self) -> None:
         self.inputs = Inputs(self.plan)
+        self._check_trust()  # what a cell is known by needs its tasks, and those may run Python
 
     @property
     def cells(self) -> list[Cell]:
@@ -79,12 +80,11 @@ class ExperimentRun:
 
     def check(self) -> None:
         """Everything that can be found wrong before weights are loaded: data, tasks, mitigators, arguments."""
-        self._check_trust()
         for cell in self.cells:
             for training in cell.trainings:
                 self.inputs.data(training)
         for cell in self.cells:
-            self.inputs.tasks(cell)  # builds every prompt
+            self.inputs.documents(cell)  # builds every prompt
             self.inputs.digest(cell)
         try:
             for cell in map(self.cells.__getitem__, self.missing()):
@@ -123,30 +123,45 @@ class ExperimentRun:
         """
         join()
         say = tell if tell and first() else _silent
-        self.check()
-        check_folder(self.out, "--out")
-        todo, total = agreed(self.missing()), len(self.cells)
-        for training in (training for order in todo for training in self.cells[order].trainings):
-            check_sharding(training.config.train, str(self.plan.file))
-        for order in sorted(set(range(total)) - set(todo)):
-            clean(self.folder(self.cells[order]))
-            say(f"{self.cells[order].name}: has a record, nothing to do", order + 1, total, "cell")
         failed: dict[int, str] = {}
-        if todo:
+        if todo := agreed(self.missing()):
+            self.check()
+            check_folder(self.out, "--out")
+            for training in (training for order in todo for training in self.cells[order].trainings):
+                check_sharding(training.config.train, str(self.plan.file))
             with locked(self.out):
-                if ray is not None:
-                    from cltk.run.cluster import run_cells
-
-                    failed = run_cells(self, todo, ray, say)
-                else:
-                    failed = {order: error for order in todo if (error := self.attempt(order, say))}
-        if not self.missing():
-            for kept in (self.out / "cache").glob("trained-*"):
-                shutil.rmtree(kept, ignore_errors=True)
+                failed = self._work(say, ray)
+        else:
+            self._clean(say)
         if failed:
             names = ", ".join(self.cells[order].name for order in failed)
-            raise RunError(f"{len(failed)} of {total} cells failed ({names}); the first: {next(iter(failed.values()))}")
-        return [records.read_json(self.folder(cell) / records.RECORD) for cell in self.cells]
+            raise RunError(
+                f"{len(failed)} of {len(self.cells)} cells failed ({names}); the first: {next(iter(failed.values()))}"
+            )
+        return [records.read_record(self.folder(cell) / records.RECORD) for cell in self.cells]
+
+    def _work(self, say: Tell, ray: str | None) -> dict[int, str]:
+        """The cells that have no record now that the folder is ours: another run may have written some meanwhile."""
+        todo = agreed(self.missing())
+        self._clean(say)
+        if ray is not None:
+            from cltk.run.cluster import run_cells
+
+            failed = run_cells(self, todo, ray, say)
+        else:
+            failed = {order: error for order in todo if (error := self.attempt(order, say))}
+        if first() and not self.missing():
+            for key in self.inputs.shared():  # another YAML of this folder may still need its own
+                shutil.rmtree(self.work().kept(key), ignore_errors=True)
+        return failed
+
+    def _clean(self, say: Tell) -> None:
+        """Say which cells are done, and remove what they need no more."""
+        todo = self.missing()
+        for order, cell in enumerate(self.cells):
+            if order not in todo:
+                clean(self.folder(cell))
+                say(f"{cell.name}: has a record, nothing to do", order + 1, len(self.cells), "cell")
 
     def attempt(self, order: int, say: Tell) -> str:
         """Do one cell. A failure, of whatever kind, is kept in its folder; what went wrong, or "" when a record was written.

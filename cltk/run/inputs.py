@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from cltk import __version__, models
-from cltk.data import locate
+from cltk import models
+from cltk.data import locate, read_rows
 from cltk.errors import InputError
 from cltk.measure.evaluate import Suite, TextTask
-from cltk.run import records
+from cltk.run import identity, records
 from cltk.run.config import Cell, Plan
 from cltk.run.methods import PATH_KEYS, PATH_LISTS, resolve_path
 from cltk.run.spec import Source, TextSpec
@@ -26,7 +26,7 @@ class Inputs:
     _digests: dict[str, str] = field(default_factory=dict)
     _prepared: dict[str, Prepared] = field(default_factory=dict)
     _suites: dict[str, Suite] = field(default_factory=dict)
-    _tasks: dict[str, dict[str, str]] = field(default_factory=dict)
+    _tasks: dict[str, tuple[dict[str, str], dict[str, str]]] = field(default_factory=dict)
 
     def tokenizer(self, cell: Cell) -> Any:
         spec = cell.config.model
@@ -46,30 +46,36 @@ class Inputs:
 
     def suite(self, cell: Cell) -> Suite:
         """All that is measured: held-out NLL of every new task, the entries to learn and those to retain."""
-        evals = cell.config.evals
-        key = self.measures(cell)
+        key = self.measured(cell)
         if key not in self._suites:
-            tasks: list[str] = []
+            evals = cell.config.evals
             texts = [TextTask(one.stage or "heldout", self.data(one).heldout) for one in cell.trainings]
-            for entry in [*self.entries(evals.retain), *self.entries(evals.learn)]:
+            for entry in self.entries([*evals.retain, *evals.learn]):
                 if isinstance(entry, TextSpec):
                     path = resolve_path(entry.text, self.plan.folder, "evals.text")
                     texts.append(TextTask.read(entry.label, path, limit=entry.limit, cluster=entry.cluster))
-                else:
-                    tasks.append(entry)
+            harness = self.harness(cell)
+            self._suites[key] = harness.with_texts(texts) if harness else Suite([], texts=texts)
+        return self._suites[key]
+
+    def harness(self, cell: Cell) -> Suite | None:
+        """The lm-eval tasks of the suite alone, for which no row is read; None where there are none."""
+        evals = cell.config.evals
+        settings = evals.model_dump(exclude={"retain", "learn", *identity.AFTER})
+        tasks = [entry for entry in self.entries([*evals.retain, *evals.learn]) if isinstance(entry, str)]
+        key = records.digest_of([tasks, settings])
+        if tasks and key not in self._suites:
             self._suites[key] = Suite(
-                tasks, texts=texts, limit=evals.limit, num_fewshot=evals.num_fewshot,
+                tasks, limit=evals.limit, num_fewshot=evals.num_fewshot,
                 include_path=self.plan.folder / evals.include_path if evals.include_path else None,
                 chat_template=evals.chat_template, system_instruction=evals.system_instruction,
                 fewshot_as_multiturn=evals.fewshot_as_multiturn, gen_kwargs=evals.gen_kwargs,
             )  # fmt: skip
-        return self._suites[key]
+        return self._suites.get(key)
 
-    def measures(self, cell: Cell) -> str:
-        """The digest of what is measured and on which model: cells with the same one share Perf_pre."""
-        config = cell.config
-        data = [one.data.model_dump() for one in cell.trainings]
-        return records.digest_of([config.evals.model_dump(), data, config.model.model_dump(), __version__])
+    def measured(self, cell: Cell) -> str:
+        """The digest of the measurement: cells with the same one share Perf_pre."""
+        return records.digest_of(identity.measurement(self, cell))
 
     def learned(self, cell: Cell) -> list[str]:
         """The measures of the gain: held-out NLL of every new task, then evals.learn."""
@@ -95,36 +101,54 @@ class Inputs:
 
     def training(self, cell: Cell) -> str:
         """The digest of a training up to the averages of whole weights at its end (WiSE-FT and others)."""
-        listed = [entry for entry in cell.config.mitigators if not _averages(entry)]
-        return self.digest(replace(cell, config=cell.config.model_copy(update={"mitigators": listed})))
+        return records.digest_of(identity.training(self, cell))
 
     def shared(self) -> frozenset[str]:
         """Trainings that several cells have in common, by digest: one with averages at its end, and any other."""
         seen: dict[str, list[bool]] = {}
         for cell in self.plan.cells:
             if not cell.config.stages:
-                seen.setdefault(self.training(cell), []).append(any(map(_averages, cell.config.mitigators)))
+                seen.setdefault(self.training(cell), []).append(any(map(identity.averages, cell.config.mitigators)))
         return frozenset(key for key, found in seen.items() if len(found) > 1 and any(found))
 
     def files(self, cell: Cell) -> dict[str, str]:
         """The digest of every file the cell reads, and of its start model, by the names the YAML gives them."""
-        config, data = cell.config, [one.data for one in cell.trainings]
-        paths = [s.path for d in data for s in (d.train, d.validation, d.heldout) if isinstance(s, Source)]
-        paths += [entry.text for entry in [*config.evals.retain, *config.evals.learn] if isinstance(entry, TextSpec)]
-        found = {path: self.file_digest(path) for path in sorted({*paths, *memories(config.mitigators)})}
-        return {**found, config.model.pretrained: self.model_digest(config.model.pretrained)}
+        found = {path: self.file_digest(path, kind=key) for key, path in memories(cell.config.mitigators)}
+        model = cell.config.model.pretrained
+        return dict(sorted({**found, **self.measured_files(cell)}.items())) | {model: self.model_digest(model)}
+
+    def measured_files(self, cell: Cell) -> dict[str, str]:
+        """The digest of the new tasks' files and of every text; a set on the hub by its configuration and split too."""
+        evals, data = cell.config.evals, [one.data for one in cell.trainings]
+        sources = [s for d in data for s in (d.train, d.validation, d.heldout) if isinstance(s, Source)]
+        found = {":".join(filter(None, [s.path, s.name, s.split])): self.file_digest(s.path, s.name, s.split) for s in sources}
+        texts = [entry.text for entry in self.entries([*evals.retain, *evals.learn]) if isinstance(entry, TextSpec)]
+        return {**found, **{text: self.file_digest(text) for text in texts}}
 
     def digest(self, cell: Cell) -> str:
-        """What a record is known by: the resolved configuration, the bytes of its inputs, and the version of cltk."""
-        body = {key: value for key, value in cell.config.model_dump().items() if key not in ("keep_model", "base", "grid")}
-        body["train"] = {key: value for key, value in body["train"].items() if key != "output_dir"}
-        return records.digest_of({"config": body, "inputs": self.files(cell), "cltk": __version__})
+        """What a record is known by."""
+        return records.digest_of(identity.identity(self, cell))
 
     def tasks(self, cell: Cell) -> dict[str, str]:
-        """The digest of every measure's documents and prompts, as they will be scored."""
-        key = self.measures(cell)
+        """The digest of every lm-eval task's documents and prompts, as they will be scored."""
+        return self._asked(cell)[0]
+
+    def documents(self, cell: Cell) -> dict[str, str]:
+        """`tasks`, and the digest of every text's rows."""
+        return {**self.tasks(cell), **Suite([], texts=self.suite(cell).texts).digests()}
+
+    def rules(self, cell: Cell) -> dict[str, str]:
+        """The digest of how every lm-eval task turns answers into scores."""
+        return self._asked(cell)[1]
+
+    def _asked(self, cell: Cell) -> tuple[dict[str, str], dict[str, str]]:
+        suite = self.harness(cell)
+        if suite is None:
+            return {}, {}
+        key = f"{id(suite)} {cell.config.model.pretrained}"
         if key not in self._tasks:
-            self._tasks[key] = self.suite(cell).digests(self.tokenizer(cell))
+            tokenizer = self.tokenizer(cell) if cell.config.evals.chat_template else None
+            self._tasks[key] = suite.digests(tokenizer), suite.rules()
         return self._tasks[key]
 
     def path(self, spec: str) -> str:
@@ -136,29 +160,29 @@ class Inputs:
             self._digests[spec] = models.stored_digest(self.path(spec))
         return self._digests[spec]
 
-    def file_digest(self, spec: str) -> str:
-        if spec not in self._digests:
+    def file_digest(self, spec: str, name: str | None = None, split: str | None = None, kind: str = "") -> str:
+        """sha256 of a file's or folder's bytes; on the hub of a data set's rows, or of a model's commit (by `kind`)."""
+        key = f"{spec} {name} {split}"
+        if key not in self._digests:
             found = locate(resolve_path(spec, self.plan.folder, "path"))
-            self._digests[spec] = spec if found is None else models.tree_digest(found)
-        return self._digests[spec]
+            if found is not None:
+                self._digests[key] = models.tree_digest(found)
+            elif kind in ("models", "others"):
+                self._digests[key] = models.stored_digest(spec)
+            else:
+                self._digests[key] = records.digest_of(read_rows(spec, name=name, split=split))
+        return self._digests[key]
 
 
-def _averages(entry: Any) -> bool:
-    """Whether an entry of `mitigators` only mixes whole weights when training has ended."""
-    from cltk.mitigate import MITIGATORS
-
-    return MITIGATORS[next(iter(entry)) if isinstance(entry, dict) else entry].averages
-
-
-def memories(entries: list[Any]) -> list[str]:
-    """Every file and folder that mitigators read."""
+def memories(entries: list[Any]) -> list[tuple[str, str]]:
+    """Every file and folder that mitigators read, behind the argument that names it."""
     found = []
     for entry in entries:
         for key, value in entry.items() if isinstance(entry, dict) else ():
             if key in PATH_LISTS:
-                found += [path for path in (value.values() if isinstance(value, dict) else value) if isinstance(path, str)]
+                found += [(key, one) for one in (value.values() if isinstance(value, dict) else value) if isinstance(one, str)]
             elif isinstance(value, dict):
                 found += memories([value])
             elif key in PATH_KEYS and isinstance(value, str):
-                found.append(value)
+                found.append((key, value))
     return found

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+MEASURED = ("autocast", "onednn")  # choices of `speed` that the machine's mood can change
+
 
 @cache
 def faster_in_bfloat16(device: str) -> bool:

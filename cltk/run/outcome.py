@@ -43,8 +43,9 @@ def record(inputs: Inputs, cell: Cell, order: int, pre: Scores, legs: list[Leg])
         "config": cell.config.model_dump(), "folder": str(inputs.plan.file),
         "digests": {
             "cell": inputs.digest(cell), "start_model": pre.digest, "tuned_model": post.digest,
-            "model_files": inputs.model_digest(cell.config.model.pretrained), "tasks": inputs.tasks(cell),
-            **inputs.files(cell),
+            "measurement": inputs.measured(cell), "config": records.digest_of(cell.config.model_dump()),
+            "model_files": inputs.model_digest(cell.config.model.pretrained),
+            "tasks": inputs.documents(cell), "rules": inputs.rules(cell), "files": inputs.files(cell),
         },
         "environment": records.environment(),
         "train": _training(cell, legs),

@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cltk import models
 from cltk.errors import InputError
 from cltk.files import locked
 from cltk.run import records
 from cltk.run.config import Cell, Plan, validate
 from cltk.run.experiment import ExperimentRun
+from cltk.run.sameness import Difference, causes, changes, choices, differences, documents_of, values_of
+from cltk.run.speed import possible
 from cltk.run.trouble import explained
 
+__all__ = ["Difference", "Reproduction", "changes", "differences", "experiment_of", "reproduce", "values_of"]
+
 Tell = Callable[[str, int, int, str], None]
-TIMES = ("runtime", "per_second", "seconds")  # parts of keys whose numbers no rerun repeats
-DIGESTS = ("start_model", "tuned_model")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One thing that is not what the record says."""
-
-    name: str  # retain.rows.toy.acc.post
-    old: Any
-    new: Any
-
-    @property
-    def size(self) -> float:
-        """Relative to the old value, or absolute where that is below 1; infinite for what is no number."""
-        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in (self.old, self.new)):
-            return math.inf
-        return abs(self.new - self.old) / max(1.0, abs(self.old))
-
-    def __str__(self) -> str:
-        by = f", off by {self.new - self.old:+.3g}" if math.isfinite(self.size) else ""
-        return f"{self.name}: was {self.old}, is {self.new}{by}"
 
 
 @dataclass(frozen=True)
@@ -49,14 +32,15 @@ class Reproduction:
     tolerance: float
     compared: int  # numbers and texts
     differences: tuple[Difference, ...]
-    causes: tuple[str, ...]  # what else is not as it was: versions, device
+    causes: tuple[str, ...]  # what else is not as it was: choices of speed, versions, device
     rerun: Path  # the new record
+    missing: tuple[str, ...] = ()  # files that lie beside no more: what they held was not compared
 
     @property
     def beyond(self) -> list[Difference]:
         """Differences that count, the largest first. Within a tolerance the weights' digest does not."""
         free = self.tolerance > 0
-        found = [d for d in self.differences if d.size > self.tolerance and not (free and d.name == "digests.tuned_model")]
+        found = [d for d in self.differences if d.size > self.tolerance and not (free and _of_weights(d.name))]
         return sorted(found, key=lambda d: -d.size)
 
     @property
@@ -74,7 +58,13 @@ class Reproduction:
         if len(self.beyond) > most:
             shown.append(f"  and {len(self.beyond) - most} more")
         causes = [f"  not as it was: {cause}" for cause in self.causes] if self.differences else []
-        return [f"{self.cell}: {self.verdict}", *shown, *causes]
+        missing = [f"  not compared: {what}" for what in self.missing]
+        return [f"{self.cell}: {self.verdict}", *shown, *causes, *missing]
+
+
+def _of_weights(name: str) -> bool:
+    """Digests that change with a weight's last bit."""
+    return name in ("digests.tuned_model", "documents.digest") or (name.startswith("train.notes.") and name.endswith("digest"))
 
 
 def reproduce(
@@ -101,18 +91,20 @@ def reproduce(
 
 
 def _free(file: Path) -> Path:
-    name = records.read_json(file).get("experiment", file.parent.name)
+    name = records.read_record(file).get("experiment", file.parent.name)
     tries = [Path("runs") / f"reproduced-{name}{end}" for end in ("", *(f"-{n}" for n in range(2, 1000)))]
     return next(path for path in tries if not path.exists())
 
 
 def _prepare(file: Path, out: Path, trust: bool) -> tuple[Path, dict[str, Any], ExperimentRun]:
     """Read, validate, and check inputs; nothing is written."""
-    old = records.read_json(file)
+    old = records.read_record(file)
     missing = [key for key in ("config", "folder", "digests", "method", "labels") if key not in old]
     if missing:
         raise InputError(f"{file}: {missing[0]} is missing; it is not a record of `cltk run`")
-    run = experiment_of(old, out, trust)
+    if file.name == records.RECORD and out.resolve() == file.resolve().parent.parent:
+        raise InputError(f"--out {out}: holds this record already; choose another folder")
+    run = experiment_of(old, out, trust, file)
     cell = run.cells[0]
     if (run.folder(cell) / records.RECORD).exists():
         raise InputError(f"--out {out}: holds a record of {cell.name} already; choose another folder")
@@ -122,89 +114,88 @@ def _prepare(file: Path, out: Path, trust: bool) -> tuple[Path, dict[str, Any], 
     return file, old, run
 
 
-def experiment_of(record: dict[str, Any], out: Path, trust: bool = False) -> ExperimentRun:
-    """The record's single cell as an experiment. Relative paths start where those of its YAML did."""
-    source = Path(record["folder"])
-    if not source.parent.is_dir():
+def experiment_of(record: dict[str, Any], out: Path, trust: bool = False, file: Path | None = None) -> ExperimentRun:
+    """The record's single cell as an experiment. Relative paths start where those of its YAML did.
+
+    The record names its YAML as it was typed: below the current folder, or below one of those that `file` lies in.
+    """
+    named = Path(record["folder"])
+    tries = [Path(named), *(folder / named for folder in (file.resolve().parents if file else ()))]
+    found = next((path for path in tries if path.is_file()), None)
+    source = found or next((path for path in tries if path.parent.is_dir() and path.parent != Path()), named)
+    try:
+        if not source.parent.is_dir():
+            raise InputError(f"{source.parent}: no such folder")
+        plan = validate({**record["config"], "base": None, "grid": {}}, source, {}, {})
+        config = plan.cells[0].config.model_copy(update={"keep_model": False})
+        return ExperimentRun(Plan(source, plan.experiment, [Cell(record["method"], record["labels"], config)]), out, trust)
+    except InputError as error:
+        if found:
+            raise
         raise InputError(
-            f"{source.parent}: no such folder; the record's relative paths start there, run this from where it was"
-        )
-    plan = validate({**record["config"], "base": None, "grid": {}}, source, {}, {})
-    config = plan.cells[0].config.model_copy(update={"keep_model": False})
-    return ExperimentRun(Plan(source, plan.experiment, [Cell(record["method"], record["labels"], config)]), out, trust)
+            f"{error}; the record's relative paths start at the folder of {named}, which is not here: run this from the folder"
+            " in which `cltk run` was typed"
+        ) from None
 
 
 def _check_inputs(file: Path, old: dict[str, Any], run: ExperimentRun) -> None:
     cell = run.cells[0]
+    model, listed = cell.config.model.pretrained, old["digests"]["files"]
     for name, now in run.inputs.files(cell).items():
-        was = old["digests"].get(name)
-        if was is not None and was != now:
-            what = "model" if name == cell.config.model.pretrained else "file"
-            raise InputError(f"{name}: this {what} is not the one that {file} was made with ({was[:12]}, now {now[:12]})")
+        first = old.get("format", 1) == 1 and name == model  # weights and config, without the tokeniser's templates
+        now = models.stored_digest(run.inputs.path(model), models.FIRST) if first else now
+        if name in listed and listed[name] != now:
+            what = "model" if name == model else "file"
+            raise InputError(
+                f"{name}: this {what} is not the one that {file} was made with ({listed[name][:12]}, now {now[:12]})"
+            )
 
 
 def _check_tasks(file: Path, old: dict[str, Any], run: ExperimentRun) -> None:
-    """The documents and prompts of every task are the record's, before anything is scored."""
-    now = run.inputs.tasks(run.cells[0])
-    for name, was in old["digests"].get("tasks", {}).items():
-        if now.get(name) != was:
-            raise InputError(f"task {name}: its documents or prompts are not those that {file} was made with")
+    """The documents and prompts of every task, and how it is scored, are the record's, before anything is scored."""
+    cell = run.cells[0]
+    parts = (("tasks", run.inputs.documents(cell)), ("rules", run.inputs.rules(cell)))
+    for key, now in parts:
+        for name, was in old["digests"].get(key, {}).items():
+            if now.get(name) != was:
+                what = "documents or prompts" if key == "tasks" else "right answers, metrics or filters"
+                raise InputError(f"task {name}: its {what} are not those that {file} was made with")
 
 
 def _rerun(file: Path, old: dict[str, Any], run: ExperimentRun, tolerance: float, tell: Tell) -> Reproduction:
-    cell, work = run.cells[0], run.work(tell)
-    scores = file.with_name("scores.json")
-    documents = records.read_json(scores) if scores.exists() else None
+    cell = run.cells[0]
+    work = replace(run.work(tell), choices={stage: possible(found) for stage, found in choices(old).items()})
     with locked(run.out), explained(cell.config, run.folder(cell)):
-        new = work.cell(cell, int(old.get("order", 0)))
-    sides = [dict(values_of(record)) for record in (old, new)]
-    if documents is not None:
-        again = records.read_json(run.folder(cell) / "scores.json")
-        for side, scored in zip(sides, (documents, again), strict=True):
-            side.update(_flat("documents", {name: task["values"] for name, task in scored["tasks"].items()}))
-    found = tuple(differences(*sides))
-    causes = tuple(changes(old.get("environment", {}), new["environment"]))
-    return Reproduction(file, cell.name, tolerance, len(sides[0]), found, causes, run.folder(cell) / records.RECORD)
+        work.cell(cell, int(old.get("order", 0)))
+    new_file = run.folder(cell) / records.RECORD
+    new = records.read_record(new_file)
+    sides, missing = [values_of(old), values_of(new)], []
+    theirs = records.read_json(work.base_folder(cell) / records.SCORES)
+    pairs = [("documents", _scores(file), records.read_json(new_file.with_name(records.SCORES)))]
+    pairs.append(("start_model", _base(file, old, theirs), theirs))
+    for name, was, now in pairs:
+        if was is None:
+            missing.append(f"{name.replace('_', ' ')}, document by document: {NOT_THERE[name]}")
+            continue
+        for side, scores in zip(sides, (was, now), strict=True):
+            side.update(documents_of(scores, name))
+    found = tuple(differences(*sides, added=old.get("format", 1) == records.FORMAT))
+    return Reproduction(file, cell.name, tolerance, len(sides[0]), found, tuple(causes(old, new)), new_file, tuple(missing))
 
 
-def values_of(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What a rerun must repeat: scores, rows, divergences, the loss curve and the weights' digests, by dotted name."""
-    yield from _flat("digests", {key: record["digests"].get(key) for key in DIGESTS})
-    train = record.get("train", {})
-    yield from _flat("train", {key: train.get(key) for key in ("steps", "tokens", "history")})
-    for role in ("retain", "learn", "divergence", "stream"):
-        if role in record:
-            yield from _flat(role, record[role])
+NOT_THERE = {"documents": "no scores.json beside the record", "start_model": "no base-*/scores.json of its output folder"}
 
 
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not any(part in str(key) for part in TIMES):
-                yield from _flat(f"{name}.{key}", item)
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            row = isinstance(item, dict) and "task" in item and "metric" in item
-            yield from _flat(f"{name}.{item['task']}.{item['metric']}" if row else f"{name}[{i}]", item)
-    else:
-        yield name, value
+def _scores(file: Path) -> dict[str, Any] | None:
+    scores = records.scores_file(file)
+    return records.read_json(scores) if scores.exists() else None
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Difference]:
-    """Every name whose value is not the same, or that only one side has. NaN equals NaN."""
-    for name in [*old, *(name for name in new if name not in old)]:
-        was, now = old.get(name), new.get(name)
-        nan = all(isinstance(value, float) and math.isnan(value) for value in (was, now))
-        if was != now and not nan:
-            yield Difference(name, was, now)
-
-
-def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    """Versions, commit and device that are not the record's, the likeliest causes first."""
-    was, now = old.get("packages", {}), new.get("packages", {})
-    yield from (
-        f"{name} {was.get(name)}, now {now.get(name)}" for name in sorted({*was, *now}) if was.get(name) != now.get(name)
-    )
-    for key in ("cltk", "git_commit", "device", "python", "platform"):
-        if old.get(key) != new.get(key):
-            yield f"{key} {old.get(key)}, now {new.get(key)}"
+def _base(file: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any] | None:
+    """The start model's scores that the record was made with: by its measurement, else those that are most like `new`."""
+    own = old["digests"].get("measurement", "")[:10]
+    files = records.base_files(file)
+    named = [path for path in files if own and f"base-{own}" in (path.parent.name, path.name.split(".")[0])]
+    found = [scores for scores in map(records.read_json, named or files) if named or scores["digest"] == new["digest"]]
+    now = documents_of(new, "")
+    return min(found, key=lambda scores: sum(1 for _ in differences(documents_of(scores, ""), now)), default=None)

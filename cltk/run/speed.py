@@ -251,6 +251,16 @@ def _onednn(wanted: Any, device: str) -> Choice:
     return Choice("onednn", False, reason)
 
 
+def possible(found: dict[str, bool]) -> dict[str, bool]:
+    """Of an earlier training's choices those that were measured, and that this machine can repeat."""
+    kept = {what: on for what, on in found.items() if what in machine.MEASURED}
+    try:
+        _onednn(kept.get("onednn", False), "cuda" if torch.cuda.is_available() else "cpu")
+    except InputError:
+        del kept["onednn"]
+    return kept
+
+
 def tune_allocator(wanted: Any = "auto") -> Choice:
     """Called by the command line, once, before models are loaded; a library leaves its host's allocator alone.
 

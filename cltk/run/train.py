@@ -172,9 +172,11 @@ def _replay(entries: Sequence[Any]) -> tuple[float, bool]:
 
 def train_cell(
     cell: Cell, model: Any, tokenizer: Any, prepared: Prepared, mitigators: Sequence[Any], output: Path,
-    *, cache: Path | None = None, tell: Tell | None = None,
+    *, cache: Path | None = None, tell: Tell | None = None, choices: dict[str, bool] | None = None,
 ) -> Trained:  # fmt: skip
     """Fine-tune `model` in place. Continues from the newest whole checkpoint in `output` when there is one.
+
+    `choices` are taken instead of what `speed: auto` would measure; a checkpoint's own go before them.
 
     Raises:
         DivergedError: a gradient was not finite; the last good weights are saved in `output`/last_good.
@@ -192,7 +194,7 @@ def train_cell(
     checkpoint, kept = agreed((newest(output) if first() else None) or (None, {}))
     if cell.config.train.get("save_only_model") and not kept.get("finished"):
         checkpoint, kept = None, {}  # without the optimiser's state it would be another training
-    speed = decided(lambda: choose(model, tokenizer, settled(cell.config, kept)))
+    speed = decided(lambda: choose(model, tokenizer, settled(cell.config, {"choices": choices or {}, **kept})))
     if first():
         say(speed)
     args = training_arguments({**speed.arguments, **cell.config.train}, cell.config.seed, output)

@@ -40,7 +40,7 @@ def test_run_records_everything_and_a_second_run_does_nothing(experiment: Path, 
     assert {row["task"] for row in by_method["plain"]["retain"]["rows"]} == {"toy", "old_text"}
     assert by_method["plain"]["learn"]["rows"][0]["task"] == "heldout"
     assert set(by_method["plain"]["digests"]["tasks"]) == {"heldout", "old_text", "toy"}
-    assert {"new.jsonl", "old.jsonl", "tiny-llama"} <= set(by_method["plain"]["digests"])
+    assert {"new.jsonl", "old.jsonl", "tiny-llama"} <= set(by_method["plain"]["digests"]["files"])
     assert by_method["plain"]["train"]["parameters"] == sum(p.numel() for p in load_model("tiny-llama")[0].parameters())
     assert by_method["plain"]["train"]["peak_bytes"] > 50e6  # the process's
     assert len(list(Path("out").glob("base-*/scores.json"))) == 1  # Perf_pre is shared by the five cells

@@ -1,0 +1,48 @@
+"""How a task turns answers into scores: what its requests do not show, as one digest a task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+RULES = (
+    "output_type", "metric_list", "filter_list", "repeats", "generation_kwargs", "process_results", "doc_to_target",
+    "doc_to_choice", "doc_to_text", "should_decontaminate",
+)  # fmt: skip  # fields of lm-eval's TaskConfig that decide what an answer is worth
+
+
+def rules_digest(task: Any, limit: int | None, include_path: str | Path | None) -> str:
+    """sha256 (hex) of the documents with their right answers, and of the metrics and filters of an lm-eval task.
+
+    Two tasks may ask the same of a model and score it otherwise: another label, another metric. Where a field is Python, the
+    files of `include_path` and the version of lm-eval stand for it.
+    """
+    fields = {name: getattr(task.config, name, None) for name in RULES}
+    sha = hashlib.sha256(json.dumps(fields, sort_keys=True, default=_named).encode())
+    if any(callable(value) for value in _leaves(fields)):
+        sha.update(metadata.version("lm-eval").encode())
+        for file in sorted(Path(include_path).rglob("*.py")) if include_path else ():
+            sha.update(file.read_bytes())
+    for doc in islice(task.eval_docs, limit):
+        sha.update(json.dumps(doc, sort_keys=True, ensure_ascii=False, default=_named).encode(errors="surrogatepass"))
+    return sha.hexdigest()
+
+
+def _named(value: Any) -> Any:
+    """What JSON lacks: numbers and texts of other kinds as they print, the rest by type, which is the same in every process."""
+    if hasattr(value, "isoformat") or hasattr(value, "item"):
+        return str(value)
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(inner)
+    else:
+        yield value

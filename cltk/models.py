@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -124,6 +125,18 @@ def stored_digest(spec: str | Path, suffixes: tuple[str, ...] = STORED) -> str:
     except Exception as error:
         raise InputError(f"model {spec}: no such folder, and the hub does not give it ({_first_line(error)})") from None
     return hashlib.sha256(f"{where}@{getattr(config, '_commit_hash', None)}".encode()).hexdigest()
+
+
+def config_digest(model: Any) -> str:
+    """sha256 (hex) of a live model's configuration: the same weights give other answers with another rotary base or epsilon.
+
+    Left out is what no number depends on: names, versions, and whether generation keeps its cache.
+    """
+    config = getattr(model, "config", None)
+    said = config.to_dict() if hasattr(config, "to_dict") else repr(config)
+    if isinstance(said, dict):
+        said = {key: said[key] for key in said if not key.startswith("_") and key not in ("transformers_version", "use_cache")}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

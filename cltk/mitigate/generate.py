@@ -25,6 +25,7 @@ from cltk.mitigate.estimators import untouched
 from cltk.mitigate.interface import Mitigator, Plan
 from cltk.mitigate.memory import check_memory, check_number, text_rows
 from cltk.mitigate.replay import check_data, mix, old_count
+from cltk.models import config_digest
 from cltk.ranks import ranks
 
 BATCH = 16  # samples generated at a time: part of what decides the text
@@ -205,7 +206,7 @@ class SelfReplay(Mitigator):
     def _path(self, plan: Plan, contexts: list[Ids]) -> Path | None:
         if plan.cache is None:
             return None
-        weights = tensors.digest(plan.model)
+        weights = tensors.digest(plan.model) + config_digest(plan.model)
         key = json.dumps([weights, contexts, self.settings, self.seed, plan.tokenizer.eos_token_id, BATCH], sort_keys=True)
         return Path(plan.cache) / f"self_replay-{hashlib.sha256(key.encode()).hexdigest()[:32]}.jsonl"
 

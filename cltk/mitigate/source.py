@@ -17,6 +17,7 @@ from cltk.errors import InputError
 from cltk.mitigate.importance import Importance, fisher
 from cltk.mitigate.interface import Plan
 from cltk.mitigate.sequences import data_digest
+from cltk.models import config_digest
 from cltk.ranks import agreed, ranks
 
 DEFAULTS = {
@@ -80,7 +81,7 @@ def summary(importance: Importance) -> dict[str, Any]:
 
 def _cached(folder: Path, plan: Plan, rows: list[Any], arguments: dict[str, Any]) -> Importance:
     anchor = tensors.digest(dict(tensors.trainable(plan.model)))
-    key = json.dumps([anchor, data_digest(rows, arguments["samples"]), arguments], sort_keys=True)
+    key = json.dumps([anchor, config_digest(plan.model), data_digest(rows, arguments["samples"]), arguments], sort_keys=True)
     path = folder / f"ewc-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     found = _read(path, plan) if ranks()[0] == 0 else None
     if not agreed(found is not None):

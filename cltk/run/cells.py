@@ -180,11 +180,11 @@ class Work:
         return copy
 
     def _evaluate(self, cell: Cell, model: Any, tokenizer: Any, who: str) -> Scores:
-        digest = tensors.digest(model)
-        journal = Journal(self.out / "cache" / f"journal-{digest[:16]}-{cell.config.evals.scorer}.jsonl", write=first())
+        digest, evals = tensors.digest(model), cell.config.evals
+        answers = records.digest_of([digest, models.config_digest(model), evals.scorer, evals.batch_size])
+        journal = Journal(self.out / "cache" / f"journal-{answers[:16]}.jsonl", write=first())
         return self.inputs.suite(cell).evaluate(
-            model, tokenizer, digest=digest, batch_size=cell.config.evals.batch_size, journal=journal,
-            scorer=cell.config.evals.scorer,
+            model, tokenizer, digest=digest, batch_size=evals.batch_size, journal=journal, scorer=evals.scorer,
             progress=lambda what, done, total, tokens: self.say(
                 f"{who}: {what}", done, total, f"{tokens} tokens" if tokens else ""
             ),

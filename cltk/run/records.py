@@ -1,8 +1,8 @@
 """One JSON record a cell, written atomically; read back as it was or not at all.
 
-    format 2   digests: {cell, measurement, config, start_model, tuned_model, model_files,
-                        tasks: {name: sha256}, rules: {name: sha256}, files: {name in the YAML: sha256}}
-    format 1   the digests of files stood among the others; `read_record` moves them
+format 2   digests: {cell, measurement, config, start_model, tuned_model, model_files,
+                    tasks: {name: sha256}, rules: {name: sha256}, files: {name in the YAML: sha256}}
+format 1   the digests of files stood among the others; `read_record` moves them
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from cltk import tensors
 from cltk.errors import InputError, RunError
 from cltk.host.optimizer import factors, rescale
-from cltk.host.order import check_order, extra_loss, finishing, overrides
+from cltk.host.order import check_in_place, check_order, extra_loss, finishing, overrides
 from cltk.mitigate.interface import Mitigator, Plan, Run, counted
 
 Optimizer = torch.optim.Optimizer
@@ -46,8 +46,10 @@ class Session:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | MakeOptimizer, mitigators: Sequence[Mitigator], plan: Plan):
         check_order(mitigators)
+        check_in_place(mitigators, plan.model.parameters())
         self.mitigators, self.plan = list(mitigators), plan
         rate = plan.args.learning_rate
+        self._flags = [(parameter, parameter.requires_grad) for parameter in plan.model.parameters()]
         for mitigator in self.mitigators:
             mitigator.setup(plan)
         if isinstance(optimizer, Optimizer):
@@ -76,6 +78,8 @@ class Session:
                 for mitigator in finishing(self.mitigators):
                     mitigator.finish(self.run)
             self.model = self.run.model
+        for parameter, flag in self._flags:  # as the caller had it
+            parameter.requires_grad_(flag)
 
     def loss(
         self, batch: dict[str, Tensor], logits_BTV: Tensor, accumulation: int = 1, *, items: int | None = None,

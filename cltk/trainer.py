@@ -19,7 +19,7 @@ from cltk.errors import InputError
 from cltk.host.callback import MitigatorCallback
 from cltk.host.checks import check_host, check_rates, check_schedule
 from cltk.host.optimizer import scale_rates, schedule_rates
-from cltk.host.order import check_order, extra_loss, finishing, overrides
+from cltk.host.order import check_in_place, check_order, extra_loss, finishing, overrides
 from cltk.host.resume import STATE_FILE
 from cltk.mitigate.interface import Mitigator, Plan
 
@@ -54,6 +54,7 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
     if any(isinstance(callback, MitigatorCallback) for callback in trainer.callback_handler.callbacks):
         raise InputError("attach: this trainer has mitigators already; pass all of them in one list")
     check_host(trainer, mitigators)
+    check_in_place(mitigators, trainer.model.parameters())
     before = _flags(trainer.model)
     given, trainer.args = trainer.args, copy.copy(trainer.args)
     plan = Plan(trainer.model, trainer.train_dataset, trainer.args, trainer.processing_class, trainer.eval_dataset, cache=cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import warnings
@@ -34,7 +35,7 @@ def _warnings() -> Any:
         yield
 
 
-@pytest.mark.parametrize("name", ["ewc", "kl", "l2_sp", "low_lr", "wise_ft", "ema", "mofo", "hft", "freeze", "a_gem"])
+@pytest.mark.parametrize("name", ["ewc", "kl", "l2_sp", "low_lr", "wise_ft", "ema", "mofo", "hft", "freeze", "a_gem", "lora"])
 def test_dpo_trainer(name: str, tiny_folder: Path, tokenizer: Any, tmp_path: Path) -> None:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
@@ -114,3 +115,80 @@ def test_example(script: str, tiny_folder: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["token_weights", "early_stopping", "lm_cocktail", "replay", "reservoir", "online_ewc"])
+def test_what_a_dpo_trainer_cannot_run(name: str) -> None:
+    """The card says so, and attach names the alternative."""
+    from cltk.host.checks import check_host
+
+    class DPOTrainer:
+        model_init = None
+        args = TrainingArguments(use_cpu=True)
+
+    with pytest.raises(InputError, match=r"not in a DPOTrainer.* use it in Trainer or SFTTrainer"):
+        check_host(DPOTrainer(), [CASES[name].active(OLD)])
+
+
+# --- every ordered pair, under the head that runs where labels are -----------------------------------------------------
+ROOTS = [*CASES, "stm", "flow", "kl_memory"]
+MADE: dict[str, Any] = {
+    "stm": lambda old: cltk.TokenWeights("stm", tau=280.0),
+    "flow": lambda old: cltk.TokenWeights("flow"),
+    "kl_memory": lambda old: cltk.KL(0.5, memory=old, length=16),
+    "ewc": lambda old: cltk.EWC(3.0, WEIGHTS),  # a Fisher once, not in every pair
+    "self_replay": lambda old: cltk.Replay(old, 0.25),
+    **{name: case.active for name, case in CASES.items() if name not in ("ewc", "self_replay")},
+}
+WEIGHTS: dict[str, Any] = {"memory": OLD[:2], "samples": 1, "block": 16, "normalize": "mean"}
+LOSSES = ["kl", "lwf", "token_weights", "stm", "flow", "lora", "sam", "der_pp", "kl_memory"]  # what meets in a forward pass
+FAST = [(a, b) for a in LOSSES for b in LOSSES if a != b]
+
+
+def first_step(pair: tuple[str, str], tiny: Any, rows: Any, tokenizer: Any, folder: Path) -> None:
+    from cltk.packing import label_head
+
+    args = TrainingArguments(
+        str(folder), max_steps=1, per_device_train_batch_size=2, learning_rate=3e-3, report_to="none", use_cpu=True,
+        save_strategy="no", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, logging_strategy="no",
+    )  # fmt: skip
+    trainer = Trainer(model=tiny(), args=args, train_dataset=rows[:8], eval_dataset=rows[:4], data_collator=Collator(1),
+                      processing_class=tokenizer)  # fmt: skip
+    try:
+        cltk.attach(trainer, [MADE[name](OLD[:8]) for name in pair])
+    except InputError:
+        return  # a line that says why not
+    with label_head(trainer.model):
+        trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters()), pair
+
+
+@pytest.mark.parametrize("first", LOSSES)
+def test_first_step_of_pairs_with_losses(first: str, tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    rows = tokenize_pairs([{"q": s, "a": f" {s.split()[0]}"} for s in sentences(8)], tokenizer, prompt="q", completion="a")
+    for pair in [pair for pair in FAST if pair[0] == first]:
+        first_step(pair, tiny, rows, tokenizer, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ROOTS)
+def test_first_step_of_all_ordered_pairs(first: str, tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    rows = tokenize_pairs([{"q": s, "a": f" {s.split()[0]}"} for s in sentences(8)], tokenizer, prompt="q", completion="a")
+    for second in ROOTS:
+        if first != second:
+            first_step((first, second), tiny, rows, tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("second", ["kl", "stm", "flow"])
+def test_adapters_beside_a_loss_train_under_the_label_head_as_without(
+    second: str, tiny: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """The reference without adapters calls the decoder from inside the decoder's hook."""
+    from cltk.packing import label_head
+
+    def run(narrow: bool) -> Any:
+        model = tiny()
+        with label_head(model) if narrow else contextlib.nullcontext():
+            return trained(model, [cltk.LoRA(4), MADE[second](OLD)], tokenizer, tmp_path)
+
+    same(run(False), run(True))

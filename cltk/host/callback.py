@@ -39,7 +39,7 @@ class MitigatorCallback(TrainerCallback):
         self.handles: list[Any] = []
         self.batches: list[tuple[Any, dict[str, Any], Any]] = []  # of this step, when a method repeats them
         self.current: Run | None = None
-        self.merged = False
+        self.merged = self.skips = False
         self.losses = ExtraLosses(trainer, [m for m in mitigators if overrides(m, "loss")])
         self.training_step = trainer.training_step
         if self.losses.terms or any(m.repeats for m in mitigators):
@@ -116,31 +116,35 @@ class MitigatorCallback(TrainerCallback):
                 parameter.grad = None
             return
         run.scale = self.losses.loss_scale()
-        self._edit(run)
+        self.skips = not self._edit(run)
         self.batches.clear()
-        if self.clip > 0:
+        if self.clip > 0 and not self.skips:
             torch.nn.utils.clip_grad_norm_(run.model.parameters(), self.clip)
 
-    def _edit(self, run: Run) -> None:
-        """The methods' work on the gradient. In fp16 an overflow ends it: the scaler skips the step, unseen by the methods."""
+    def _edit(self, run: Run) -> bool:
+        """The methods' work on the gradient; False where an overflow of fp16 ends it: the step is skipped, unseen by them.
+
+        accelerate does not tell of a skipped step when the optimizer is fused, which is transformers' default.
+        """
         scaler = getattr(self.trainer.accelerator, "scaler", None) if self.editors else None
         if scaler is not None and not finite(run.model):
-            return
+            return False
         self.losses.suspended = True
         try:
             for mitigator in self.editors:
                 mitigator.grad(run)
                 if scaler is not None and overrides(mitigator, "grad") and not finite(run.model):
                     skip_step(scaler, self.trainer.optimizer)  # it looked for an overflow before the methods
-                    return
+                    return False
         finally:
             self.losses.suspended = False
+        return True
 
     @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         run = self.run()
         run.step += 1  # Trainer counts the step after this event
-        if run.stopped or self.trainer.accelerator.optimizer_step_was_skipped:
+        if run.stopped or self.skips or self.trainer.accelerator.optimizer_step_was_skipped:
             return
         self.losses.suspended = True
         try:

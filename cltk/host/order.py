@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cltk.errors import InputError
 from cltk.mitigate.interface import Mitigator
@@ -42,6 +42,16 @@ def check_order(mitigators: Sequence[Mitigator]) -> None:
             edited = edited or name
         if mitigator.replaces:
             chosen = name
+
+
+def check_in_place(mitigators: Sequence[Mitigator], parameters: Iterable[nn.Parameter]) -> None:
+    """Raises InputError: a hook steps as soon as a gradient is there, so that none is left for a method to edit."""
+    editing = [type(m).__name__ for m in mitigators if overrides(m, "grad") or overrides(m, "step")]
+    if editing and any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in parameters):
+        raise InputError(
+            f"{editing[0]}: the parameters have hooks that run when their gradients are made (an optimizer that steps inside"
+            " backward), so gradients and updates cannot be edited; step after backward"
+        )
 
 
 def finishing(mitigators: Sequence[Mitigator]) -> list[Mitigator]:

@@ -4,7 +4,9 @@
 
 ENGINE is single, ddp, fsdp2, zero1, zero2 or zero3; FOLDER holds the start model. A job is the name of a case of the table, or
 `penalty-HOW-ACCUMULATION-SETTING` with HOW one of autograd (the penalty in the loss), ewc, l2_sp, none, and SETTING one of clip
-(small gradient norms), free (no clipping), bf16 (autocast, or the engine's own mixed precision; also no clipping).
+(small gradient norms), free (no clipping), bf16 (autocast, or the engine's own mixed precision; also no clipping); or
+`scale-HOST-METHOD-ACCUMULATION`: one SGD step of rate 1 in a host of tests/test_scale.py, METHOD one of none, own (the host's
+loss once more), nothing (token weights of 0).
 """
 
 from __future__ import annotations
@@ -119,11 +121,23 @@ def penalty(engine: str, folder: Path, how: str, accumulation: int, setting: str
     return trainer
 
 
+def scale(engine: str, folder: Path, host: str, method: str, accumulation: int) -> Any:
+    from tests.test_scale import HOSTS, Nothing, Own
+
+    cls, changes, _ = HOSTS[host]
+    step = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
+    trainer = trainer_of(engine, folder, cls, **step, gradient_accumulation_steps=accumulation, **changes)
+    return cltk.attach(trainer, {"none": [], "own": [Own()], "nothing": [Nothing()]}[method])
+
+
 def train(engine: str, folder: Path, job: str) -> Any:
     """The trainer after the job. Raises InputError or RunError: the engine cannot do it."""
     if job.startswith("penalty-"):
         _, how, accumulation, setting = job.split("-")
         trainer = penalty(engine, folder, how, int(accumulation), setting)
+    elif job.startswith("scale-"):
+        _, host, method, accumulation = job.split("-")
+        trainer = scale(engine, folder, host, method, int(accumulation))
     else:
         trainer = cltk.attach(trainer_of(engine, folder), [CASES[job].active(OLD)])
     trainer.train()

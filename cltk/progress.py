@@ -6,8 +6,6 @@ import time
 from types import TracebackType
 from typing import Any
 
-from cltk.secrets import hidden
-
 
 class Bar:
     """A rich progress bar fed with (what, done, total, detail); a new `what` starts a new bar.
@@ -38,7 +36,7 @@ class Bar:
 
     def __call__(self, what: str, done: int, total: int, detail: Any = "") -> None:
         if detail in ("cell", "failed"):
-            self.console.print(hidden(f"[{done}/{total}] {what}"), markup=False, highlight=False)
+            self.console.print(f"[{done}/{total}] {what}", markup=False)
             return
         now = time.monotonic()
         begun = self.begun.setdefault(what, now)

@@ -39,7 +39,9 @@ class Table:
             padding=(0, 1, 0, 0),
         )  # fmt: skip
         for i, head in enumerate(self.heads):
-            table.add_column(head, justify="left" if head in TEXTS else "right", no_wrap=i == 0, overflow="fold")
+            table.add_column(
+                head, justify="left" if head in TEXTS else "right", no_wrap=i == 0 or head == "metric", overflow="fold"
+            )
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table

@@ -21,7 +21,6 @@ from typing import Any
 import cltk
 from cltk.errors import InputError
 from cltk.files import write_text
-from cltk.secrets import without_secrets
 
 FORMAT = 2
 RECORD, SCORES = "record.json", "scores.json"
@@ -35,7 +34,12 @@ FIRST = ("cell", "start_model", "tuned_model", "model_files", "tasks")  # of for
 
 def canonical(data: Any) -> str:
     """JSON with sorted keys and no spaces: equal data, equal text."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy or torch as Python's; anything else as text."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else str(value)
 
 
 def digest_of(data: Any) -> str:
@@ -44,13 +48,9 @@ def digest_of(data: Any) -> str:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write `data` with its checksum, whole or not at all; tokens and passwords are hidden.
-
-    Raises:
-        DiskError: it cannot be written.
-    """
-    body = without_secrets({key: value for key, value in data.items() if key != "sha256"})
-    text = json.dumps({"sha256": digest_of(body), **body}, indent=1, ensure_ascii=False, default=str)
+    """Write `data` with its checksum, whole or not at all. Raises DiskError when that is not possible."""
+    body = {key: value for key, value in data.items() if key != "sha256"}
+    text = json.dumps({"sha256": digest_of(body), **body}, indent=1, ensure_ascii=False, default=_plain)
     write_text(path, text + "\n")
 
 

@@ -12,13 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cltk.report.aggregate import Summary
-from cltk.report.figures import MOST, STYLE, colour, marker, short
+from cltk.report.figures import MOST, STYLE, colour, marker, short, shorts
+from cltk.report.groups import PLAIN
 
 Curve = list[tuple[float, float]]  # (step, value)
 
 TITLES = {
     "old_nll_rise": "old-text NLL, rise (nats)", "validation_nll": "held-out new-task NLL (nats)", "loss": "training loss",
 }  # fmt: skip
+DASHES: Any = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 3)))
 BOOKKEEPING = {"step", "epoch", "grad_norm", "learning_rate", "total_flos", "train_loss", "best_step"}
 
 
@@ -70,16 +72,24 @@ def curves(summaries: Sequence[Summary]) -> Figure | None:
             named |= _panel(axes, name, runs, summaries)
         for axes in grid[len(found) :]:
             axes.set_axis_off()
-        labels = [short(summaries[i].label, 24) for i in sorted(named)]
+        labels = shorts([summaries[i].label for i in sorted(named)], 24)
         figure.legend([named[i] for i in sorted(named)], labels, loc="outside lower center", ncols=4)
     return figure
 
 
 def _panel(axes: Axes, name: str, runs: Sequence[tuple[int, Curve]], summaries: Sequence[Summary]) -> dict[int, Any]:
     """Draw one quantity; a line of each summary, for the legend."""
-    lines = {}
+    lines, plain = {}, [i for i, one in enumerate(summaries) if one.family == PLAIN]
     for i, curve in runs:
-        style: Any = {"color": colour(i, summaries[i]), "marker": marker(i, summaries[i]), "ms": 4, "mew": 0, "lw": 1.4}
+        dash = DASHES[plain.index(i) % len(DASHES)] if i in plain else "-"  # settings of plain training share colour and mark
+        style: Any = {
+            "color": colour(i, summaries[i]),
+            "marker": marker(i, summaries[i]),
+            "ms": 4,
+            "mew": 0,
+            "lw": 1.4,
+            "ls": dash,
+        }
         lines[i] = axes.plot([step for step, _ in curve], [value for _, value in curve], **style)[0]
     axes.set_title(short(TITLES.get(name, name), 40))
     axes.set_xlabel("step")

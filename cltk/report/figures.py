@@ -27,12 +27,12 @@ from cltk.report.pairs import retained
 from cltk.report.plane import Point, frontier, points
 
 LIGHT = {
-    "ink": "#1b1f24", "muted": "#56606b", "line": "#d4d9df", "s0": "#0b63b0", "s1": "#b84a00", "s2": "#08775a", "s3": "#8c3a8f",
-    "s4": "#7d5a00", "s5": "#b3263e", "s6": "#2f6f7e", "s7": "#5b57c2",
-}  # fmt: skip
+    "ink": "#1b1f24", "muted": "#56606b", "line": "#d4d9df", "s0": "#0000ff", "s1": "#c3871e", "s2": "#960000", "s3": "#6996d2",
+    "s4": "#a51e78", "s5": "#a55aff", "s6": "#f03c69", "s7": "#690096",
+}  # fmt: skip  # far apart also for those who see no red, no green or no blue
 DARK = {
-    "ink": "#e8ebef", "muted": "#a4aeb9", "line": "#3b434d", "s0": "#6db3f8", "s1": "#ff9f5a", "s2": "#4fcfa4", "s3": "#e59be6",
-    "s4": "#dcbd58", "s5": "#ff8797", "s6": "#7cc7d8", "s7": "#aaa7ff",
+    "ink": "#e8ebef", "muted": "#a4aeb9", "line": "#3b434d", "s0": "#ff8700", "s1": "#007878", "s2": "#ff96ff", "s3": "#78ff87",
+    "s4": "#c31e00", "s5": "#969669", "s6": "#872dff", "s7": "#a52db4",
 }  # fmt: skip
 MARKERS = "ovDP^X<>*h"
 MOST = 60  # methods in a figure; tables show all
@@ -60,6 +60,16 @@ def short(label: str, most: int = 40) -> str:
     """One line, at most so many characters."""
     line = " ".join(label.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def shorts(labels: Sequence[str], most: int = 40) -> list[str]:
+    """One line each, cut in the middle to so many characters; longer where different labels would become equal."""
+    lines = [" ".join(label.split()) for label in labels]
+    for room in range(most, max([most, *map(len, lines)]) + 1):
+        cut = [line if len(line) <= room else f"{line[: room - room // 2 - 1]}…{line[-(room // 2) :]}" for line in lines]
+        if len(set(cut)) == len(set(lines)):
+            return cut
+    return lines
 
 
 def svg(figure: Figure, key: str, description: str) -> str:
@@ -99,8 +109,8 @@ def plane(summaries: Sequence[Summary]) -> Figure | None:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.6, max(4.2, 0.22 * len(found) + 0.6)), layout="constrained")
         axes = figure.subplots()
-        for point in found:
-            _point(axes, point)
+        for point, label in zip(found, shorts([point.summary.label for point in found], 30), strict=True):
+            _point(axes, point, label)
         linear = _linear([point.f for point in found])
         if linear is not None:
             axes.set_xscale("symlog", linthresh=linear, linscale=4)
@@ -123,7 +133,7 @@ def _linear(values: Sequence[float]) -> float | None:
     return float(f"{bulk:.1g}") if bulk > 0 and sizes.max() > 5 * bulk else None
 
 
-def _point(axes: Axes, point: Point) -> None:
+def _point(axes: Axes, point: Point, label: str) -> None:
     """A big mark with whiskers; a small mark a seed."""
     old, new, paint, shape = point.old, point.new, colour(point.number, point.summary), marker(point.number, point.summary)
     if across := _whiskers(old):
@@ -135,7 +145,7 @@ def _point(axes: Axes, point: Point) -> None:
         axes.plot([scaled(old, p) for p in old.points], [-p for p in new.points], shape, **small)
     plain = point.summary.family == PLAIN
     look: Any = {"ms": 11, "mfc": "none", "mew": 1.6} if plain else {"ms": 8, "mew": 0}  # hollow: what equals plain shows
-    axes.plot([point.f], [point.g], shape, color=paint, label=short(point.summary.label, 30), ls="", **look)
+    axes.plot([point.f], [point.g], shape, color=paint, label=label, ls="", **look)
 
 
 def _frontier(axes: Axes, plain: Sequence[Point]) -> None:
@@ -198,7 +208,7 @@ def _panels(
             axes.grid(axis="x", alpha=0.6)
             axes.set_axisbelow(True)
             axes.tick_params(axis="y", length=0)
-        grid[0, 0].set_yticks(range(len(shown)), [short(one.label, 30) for one in shown])
+        grid[0, 0].set_yticks(range(len(shown)), shorts([one.label for one in shown], 30))
         grid[0, 0].set_ylim(len(shown) - 0.4, -0.6)
     return figure
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from cltk import __version__
 from cltk.errors import CltkError, InputError
+from cltk.progress import console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,6 +74,15 @@ def _training(command: Command) -> None:
     )
 
     sub.add_argument("--trust", action="store_true", help=TRUST)
+    sub.add_argument("--strict", action="store_true", help="refuse rows that are learned from and measured on")
+
+    sub = command("clean", clean, "list what an output folder holds that nobody reads any more, or remove it")
+    sub.add_argument(
+        "runs", type=Path, metavar="DIR", help="a folder that `cltk run` wrote; its records, scores and curves stay"
+    )
+    sub.add_argument("--yes", action="store_true", help="remove what is listed")
+    sub.add_argument("--unfinished", action="store_true", help="also checkpoints of cells without a record: they begin anew")
+    sub.add_argument("--models", action="store_true", help="also the tuned weights of cells that have a record")
 
     sub = command("fisher", fisher, "compute the diagonal Fisher information of a model on old-domain text")
     sub.add_argument("model", help="folder, hub id or asset:NAME")
@@ -178,7 +188,7 @@ def run(options: argparse.Namespace) -> int:
     from cltk.report.api import report as show
     from cltk.run.experiment import load
 
-    experiment = load(options.file, options.out, options.trust)
+    experiment = load(options.file, options.out, options.trust, options.strict)
     if options.dry_run:
         return dry_run(experiment)
     if not experiment.missing():
@@ -195,17 +205,34 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def clean(options: argparse.Namespace) -> int:
+    """`cltk clean`: what can go and its size; with --yes it goes."""
+    from cltk.run.tidy import leftovers, remove
+
+    found = leftovers(options.runs, unfinished=options.unfinished, models=options.models)
+    for left in found:
+        print(f"{left.size / 1e6:10.1f} MB  {left.path}: {left.what}")
+    total = f"{sum(left.size for left in found) / 1e6:.1f} MB"
+    if options.yes:
+        remove(options.runs, found)
+    print(f"{total} removed" if options.yes else f"{total} can go; --yes removes it" if found else "nothing to remove")
+    return 0
+
+
 def dry_run(experiment: Any) -> int:
     """`cltk run --dry-run`: the cells, their cost in tokens, and what the planned documents can show."""
     from cltk.measure.power import plan
-    from cltk.run.train import cost_in_tokens
+    from cltk.run.cost import cost_in_tokens
+    from cltk.run.methods import build_mitigators
 
     experiment.check()
+    leaks = experiment.leaks()
     print(f"{experiment.plan.file}: {len(experiment.cells)} cells -> {experiment.out}")
     for cell in experiment.cells:
         state = "has a record" if (experiment.folder(cell) / "record.json").exists() else "to run"
+        mitigators = build_mitigators(cell.config.mitigators, experiment.plan.folder)
         for training in cell.trainings:
-            cost = cost_in_tokens(training, experiment.inputs.data(training))
+            cost = cost_in_tokens(training, experiment.inputs.data(training), mitigators, experiment.inputs.tokenizer(cell))
             name = f"{cell.name} ({state})" + (f", {training.stage}" if training.stage else "")
             print(f"  {name}: {cost['steps']} steps, {cost['rows']} rows, {cost['tokens']} training tokens")
         for entry in cell.config.mitigators:
@@ -214,6 +241,8 @@ def dry_run(experiment: Any) -> int:
     suite, tokenizer = experiment.inputs.suite(first), experiment.inputs.tokenizer(first)
     sizes = ", ".join(f"{name} {n}" for name, n in suite.sizes().items())
     print(f"  measured before and after each: {sizes} documents; {suite.tokens(tokenizer)} tokens a model")
+    for line in leaks:
+        print(f"  {line}")
     texts = {text.name for text in suite.texts}
     for row in plan({name: n for name, n in suite.sizes().items() if name not in texts}) if suite.names else []:
         print(f"    {row.task}: {row.n} documents show a loss of {100 * row.mde:.1f} pp or more (if 10 % of them flip)")
@@ -238,11 +267,9 @@ def measure(options: argparse.Namespace) -> int:
             system_instruction=options.system_instruction, fewshot_as_multiturn=options.fewshot_as_multiturn,
             gen_kwargs=options.gen_kwargs, scorer=options.scorer, progress=bar,
         )  # fmt: skip
-    from rich.console import Console
-
     for table in (measured(result.to_json()), moved(result.to_json())):
         if table is not None:
-            Console().print(table.rich())
+            console().print(table.rich())
     for note in result.notes:
         print(f"note: {note}")
     if options.json:
@@ -254,8 +281,6 @@ def measure(options: argparse.Namespace) -> int:
 
 def power(options: argparse.Namespace) -> int:
     """`cltk power`: what so many documents can show."""
-    from rich.console import Console
-
     from cltk.measure.compare import common_dtype, score_model
     from cltk.measure.evaluate import Suite
     from cltk.measure.power import known, plan
@@ -273,7 +298,7 @@ def power(options: argparse.Namespace) -> int:
         with Bar() as bar:
             scores = score_model(suite, options.base, dtype, "auto", "prefix", True, bar, "base")
         rows = plan(suite.sizes(), *known(scores), discordance=options.discordance, effect=options.effect)
-    Console().print(planned(rows, options.effect).rich())
+    console().print(planned(rows, options.effect).rich())
     for row in rows:
         for warning in row.warnings:
             print(f"warning: {row.task}: {warning}")
@@ -292,14 +317,12 @@ def matched(options: argparse.Namespace) -> int:
     """`cltk matched`: does a method beat the frontier of another?"""
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from cltk.report.matched import matched as compare
     from cltk.report.matched import table
     from cltk.run.records import write_json
 
     found = compare(options.runs, options.reference, options.new, options.old)
-    Console().print(table(found, options.reference).rich())
+    console().print(table(found, options.reference).rich())
     if options.json:
         settings = {"reference": options.reference, "new": options.new, "old": options.old}
         write_json(options.json, {**settings, "settings": [asdict(one) for one in found]})
@@ -336,8 +359,6 @@ def estimate(options: argparse.Namespace) -> int:
     """`cltk estimate`: memory before money."""
     from dataclasses import fields
 
-    from rich.console import Console
-
     from cltk.run import estimate as memory
 
     given = {f.name: v for f in fields(memory.Setup) if (v := getattr(options, f.name, None)) is not None}
@@ -352,7 +373,7 @@ def estimate(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([one.to_json() for one in found], indent=1))
     else:
-        Console().print(memory.table(found))
+        console().print(memory.table(found))
     return 0
 
 
@@ -374,7 +395,6 @@ def methods(options: argparse.Namespace) -> int:
     """`cltk methods`: the table of all cards, or one card."""
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from cltk.mitigate import catalog
@@ -383,10 +403,10 @@ def methods(options: argparse.Namespace) -> int:
         chosen = [catalog.card(options.name)] if options.name else list(catalog.cards().values())
         print(json.dumps([asdict(card) for card in chosen], indent=1))
     elif options.name:
-        Console().print(Markdown(catalog.card(options.name).markdown()))
+        console().print(Markdown(catalog.card(options.name).markdown()))
     else:
-        console = Console()
-        console.print(catalog.table(console.width))
+        wide = console()
+        wide.print(catalog.table(wide.width))
     return 0
 
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 from typing import Any
+
+
+def console() -> Any:
+    """Where tables are printed: a file or a pipe has no width of its own, and takes 140 columns unless COLUMNS says."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=140)
 
 
 class Bar:

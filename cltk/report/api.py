@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,12 +79,10 @@ def _write(file: str | Path, text: str) -> None:
 
 
 def _print(words: Sequence[str], parts: Sequence[tables.Table]) -> None:
-    from rich.console import Console
+    from cltk.progress import console
 
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=140)  # a file or a pipe has no width of its own
+    wide = console()
     for line in words:
-        console.print(line, markup=False, highlight=False)
+        wide.print(line, markup=False, highlight=False)
     for part in parts:
-        console.print(part.rich())
+        wide.print(part.rich())

@@ -28,7 +28,7 @@ from cltk.run.inputs import Inputs
 from cltk.run.methods import build_mitigators
 from cltk.run.outcome import Leg, record, training_of, write_lm_eval
 from cltk.run.records import SCORES
-from cltk.run.train import train_cell
+from cltk.run.train import CURVES, train_cell
 
 Tell = Callable[[str, int, int, str], None]  # what, done, total, detail
 FAILED = "failed.json"
@@ -113,7 +113,10 @@ class Work:
         name = ": ".join(filter(None, [stage.name, stage.stage]))
         key = self.inputs.training(stage)
         if key in self.shared:
-            train, tuned = self._average(stage, mitigators, self.kept(key), name)
+            kept = self.kept(key)
+            train, tuned = self._average(stage, mitigators, kept, name)
+            if first() and (kept / CURVES).is_dir():
+                shutil.copytree(kept / CURVES, place / CURVES, dirs_exist_ok=True)
         else:
             train, tuned = self._fit(stage, mitigators, place / "checkpoints", name, before)
         tokenizer = self.inputs.tokenizer(stage)
@@ -203,8 +206,10 @@ class Work:
 
 
 def clean(folder: Path) -> None:
-    """Remove what a cell with a record needs no more."""
+    """Remove what a cell with a record needs no more. The curves of its stages stay, by their names."""
     (folder / FAILED).unlink(missing_ok=True)
+    for curves in sorted(folder.glob(f"stages/*/{CURVES}")):
+        shutil.copytree(curves, folder / CURVES / curves.parent.name, dirs_exist_ok=True)
     for left in ("checkpoints", "stages"):
         shutil.rmtree(folder / left, ignore_errors=True)
 

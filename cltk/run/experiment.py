@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,19 +23,22 @@ from cltk.run.ahead import check_margins, check_training
 from cltk.run.arguments import check_sharding
 from cltk.run.cells import FAILED, Tell, Work, clean
 from cltk.run.config import Cell, Plan, load_config
-from cltk.run.inputs import Inputs
+from cltk.run.inputs import Inputs, memories
+from cltk.run.leakage import check_leaks
+from cltk.run.tidy import sweep
 from cltk.run.trouble import explained
 
 LONGEST = 400  # characters of an error that is not cltk's
 
 
-def load(file: str | Path, out: str | Path | None = None, trust: bool = False) -> ExperimentRun:
+def load(file: str | Path, out: str | Path | None = None, trust: bool = False, strict: bool = False) -> ExperimentRun:
     """Read and validate an experiment; nothing is loaded or written yet.
 
     Args:
         file: the YAML.
         out: where records go; `train.output_dir`, else runs/NAME in the current folder, when not given.
         trust: whether Python that the file names may run (`model.trust_remote_code`, `!function` in `evals.include_path`).
+        strict: whether rows that are learned from and measured on are refused, and not only said (`cltk.run.leakage`).
 
     Raises:
         InputError: with file, line, key and what would be right.
@@ -42,17 +46,36 @@ def load(file: str | Path, out: str | Path | None = None, trust: bool = False) -
     plan = load_config(file)
     default = plan.cells[0].config.train.get("output_dir") or Path("runs") / plan.file.stem
     folder = Path(out) if out is not None else Path(default)
-    model = assets.resolve(plan.experiment.model.pretrained) if _is_local(plan) else None
-    if model is not None and os.path.isdir(model) and folder.resolve() in (model.resolve(), *model.resolve().parents):
-        raise InputError(f"--out {folder}: this is the start model's folder (or holds it); choose another output folder")
-    if model is not None and model.is_dir() and model.resolve() in folder.resolve().parents:
-        raise InputError(f"--out {folder}: lies inside the start model's folder; choose another output folder")
-    return ExperimentRun(plan, folder, trust)
+    for model in _models(plan):
+        _check_apart(folder, model)
+    return ExperimentRun(plan, folder, trust, strict)
 
 
-def _is_local(plan: Plan) -> bool:
-    spec = plan.experiment.model.pretrained
-    return not spec.startswith("asset:") and os.path.exists(spec)
+def _models(plan: Plan) -> list[Path]:
+    """The folders of all start models, and of other models that methods read."""
+    specs = {spec for cell in plan.cells for spec in (cell.config.model.pretrained, *memories(cell.config.mitigators))}
+    found = []
+    for spec in sorted(specs):
+        if spec.startswith(assets.PREFIX):
+            with suppress(InputError):  # said later, with the key
+                found.append(assets.find(spec.removeprefix(assets.PREFIX).split("/")[0]).folder)
+        else:
+            found += [plan.folder / spec, Path(spec)]  # as it is looked for
+    return [folder for folder in found if any((folder / name).exists() for name in ("config.json", "adapter_config.json"))]
+
+
+def _check_apart(out: Path, model: Path) -> None:
+    """Raises InputError where the output folder is a model's, lies in it or holds it, by whatever name."""
+    there, real = out.resolve(), model.resolve()
+    if any(_same(one, there) for one in (real, *real.parents)):
+        raise InputError(f"--out {out}: this is the start model's folder (or holds it); choose another output folder")
+    if any(_same(one, real) for one in there.parents):
+        raise InputError(f"--out {out}: lies inside the start model's folder; choose another output folder")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one folder, also where names differ in case or a folder is mounted twice."""
+    return one == other or (one.exists() and other.exists() and os.path.samefile(one, other))
 
 
 @dataclass
@@ -62,6 +85,7 @@ class ExperimentRun:
     plan: Plan
     out: Path
     trust: bool = False
+    strict: bool = False
     inputs: Inputs = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +117,10 @@ class ExperimentRun:
                     check_training(training)
         except InputError as error:
             raise InputError(f"{self.plan.file}: {error}") from None
+
+    def leaks(self) -> list[str]:
+        """A line for every set that is learned from and measured on. Raises InputError where `strict` is set."""
+        return check_leaks(self.inputs, self.cells, self.strict)
 
     def _check_trust(self) -> None:
         """A file that came from elsewhere runs no code unless the user says so outside of it."""
@@ -129,6 +157,9 @@ class ExperimentRun:
             check_folder(self.out, "--out")
             for training in (training for order in todo for training in self.cells[order].trainings):
                 check_sharding(training.config.train, str(self.plan.file))
+            for line in self.leaks():
+                if first():
+                    print(line, file=sys.stderr)
             with locked(self.out):
                 failed = self._work(say, ray)
         else:
@@ -153,6 +184,7 @@ class ExperimentRun:
         if first() and not self.missing():
             for key in self.inputs.shared():  # another YAML of this folder may still need its own
                 shutil.rmtree(self.work().kept(key), ignore_errors=True)
+            sweep(self.out)
         return failed
 
     def _clean(self, say: Tell) -> None:

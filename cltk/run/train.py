@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+CURVES = "curves"  # TensorBoard's files of a training, in its folder
 Tell = Callable[[int, int, dict[str, float]], None]  # step, steps, last log line
 
 
@@ -48,6 +48,9 @@ class Trained:
     parameters: int  # that were trained
     peak_bytes: int  # of the GPU during training; without one, of the process since it began
     notes: dict[str, Any] = field(default_factory=dict)
+
+
+KEPT_CHECKPOINTS = 2  # the newest is read; the one before it where the newest was damaged
 
 
 class DivergedError(RunError):
@@ -138,6 +141,7 @@ def training_arguments(train: dict[str, Any], seed: int, output: Path, where: An
         raise InputError(f"{place}train.fp16: there is no GPU, so it would have no effect; remove it, or use bf16")
     defaults = {
         "report_to": "none", "logging_steps": 10, "disable_tqdm": True, "seed": seed, "remove_unused_columns": False,
+        "save_total_limit": KEPT_CHECKPOINTS,
         "dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available(),
     }  # fmt: skip
     try:
@@ -145,29 +149,6 @@ def training_arguments(train: dict[str, Any], seed: int, output: Path, where: An
     except Exception as error:
         reason = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)
         raise InputError(f"{where(()) + ': ' if where else ''}train: {reason}") from None
-
-
-def cost_in_tokens(cell: Cell, prepared: Prepared) -> dict[str, int]:
-    """What the cell will train on: steps, rows and tokens, without loading weights (replay included)."""
-    from cltk.mitigate.replay import replay_steps
-
-    args = training_arguments(cell.config.train, cell.config.seed, Path("unused"))
-    fraction, extra = _replay(cell.config.mitigators)
-    rows = len(prepared.train)
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(rows / per_step) * args.num_train_epochs)
-    if extra and fraction:
-        steps = replay_steps(steps, fraction)
-    mean = sum(len(row["input_ids"]) for row in prepared.train) / rows
-    dropped = {f"{key} rows left out": count for key, count in prepared.dropped.items()}
-    return {"steps": steps, "rows": steps * per_step, "tokens": round(steps * per_step * mean), **dropped}
-
-
-def _replay(entries: Sequence[Any]) -> tuple[float, bool]:
-    for entry in entries:
-        if isinstance(entry, dict) and "replay" in entry:
-            return float(entry["replay"].get("fraction", 0)), bool(entry["replay"].get("extra_steps", True))
-    return 0.0, True
 
 
 def train_cell(
@@ -204,6 +185,7 @@ def train_cell(
         data_collator=Collator(pad_id(tokenizer)), processing_class=tokenizer,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it prints every log line; the history goes into the record
+    place_curves(trainer, output.parent / CURVES)
     with explained(cell.config, output, model.config):
         attach(trainer, mitigators, cache=cache)
     if speed.on("grouping"):  # the sampler iterates over the rows to read their lengths
@@ -227,6 +209,15 @@ def train_cell(
         sum(gathered(counter.trained)), keeper.history(), parameters, peak_bytes(),
         {**(plan.notes if plan else {}), "speed": speed.notes(), **({"dropped": prepared.dropped} if prepared.dropped else {})},
     )  # fmt: skip
+
+
+def place_curves(trainer: Any, folder: Path) -> None:
+    """TensorBoard's files go there: beside the checkpoints, which are removed. TENSORBOARD_LOGGING_DIR goes before."""
+    from transformers.integrations import TensorBoardCallback
+
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(folder)
 
 
 def peak_bytes() -> int:

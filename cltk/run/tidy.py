@@ -1,0 +1,81 @@
+"""What an output folder holds that nobody reads any more, and removing it. Records, scores and bases are never touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cltk.errors import InputError
+from cltk.files import locked
+from cltk.run.cells import FAILED, clean
+from cltk.run.records import RECORD
+
+CACHE = "cache"
+UNDER_WAY = ("checkpoints", "stages")
+
+
+@dataclass(frozen=True)
+class Left:
+    """A folder that can go: what it is, and its size in bytes."""
+
+    path: Path
+    what: str
+    size: int
+
+
+def sweep(out: Path) -> None:
+    """Behind the last record: the cache goes, unless a cell of another experiment in this folder is not finished."""
+    if not (out / CACHE).is_symlink() and not list(_unfinished(out)):
+        shutil.rmtree(out / CACHE, ignore_errors=True)
+
+
+def leftovers(out: Path, *, unfinished: bool = False, models: bool = False) -> list[Left]:
+    """What can go from the output folder of `cltk run`; links are left alone.
+
+    Args:
+        out: the folder.
+        unfinished: also what cells without a record would go on from: their trainings begin anew.
+        models: also the tuned weights of cells that have a record.
+
+    Raises:
+        InputError: it is no output folder of `cltk run`.
+    """
+    if not out.is_dir() or not any((one / name).exists() for one in out.iterdir() for name in (RECORD, FAILED, *UNDER_WAY)):
+        raise InputError(f"{out}: not a folder that `cltk run` wrote: no cell in it has a record, an error or a checkpoint")
+    waiting, found = list(_unfinished(out)), []
+    if unfinished or not waiting:
+        found.append((out / CACHE, "importance, scores and trainings that cells shared"))
+    for cell in sorted(one.parent for one in out.glob(f"*/{RECORD}")):
+        found += [(cell / name, "of a finished training") for name in UNDER_WAY]
+        found += [(cell / "model", "the tuned weights")] if models else []
+    for cell in waiting if unfinished else ():
+        found += [(cell / name, "of a training without a record: it begins anew") for name in UNDER_WAY]
+    return [Left(path, what, size_of(path)) for path, what in found if path.is_dir() and not path.is_symlink()]
+
+
+def remove(out: Path, found: list[Left]) -> None:
+    """Remove them, while no run works in `out`.
+
+    Raises:
+        InputError: one does.
+    """
+    with locked(out):
+        for cell in {left.path.parent for left in found if (left.path.parent / RECORD).exists()}:
+            clean(cell)
+        for left in found:
+            shutil.rmtree(left.path, ignore_errors=True)
+
+
+def _unfinished(out: Path) -> Iterator[Path]:
+    """The folders of cells that a run left without a record."""
+    for cell in sorted(out.iterdir()) if out.is_dir() else ():
+        if not (cell / RECORD).exists() and cell.name != CACHE and any((cell / name).exists() for name in (FAILED, *UNDER_WAY)):
+            yield cell
+
+
+def size_of(folder: Path) -> int:
+    """The bytes of all files in a folder; links count for themselves."""
+    return sum(os.lstat(Path(where) / name).st_size for where, _, names in os.walk(folder) for name in names)

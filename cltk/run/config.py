@@ -121,6 +121,8 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
         for i, stage in enumerate(config.stages):
             _checked({**config.train, **stage.train}, ("stages", i, "train"), where)
         cells.append(Cell(name or method_name(config.mitigators), labels, config))
+    if len({cell.config.train.get("output_dir") for cell in cells}) > 1:
+        raise InputError(f"{where(('grid',))}: grid: train.output_dir: all cells of a file go to one folder; use --out")
     _check_files(experiment, file.parent, where)
     duplicates = [cell.name for cell in cells if sum(cell.name == other.name for other in cells) > 1]
     if duplicates:
@@ -213,6 +215,8 @@ def _check_stages(experiment: Experiment, where: Where) -> None:
     taken = [entry if isinstance(entry, str) else entry.label for entry in listed]
     learned = [entry if isinstance(entry, str) else entry.label for entry in experiment.evals.learn]
     for i, stage in enumerate(stages):
+        if "output_dir" in stage.train:
+            raise InputError(f"{where(('stages', i, 'train'))}: stages.{i}.train.output_dir: give it in the file's own `train`")
         if stage.name in taken:
             raise InputError(f"{where(('stages', i, 'name'))}: stages.{i}.name: {stage.name!r} is taken; give another name")
         taken.append(stage.name)

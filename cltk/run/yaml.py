@@ -11,6 +11,7 @@ import yaml
 from cltk.errors import InputError
 
 Keys = tuple[str | int, ...]
+TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # what a key may be
 MOST_NODES = 100_000  # aliases can unfold a small file into billions of nodes
 
 
@@ -60,6 +61,9 @@ def _check(node: yaml.Node, path: Path, keys: Keys, lines: dict[Keys, int], seen
             line = key.start_mark.line + 1
             if name is None:
                 raise InputError(f"{path}:{line}: a key must be a word")
+            if key.tag not in TEXT:
+                kind = key.tag.rpartition(":")[2]
+                raise InputError(f'{path}:{line}: the key {name} is read as {kind}, not as text; put it in quotes: "{name}"')
             if name in names:
                 raise InputError(f"{path}:{line}: the key {name!r} stands twice")
             names.add(name)

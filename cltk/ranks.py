@@ -92,9 +92,9 @@ def decided(work: Callable[[], T]) -> T:
         except Exception as error:  # the others wait for an answer, whatever it is
             found = (None, error)
     mine = found[1]
-    answer, error = agreed(found if mine is None or isinstance(mine, CltkError) else (None, RunError(f"rank 0: {mine}")))
-    if mine or error:
-        raise mine or error
+    answer, theirs = agreed(found if mine is None or isinstance(mine, CltkError) else (None, RunError(f"rank 0: {mine}")))
+    if problem := mine or theirs:
+        raise problem
     return answer
 
 

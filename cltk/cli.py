@@ -13,6 +13,7 @@ from typing import Any
 from cltk import __version__
 from cltk.errors import CltkError, InputError
 from cltk.progress import console
+from cltk.secrets import hidden
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options) or 0
     except CltkError as error:
-        print(f"cltk: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"cltk: {hidden(' '.join(str(error).split()))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("cltk: interrupted; the same command continues from here", file=sys.stderr)
@@ -30,11 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        print(f"cltk: {error.filename or 'the disk'}: {error.strerror or error}; what was finished is kept", file=sys.stderr)
+        what = f"{error.filename or 'the disk'}: {error.strerror or error}"
+        print(f"cltk: {hidden(what)}; what was finished is kept", file=sys.stderr)
         return 1
 
 
-TRUST = "let Python run that the file names: trust_remote_code, !function in its task folder"
+TRUST = "let Python run that the file names (trust_remote_code, !function in its task folder), and let it upload"
 Command = Callable[[str, Any, str], argparse.ArgumentParser]  # name, function, help
 
 
@@ -42,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with one line for a wrong call."""
 
     def error(self, message: str) -> Any:
-        print(f"cltk: {message}; see `{self.prog} --help`", file=sys.stderr)
+        print(f"cltk: {hidden(message)}; see `{self.prog} --help`", file=sys.stderr)
         raise SystemExit(2)
 
 

@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from cltk.secrets import hidden
+
 
 def console() -> Any:
     """Where tables are printed: a file or a pipe has no width of its own, and takes 140 columns unless COLUMNS says."""
@@ -45,7 +47,7 @@ class Bar:
 
     def __call__(self, what: str, done: int, total: int, detail: Any = "") -> None:
         if detail in ("cell", "failed"):
-            self.console.print(f"[{done}/{total}] {what}", markup=False)
+            self.console.print(hidden(f"[{done}/{total}] {what}"), markup=False, highlight=False)
             return
         now = time.monotonic()
         begun = self.begun.setdefault(what, now)

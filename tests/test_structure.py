@@ -12,7 +12,7 @@ import cltk
 
 ROOT = Path(cltk.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"errors", "secrets"},
     {
         "files",
         "ranks",

@@ -49,6 +49,7 @@ class Suite:
         limit: the first N documents of each lm-eval task; all when None.
         num_fewshot: examples in the prompt; each task's own number when None. A task whose file says 0 keeps it (`notes`).
         include_path: a folder of task YAML that the user named; `!function` in it runs its Python.
+        trust: whether tasks may run Python: the folder's own, and what lm-eval's tasks call on data and answers.
         chat_template: whether lm-eval applies the tokeniser's chat template.
         system_instruction: text before every prompt; a turn of its own in a chat template.
         fewshot_as_multiturn: whether examples are turns of the conversation in a chat template, or part of the question.
@@ -70,12 +71,14 @@ class Suite:
         system_instruction: str | None = None,
         fewshot_as_multiturn: bool = True,
         gen_kwargs: Mapping[str, Any] | str | None = None,
+        trust: bool = True,
     ) -> None:
         if limit is not None and limit < 1:
             raise InputError(f"limit: must be at least 1, got {limit}")
         if not tasks and not texts:
             raise InputError("tasks: name at least one task to measure")
-        self.names, self.texts, self.limit, self.include_path = list(tasks), list(texts), limit, include_path
+        self.names, self.texts, self.limit = list(tasks), list(texts), limit
+        self.include_path, self.trust = include_path, trust
         self.prompting = Prompting(num_fewshot, chat_template, system_instruction, fewshot_as_multiturn, gen_kwargs)
         self.notes: list[str] = []  # what was asked for and is not done
         self._loaded: Any = None
@@ -86,7 +89,7 @@ class Suite:
         if self._loaded is None and self.names:
             with quiet(), own_randomness():
                 seed()
-                loaded = load_tasks(self.names, self.include_path)
+                loaded = load_tasks(self.names, self.include_path, self.trust)
                 self._seeded = states()
                 for name, task in loaded["tasks"].items():
                     if note := self.prompting.configure(task):

@@ -15,11 +15,12 @@ from cltk.errors import CltkError, InputError
 Progress = Callable[[str, int, int, int], None]  # what, done, total, tokens
 
 
-def load_tasks(names: Sequence[str], include_path: str | Path | None) -> Any:
-    """lm-eval's own index is read only when a name is not in `include_path`: it takes seconds."""
+def load_tasks(names: Sequence[str], include_path: str | Path | None, trust: bool = True) -> Any:
+    """lm-eval's own index is read only when a name is not in `include_path`: it takes seconds. `trust`: see `Suite`."""
     from lm_eval.tasks import TaskManager
 
     from cltk.measure.tasks import prepare, sandbox_templates
+    from cltk.measure.trust import check_generation, watched
 
     sandbox_templates()
     missing = list(names)
@@ -28,26 +29,30 @@ def load_tasks(names: Sequence[str], include_path: str | Path | None) -> Any:
         if include_path is not None:
             if not Path(include_path).is_dir():
                 raise InputError(f"include_path: {include_path} is not a folder")
-            manager = TaskManager(include_defaults=False, include_path=str(prepare(Path(include_path), Path(out), list(names))))
-            managers.append((manager, [name for name in names if name in manager.all_tasks]))
+            folder = prepare(Path(include_path), Path(out), list(names))
+            manager = TaskManager(include_defaults=False, include_path=str(folder))
+            managers.append((manager, folder, [name for name in names if name in manager.all_tasks]))
             missing = [name for name in names if name not in manager.all_tasks]
         if missing:
             manager = TaskManager()
             unknown = [name for name in missing if name not in manager.all_tasks]
             if unknown:
-                raise InputError(_unknown_task(unknown[0], manager.all_tasks + [t for m, _ in managers for t in m.all_tasks]))
-            managers.append((manager, missing))
+                raise InputError(_unknown_task(unknown[0], manager.all_tasks + [t for m, *_ in managers for t in m.all_tasks]))
+            managers.append((manager, None, missing))
         loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
-        for manager, wanted in managers:
+        for manager, source, wanted in managers:
             for name in wanted:
                 try:
-                    part = manager.load([name])
+                    with watched(source, trust, Path(include_path or "")):
+                        part = manager.load([name])
                 except InputError:
                     raise
                 except Exception as error:
                     raise InputError(_no_data(name, error)) from None
                 for key in loaded:
                     loaded[key].update(part.get(key) or {})
+    for name, task in loaded["tasks"].items():
+        check_generation(task.get_config("generation_kwargs") or {}, f"task {name}: generation_kwargs")
     order = {name: i for i, name in enumerate(names)}
     loaded["tasks"] = dict(sorted(loaded["tasks"].items(), key=lambda item: order.get(item[0], len(order))))
     return loaded

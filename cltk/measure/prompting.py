@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from cltk.errors import InputError
+from cltk.measure.trust import check_generation
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
 States = tuple[Any, Any, Any, Any]
@@ -52,9 +53,10 @@ class Prompting:
 
             if not all("=" in part for part in given.split(",") if part.strip()):
                 raise InputError(f"gen_kwargs: expected name=value,name=value, got {given!r}")
-            return simple_parse_args_string(given)
+            given = simple_parse_args_string(given)
         if not isinstance(given, Mapping):
             raise InputError(f"gen_kwargs: expected a mapping or name=value,name=value, got {given!r}")
+        check_generation(given, "gen_kwargs")
         return dict(given)
 
     def configure(self, task: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
 import json
 import re
@@ -25,16 +26,15 @@ def prepare(include_path: Path, out: Path, tasks: Collection[str] | None = None)
     Assets are fetched only for the tasks, groups, tags or patterns ("local_*") asked for (None: all of them), with what
     those include. Tags such as !function stay as they are: only the values' own characters are replaced.
 
-    Raises InputError naming the file when the YAML is broken, an asset or an included file does not exist, or a file outside
-    of the folder that is included runs Python (!function): naming a folder is consent to its own code only.
+    Raises InputError naming the file when the YAML is broken, or an asset or an included file does not exist.
     """
     if not include_path.is_dir():
         raise InputError(f"{include_path}: no such task folder")
-    sources = {path: path.read_text(encoding="utf-8") for path in sorted(include_path.rglob("*")) if _is_yaml(path)}
+    sources = {path: text for path in sorted(include_path.rglob("*")) if _is_yaml(path) and (text := _text(path)) is not None}
     nodes = {path: _compose(path, text) for path, text in sources.items()}
     wanted = set(sources) if tasks is None else _wanted(nodes, set(tasks))
     for path in wanted:
-        _refuse_foreign_code(include_path.resolve(), path, nodes[path])
+        _check_plain(path)
     if not any(_values(node) for node in nodes.values()):
         return include_path
     shutil.copytree(include_path, out, dirs_exist_ok=True, ignore=_ignore)
@@ -43,10 +43,9 @@ def prepare(include_path: Path, out: Path, tasks: Collection[str] | None = None)
     return out
 
 
-def functions(include_path: Path) -> Path | None:
-    """The first YAML of a task folder that names Python (`!function`), if one does."""
-    found = (path for path in sorted(include_path.rglob("*")) if _is_yaml(path))
-    return next((path for path in found if "!function" in path.read_text(encoding="utf-8", errors="replace")), None)
+def unreadable(include_path: Path) -> list[Path]:
+    """The YAML files of a task folder that are in no encoding that YAML knows: lm-eval passes over them without a word."""
+    return [path for path in sorted(include_path.rglob("*")) if _is_yaml(path) and _text(path) is None]
 
 
 def sandbox_templates() -> None:
@@ -61,18 +60,25 @@ def sandbox_templates() -> None:
         lm_eval.utils.env = env
 
 
-def _refuse_foreign_code(root: Path, path: Path, node: yaml.Node | None, above: tuple[Path, ...] = ()) -> None:
-    """Raises InputError when `path` includes a file outside of `root`, directly or not, that holds a !function."""
-    for include in _plain(node, "include"):
-        target = (path.parent / include).resolve()
-        if include.startswith(OWN) or not target.is_file() or target in above:
-            continue
-        text = target.read_text(encoding="utf-8")
-        if "!function" in text and not target.is_relative_to(root):
-            raise InputError(
-                f"{path}: includes {target}, which runs Python (!function) and is not in {root}; copy it there if you trust it"
-            )
-        _refuse_foreign_code(root, target, _compose(target, text), (*above, target))
+def _text(path: Path) -> str | None:
+    """As YAML decodes it: UTF-16 where it begins with that mark, else UTF-8; None where that fails."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+
+
+def _check_plain(path: Path) -> None:
+    """Raises InputError where lm-eval's index would pass over a file without a word. Nothing in it is run."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        load_yaml(path, resolve_func=False, recursive=False)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: lm-eval cannot read it ({getattr(error, 'problem', None) or error})") from None
 
 
 def _is_yaml(path: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from cltk import secrets
 from cltk.errors import InputError
 from cltk.run.arguments import check_train, flatten, train_model
 from cltk.run.methods import check_mitigators, method_name, nearest, resolve_path, signature_schema
@@ -107,6 +108,7 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
         known = next((keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in lines), ())
         return f"{files.get(known, file)}:{lines.get(known, 1)}"
 
+    secrets.refuse(data, where)
     experiment = _model(Experiment, data, (), where)
     _check_stages(experiment, where)
     cells = []

@@ -16,7 +16,6 @@ from typing import Any
 from cltk import assets
 from cltk.errors import CltkError, DiskError, InputError, RunError
 from cltk.files import check_folder, locked
-from cltk.measure.tasks import functions
 from cltk.ranks import agreed, first, gathered, join, regroup
 from cltk.run import records
 from cltk.run.ahead import check_margins, check_training
@@ -37,7 +36,8 @@ def load(file: str | Path, out: str | Path | None = None, trust: bool = False, s
     Args:
         file: the YAML.
         out: where records go; `train.output_dir`, else runs/NAME in the current folder, when not given.
-        trust: whether Python that the file names may run (`model.trust_remote_code`, `!function` in `evals.include_path`).
+        trust: whether Python that the file names may run (`model.trust_remote_code`, `!function` in `evals.include_path`), and
+            whether it may upload (`train.push_to_hub`).
         strict: whether rows that are learned from and measured on are refused, and not only said (`cltk.run.leakage`).
 
     Raises:
@@ -49,6 +49,9 @@ def load(file: str | Path, out: str | Path | None = None, trust: bool = False, s
     for model in _models(plan):
         _check_apart(folder, model)
     return ExperimentRun(plan, folder, trust, strict)
+
+
+UPLOADS = ("push_to_hub", "trackio_space_id")
 
 
 def _models(plan: Plan) -> list[Path]:
@@ -89,8 +92,8 @@ class ExperimentRun:
     inputs: Inputs = field(init=False)
 
     def __post_init__(self) -> None:
-        self.inputs = Inputs(self.plan)
-        self._check_trust()  # what a cell is known by needs its tasks, and those may run Python
+        self.inputs = Inputs(self.plan, self.trust)
+        self._check_trust()  # what a cell is known by needs its tasks
 
     @property
     def cells(self) -> list[Cell]:
@@ -127,9 +130,9 @@ class ExperimentRun:
         where, configs = self.plan.file, [cell.config for cell in self.cells if not self.trust]
         if any(config.model.trust_remote_code for config in configs):
             raise InputError(f"{where}: model.trust_remote_code runs the Python of the model; add --trust if you trust it")
-        for folder in {config.evals.include_path for config in configs} - {None}:
-            if found := functions(self.plan.folder / str(folder)):
-                raise InputError(f"{where}: evals.include_path: {found} runs Python (!function); add --trust if you trust it")
+        for train in [config.train for config in configs] + [stage.train for config in configs for stage in config.stages]:
+            if key := next((key for key in UPLOADS if train.get(key)), None):
+                raise InputError(f"{where}: train.{key} uploads to a hub in your name; add --trust if you trust the file")
 
     def missing(self) -> list[int]:
         """The cells that have no record, by their place in `cells`."""

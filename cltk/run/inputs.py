@@ -23,6 +23,7 @@ class Inputs:
     """Each input is read once, however many cells share it."""
 
     plan: Plan
+    trust: bool = False  # see `cltk.load`
     _digests: dict[str, str] = field(default_factory=dict)
     _prepared: dict[str, Prepared] = field(default_factory=dict)
     _suites: dict[str, Suite] = field(default_factory=dict)
@@ -69,7 +70,7 @@ class Inputs:
                 tasks, limit=evals.limit, num_fewshot=evals.num_fewshot,
                 include_path=self.plan.folder / evals.include_path if evals.include_path else None,
                 chat_template=evals.chat_template, system_instruction=evals.system_instruction,
-                fewshot_as_multiturn=evals.fewshot_as_multiturn, gen_kwargs=evals.gen_kwargs,
+                fewshot_as_multiturn=evals.fewshot_as_multiturn, gen_kwargs=evals.gen_kwargs, trust=self.trust,
             )  # fmt: skip
         return self._suites.get(key)
 

@@ -21,6 +21,7 @@ from typing import Any
 import cltk
 from cltk.errors import InputError
 from cltk.files import write_text
+from cltk.secrets import without_secrets
 
 FORMAT = 2
 RECORD, SCORES = "record.json", "scores.json"
@@ -48,8 +49,12 @@ def digest_of(data: Any) -> str:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write `data` with its checksum, whole or not at all. Raises DiskError when that is not possible."""
-    body = {key: value for key, value in data.items() if key != "sha256"}
+    """Write `data` with its checksum, whole or not at all; tokens and passwords are hidden.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    body = without_secrets({key: value for key, value in data.items() if key != "sha256"})
     text = json.dumps({"sha256": digest_of(body), **body}, indent=1, ensure_ascii=False, default=_plain)
     write_text(path, text + "\n")
 

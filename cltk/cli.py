@@ -261,7 +261,11 @@ def measure(options: argparse.Namespace) -> int:
     tasks = [task.strip() for task in options.tasks.split(",") if task.strip()]
     if options.batch_size != "auto" and not options.batch_size.isdigit():
         raise InputError(f"--batch-size: expected auto or a number, got {options.batch_size!r}")
-    texts = [TextTask.read(Path(file).stem, file, limit=options.limit) for file in options.text]
+    stems = [Path(file).stem for file in options.text]
+    texts = []
+    for stem, file in zip(stems, options.text, strict=True):
+        name = stem if stems.count(stem) == 1 else str(Path(file).with_suffix(""))
+        texts.append(TextTask.read(name, file, limit=options.limit))
     with Bar() as bar:
         result = compare(
             options.base, options.tuned, tasks, options.limit, options.num_fewshot, options.include_path,

@@ -30,6 +30,8 @@ def load_model(spec: str | Path, *, dtype: str = "float32", trust_remote_code: b
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = locate_model(spec)
+    if not trust_remote_code:
+        _check_kernels(spec, path)
     try:
         with warnings.catch_warnings(), no_bars(), unsplit():
             warnings.simplefilter("ignore")
@@ -44,6 +46,29 @@ def load_model(spec: str | Path, *, dtype: str = "float32", trust_remote_code: b
 
 
 LAZY = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # of accelerate's launcher: only the first rank reads weights, the others hold none
+
+
+def _check_kernels(spec: str | Path, path: str) -> None:
+    """Raises InputError where a config names code of a hub (org/kernel) for attention or experts: transformers would run it."""
+    from transformers import PretrainedConfig
+
+    try:
+        config, _ = PretrainedConfig.get_config_dict(path)
+    except Exception:
+        return  # loading says what is wrong with it
+    if name := _kernel(config):
+        raise InputError(f"model {spec}: its config names the code of a hub ({name}); trust_remote_code lets it run")
+
+
+def _kernel(config: Any) -> str:
+    """The first value in nested mappings that names a kernel of a hub, or ""."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        named = [value] if isinstance(value, str) else list(value.values()) if isinstance(value, dict) else []
+        if "_implementation" in str(key) and (found := [name for name in named if isinstance(name, str) and "/" in name]):
+            return str(found[0])
+        if found := _kernel(value):
+            return str(found)
+    return ""
 
 
 @contextmanager
@@ -121,7 +146,7 @@ def stored_digest(spec: str | Path, suffixes: tuple[str, ...] = STORED) -> str:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(str(where))
+        config = AutoConfig.from_pretrained(str(where), trust_remote_code=False)
     except Exception as error:
         raise InputError(f"model {spec}: no such folder, and the hub does not give it ({_first_line(error)})") from None
     return hashlib.sha256(f"{where}@{getattr(config, '_commit_hash', None)}".encode()).hexdigest()

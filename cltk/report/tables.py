@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,9 @@ class Table:
     note: str = ""
 
     def markdown(self) -> str:
-        lines = [f"**{self.title}**", "", "| " + " | ".join(self.heads) + " |"]
+        lines = [f"**{self.title}**", "", "| " + " | ".join(map(_cell, self.heads)) + " |"]
         lines.append("|" + "|".join(" --- " if head in TEXTS else " ---: " for head in self.heads) + "|")
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
+        lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in self.rows]
         return "\n".join([*lines, *(["", self.note] if self.note else [])]) + "\n"
 
     def rich(self) -> Any:
@@ -35,16 +36,22 @@ class Table:
         from rich.text import Text
 
         table = RichTable(
-            title=self.title, caption=self.note or None, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
+            title=Text(self.title), caption=Text(self.note) if self.note else None, title_justify="left",
+            caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
         )  # fmt: skip
         for i, head in enumerate(self.heads):
             table.add_column(
-                head, justify="left" if head in TEXTS else "right", no_wrap=i == 0 or head == "metric", overflow="fold"
+                Text(head), justify="left" if head in TEXTS else "right", no_wrap=i == 0 or head == "metric", overflow="fold"
             )
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table
+
+
+def _cell(text: str) -> str:
+    """One cell of a Markdown table: a line of plain text, whatever is in a name."""
+    text = " ".join(text.splitlines()).replace("|", "\\|").replace("](", "]\\(")
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 def quantity(effect: Effect, *, sign: int = 1, with_unit: bool = False) -> str:

@@ -111,12 +111,14 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
     secrets.refuse(data, where)
     experiment = _model(Experiment, data, (), where)
     _check_stages(experiment, where)
+    _check_names(experiment, where)
     cells = []
     for labels, name, at_mitigators, values in _product(experiment.grid, where):
         changed = data
         for key, value in values.items():
             changed = _set(changed, key, value, where)
         config = experiment if not values else _model(Experiment, changed, ("grid",), where)
+        _check_names(config, lambda keys: where(("grid",)))
         check_mitigators(config.mitigators, file.parent, lambda keys, inside=at_mitigators: where((*inside, *keys)))
         at: Keys = ("grid",) if any(key.startswith("train") for key in values) else ("train",)
         config = config.model_copy(update={"train": _checked(config.train, at, where), "grid": {}, "base": None})
@@ -190,14 +192,18 @@ def _set(data: dict[str, Any], dotted: str, value: Any, where: Where) -> dict[st
         raise InputError(f"{where(('grid', dotted))}: grid.{dotted}: unknown key{nearest(head, Experiment.model_fields)}")
     if not rest:
         return {**data, head: value}
-    inner = data.get(head) or {}
+    return _put(data, dotted.split("."), value, f"{where(('grid', dotted))}: grid.{dotted}")
+
+
+def _put(data: dict[str, Any], keys: list[str], value: Any, at: str) -> dict[str, Any]:
+    """`data` with `value` at the nested `keys`."""
+    key, *deeper = keys
+    if not deeper:
+        return {**data, key: value}
+    inner = data.get(key) or {}
     if not isinstance(inner, dict):
-        raise InputError(f"{where(('grid', dotted))}: grid.{dotted}: {head} has no keys")
-    if "." in rest:
-        part, _, deeper = rest.partition(".")
-        child = inner.get(part) or {}
-        return {**data, head: {**inner, part: {**child, deeper: value}}}
-    return {**data, head: {**inner, rest: value}}
+        raise InputError(f"{at}: {key} is {str(inner)[:40]!r} and has no keys")
+    return {**data, key: _put(inner, deeper, value, at)}
 
 
 def _checked(train: dict[str, Any], at: Keys, where: Where) -> dict[str, Any]:
@@ -208,23 +214,34 @@ def _checked(train: dict[str, Any], at: Keys, where: Where) -> dict[str, Any]:
 
 
 def _check_stages(experiment: Experiment, where: Where) -> None:
-    """One task or a stream of them; names that do not collide in tables."""
+    """One task or a stream of them."""
     stages = experiment.stages
     if (experiment.data is None) == (not stages):
         both = "not both" if stages else "one of them is required"
         raise InputError(f"{where(('stages',) if stages else ())}: data, stages: give `data` (one task) or `stages`, {both}")
-    listed = [*experiment.evals.retain, *experiment.evals.learn]
-    taken = [entry if isinstance(entry, str) else entry.label for entry in listed]
     learned = [entry if isinstance(entry, str) else entry.label for entry in experiment.evals.learn]
     for i, stage in enumerate(stages):
         if "output_dir" in stage.train:
             raise InputError(f"{where(('stages', i, 'train'))}: stages.{i}.train.output_dir: give it in the file's own `train`")
-        if stage.name in taken:
-            raise InputError(f"{where(('stages', i, 'name'))}: stages.{i}.name: {stage.name!r} is taken; give another name")
-        taken.append(stage.name)
         if stage.score is not None and stage.score not in learned:
             known = nearest(stage.score, learned) if learned else "; evals.learn is empty"
             raise InputError(f"{where(('stages', i, 'score'))}: stages.{i}.score: {stage.score!r} is not in evals.learn{known}")
+
+
+def _check_names(experiment: Experiment, where: Where) -> None:
+    """Tables and records know measures and stages by their names, so each has its own."""
+    named: list[tuple[Keys, str]] = [
+        (("evals", role, i), entry if isinstance(entry, str) else entry.label)
+        for role in ("retain", "learn")
+        for i, entry in enumerate(getattr(experiment.evals, role))
+    ]
+    named += [(("stages", i, "name"), stage.name) for i, stage in enumerate(experiment.stages)]
+    taken = {} if experiment.stages else {"heldout": "the new task's held-out rows have it"}
+    for keys, name in named:
+        dotted = ".".join(map(str, keys))
+        if name in taken:
+            raise InputError(f"{where(keys)}: {dotted}: the name {name!r} is taken ({taken[name]}); give another `name`")
+        taken[name] = f"{where(keys)}: {dotted}"
 
 
 def _check_files(experiment: Experiment, folder: Path, where: Where) -> None:

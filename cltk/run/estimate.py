@@ -236,6 +236,7 @@ def table(estimates: Sequence[Estimate]) -> Any:
     """A rich table: a row a method, GB (10^9 bytes) per GPU."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     def gb(count: float) -> str:
         return f"{count / 1e9:.2f}"
@@ -254,9 +255,10 @@ def table(estimates: Sequence[Estimate]) -> Any:
     notes += dict.fromkeys(note for e in estimates for note in e.notes)
     title = f"{first.parameters / 1e6:.1f} M parameters; rule of thumb, 4 x parameters x bytes: {gb(first.rule)} GB in all"
     heads = ["method", "M trained", "weights", "grads", "optim", "mitig", "activ", "peak", "at"]
-    shown = Table(title=title, caption="\n".join(notes), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    below = Text("\n".join(notes))
+    shown = Table(title=title, caption=below, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     for head in heads:
         shown.add_column(head, justify="left" if head in ("method", "at") else "right", no_wrap=head == "method")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))
     return shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,7 @@ def reproduce(
 
 
 def _free(file: Path) -> Path:
-    name = records.read_record(file).get("experiment", file.parent.name)
+    name = re.sub(r"[^\w.=+-]", "-", str(records.read_record(file).get("experiment", file.parent.name)))[:100]
     tries = [Path("runs") / f"reproduced-{name}{end}" for end in ("", *(f"-{n}" for n in range(2, 1000)))]
     return next(path for path in tries if not path.exists())
 

@@ -176,6 +176,8 @@ def resolve(spec: str | Path) -> Path:
         return Path(spec)
     name, _, rest = str(spec).removeprefix(PREFIX).partition("/")
     asset = find(name)
+    if rest:
+        packages.inside(asset.folder, rest)  # before anything is fetched
     folder = path(name) if asset.folder.is_dir() else fetch(name)
     if not rest:
         return folder

@@ -148,8 +148,14 @@ def _chat_ids(tokenizer: Any, question: str, answer: str) -> tuple[list[int], li
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("data.chat_template: this tokenizer has no chat template; set it to false")
     turn = [{"role": "user", "content": question}]
-    before = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": answer}], tokenize=False)
+    try:
+        before = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        whole = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": answer}], tokenize=False)
+    except Exception as error:  # whatever a stranger's template does, in its sandbox
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"data.chat_template: the tokenizer's template cannot be filled ({type(error).__name__}: {reason})"
+        ) from None
     if not whole.startswith(before):
         raise InputError("data.chat_template: this template does not put the generation prompt before the answer")
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, whole[len(before) :])]

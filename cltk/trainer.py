@@ -102,8 +102,7 @@ def _set(flags: Flags, model: nn.Module | None = None) -> None:
         parameter.requires_grad_(flag)
     named = {name: flag for name, _, flag in flags}
     for name, parameter in model.named_parameters() if model is not None else ():
-        if (flag := named.get(tensors.clean(name))) is not None:
-            parameter.requires_grad_(flag)
+        parameter.requires_grad_(named.get(tensors.clean(name), parameter.requires_grad))
 
 
 def _wrap(trainer: Any, callback: MitigatorCallback, before: Flags) -> None:

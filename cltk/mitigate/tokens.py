@@ -167,7 +167,7 @@ class TokenWeights(Mitigator):
         if self.setting == "none" or not len(logits_NV):
             return None
         nll_N = host_N = F.cross_entropy(logits_NV.float(), targets(inputs), reduction="none")
-        if smoothing := inputs.get("smoothing", 0.0):
+        if smoothing := float(inputs.get("smoothing", 0.0)):
             host_N = F.cross_entropy(logits_NV.float(), targets(inputs), reduction="none", label_smoothing=smoothing)
         with torch.no_grad():
             w_N = self._weights(inputs, logits_NV, nll_N)

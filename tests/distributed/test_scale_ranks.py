@@ -36,6 +36,10 @@ def test_on_two_ranks(engine: str, start: Any) -> None:
         return {name: before[name] - weight for name, weight in first["weights"].items()}
 
     for (host, n), jobs in JOBS.items():
+        if (engine, host) == ("fsdp2", "smoothing"):
+            # Trainer shifts labels for models of known class names, and FSDP2 renames the class: it trains another thing
+            assert "no sum of the losses" in done[jobs[2]][0]["refused"]
+            continue
         plain, own, nothing = map(moved, jobs)
         size = max(float(move.abs().max()) for move in plain.values())
         for name, move in plain.items():  # ulps of weights of size 1 (1e-7) beside moves of 1e-2 and more

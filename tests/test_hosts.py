@@ -130,6 +130,24 @@ def test_what_a_dpo_trainer_cannot_run(name: str) -> None:
         check_host(DPOTrainer(), [CASES[name].active(OLD)])
 
 
+def test_a_second_pass_is_not_counted_by_trl(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    def counted(methods: list[Mitigator]) -> list[float]:
+        args = SFTConfig(
+            str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to="none", use_cpu=True, save_strategy="no",
+            disable_tqdm=True, bf16=False, dataloader_pin_memory=False, logging_steps=1,
+        )  # fmt: skip
+        data = Dataset.from_list([{"text": s} for s in sentences(8)])
+        trainer = SFTTrainer(tiny(), args=args, train_dataset=data, processing_class=tokenizer)
+        cltk.attach(trainer, methods)
+        trainer.train()
+        return [line["num_tokens"] for line in trainer.state.log_history if "num_tokens" in line]
+
+    assert counted([cltk.SAM(0.05)]) == counted([])
+
+
 # --- every ordered pair, under the head that runs where labels are -----------------------------------------------------
 ROOTS = [*CASES, "stm", "flow", "kl_memory"]
 MADE: dict[str, Any] = {

@@ -18,11 +18,11 @@ def settings(mitigator: Mitigator) -> dict[str, Any]:
     """What the method was made with, defaults included: numbers, switches and words; no data, and no places of files."""
     args, kwargs = mitigator.given
     try:
-        bound = inspect.signature(type(mitigator)).bind(*args, **kwargs)
+        bound = inspect.signature(type(mitigator).__init__).bind(mitigator, *args, **kwargs)
     except TypeError:  # a copy, or an object made in another way
         return {}
     bound.apply_defaults()
-    return {name: value for name, value in _plain(bound.arguments).items() if value is not None}
+    return {name: value for name, value in _plain(bound.arguments).items() if name != "self"}
 
 
 def _plain(value: Any) -> Any:

@@ -8,8 +8,8 @@ the host's loss, w being what one token's loss is multiplied by there:
     ranks / items    the step's tokens on all ranks (transformers, TRL)        1 / items      ranks left out
     1 / N            the mean of each micro-batch                              1 / (N A)      divided by the A micro-batches
 
-Where the host does not say which, its gradient does: at the hidden states it is w times that of the sum of the token losses.
-That is measured, too, before a method takes away from those losses.
+Where the host does not say which, its gradient does: at the hidden states it is w times that of the sum of the token losses. It
+is measured, too, before a method takes away from those losses.
 
 Shapes: B rows, T tokens, N counted positions, H hidden, V vocabulary.
 """
@@ -247,5 +247,4 @@ class ExtraLosses:
 
 
 def _equal(weights: dict[str, float]) -> bool:
-    values = list(weights.values())
-    return max(values) - min(values) <= 1e-9 * max(values)
+    return max(weights.values()) - min(weights.values()) <= 1e-9 * max(weights.values())

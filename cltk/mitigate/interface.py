@@ -129,6 +129,9 @@ class Mitigator:
         made.given = args, kwargs
         return made
 
+    def __init__(self) -> None:
+        """No settings."""
+
     def setup(self, plan: Plan) -> None:
         """Before training: edit `plan.model`, `plan.data`, `plan.args`; call `plan.scale_lr`."""
 

@@ -57,7 +57,7 @@ def build_mitigators(entries: Any, folder: Path, where: Any = None) -> list[Any]
 
 
 def _check_arguments(name: str, cls: type, arguments: dict[str, Any], at: Any) -> dict[str, Any]:
-    parameters = {key: p for key, p in inspect.signature(cls).parameters.items() if key != "self"}
+    parameters = {key: p for key, p in inspect.signature(cls.__init__).parameters.items() if key != "self"}
     for key in arguments:
         if key not in parameters:
             raise InputError(f"{at(name, key)}{name}.{key}: unknown argument{nearest(str(key), parameters)}")
@@ -118,7 +118,7 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 
 def signature_schema(cls: type) -> dict[str, Any]:
     """The JSON schema of a constructor's arguments."""
-    parameters = [p for key, p in inspect.signature(cls).parameters.items() if key != "self"]
+    parameters = [p for key, p in inspect.signature(cls.__init__).parameters.items() if key != "self"]
     names = {p.name: {"description": str(p)} for p in parameters}
     required = [p.name for p in parameters if p.default is inspect.Parameter.empty]
     title = (inspect.getdoc(cls) or "").split("\n")[0]

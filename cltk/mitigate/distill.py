@@ -51,6 +51,9 @@ class Reference:
         self.shared = _starts_without_adapters(plan.model)
         if not self.shared:
             self.model = copy.deepcopy(plan.model).eval().requires_grad_(False)
+            top: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+            if not hasattr(top, "_hf_hook"):  # TRL's own forward calls the model that it was made for, which trains
+                vars(top).pop("forward", None)
 
     def place(self, run: Run) -> None:
         """To the device of the running model."""

@@ -46,8 +46,6 @@ def load(file: str | Path, out: str | Path | None = None, trust: bool = False, s
     plan = load_config(file)
     default = plan.cells[0].config.train.get("output_dir") or Path("runs") / plan.file.stem
     folder = Path(out) if out is not None else Path(default)
-    for model in _models(plan):
-        _check_apart(folder, model)
     return ExperimentRun(plan, folder, trust, strict)
 
 
@@ -92,6 +90,8 @@ class ExperimentRun:
     inputs: Inputs = field(init=False)
 
     def __post_init__(self) -> None:
+        for model in _models(self.plan):
+            _check_apart(self.out, model)
         self.inputs = Inputs(self.plan, self.trust)
         self._check_trust()  # what a cell is known by needs its tasks
 

@@ -116,20 +116,19 @@ def leaks(inputs: Inputs, cells: Sequence[Cell]) -> list[Leak]:
 
 def _sets(inputs: Inputs, cell: Cell) -> Iterator[tuple[Any, str, Any, str]]:
     """(key, name, what reads its texts, kind) of every set of a cell; equal keys hold equal rows."""
-    tokenizer = inputs.tokenizer(cell)
     for training in cell.trainings:
         data = inputs.data(training)
         for part in ("train", "validation", "heldout"):
             rows = getattr(data, part)
             name = ": ".join(filter(None, [training.stage, f"data.{part}"]))
             kind = "measured" if part == "heldout" else part
-            yield id(rows), name, lambda rows=rows: _decoded(rows, tokenizer), kind
+            yield id(rows), name, lambda rows=rows: _decoded(rows, inputs.tokenizer(cell)), kind
     for text in inputs.suite(cell).texts:
         if text.rows and "input_ids" not in text.rows[0]:
             yield id(text.rows), text.name, lambda text=text: [text_of(row, text.name) for row in text.rows], "measured"
     for memory in sorted(set(memories(cell.config.mitigators))):
-        if words := _memory(resolve_path(memory, inputs.plan.folder, "memory")):
-            yield memory, f"memory {memory}", lambda words=words: words, "memory"
+        path = resolve_path(memory, inputs.plan.folder, "memory")
+        yield memory, f"memory {memory}", lambda path=path: _memory(path), "memory"
 
 
 def _decoded(rows: Sequence[Any], tokenizer: Any) -> list[str]:

@@ -17,6 +17,7 @@ from cltk.run.config import Cell, Plan, validate
 from cltk.run.experiment import ExperimentRun
 from cltk.run.sameness import Difference, causes, changes, choices, differences, documents_of, values_of
 from cltk.run.speed import possible
+from cltk.run.tidy import sweep
 from cltk.run.trouble import explained
 
 __all__ = ["Difference", "Reproduction", "changes", "differences", "experiment_of", "reproduce", "values_of"]
@@ -88,7 +89,10 @@ def reproduce(
     files = records.find_records(where)
     folder = Path(out) if out is not None else _free(files[0])
     prepared = [_prepare(file, folder, trust) for file in files]
-    return [_rerun(file, old, run, tolerance, tell or (lambda *_: None)) for file, old, run in prepared]
+    found = [_rerun(file, old, run, tolerance, tell or (lambda *_: None)) for file, old, run in prepared]
+    with locked(folder):
+        sweep(folder)
+    return found
 
 
 def _free(file: Path) -> Path:

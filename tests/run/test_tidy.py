@@ -193,8 +193,13 @@ def test_no_model_is_written_to_from_any_folder(
     assert (tree_digest(home / "tiny-llama"), tree_digest(home / "other"), os.listdir(home)) == before
 
 
-def test_a_run_beside_the_model_leaves_it_as_it_was(experiment: Path) -> None:
+def test_a_run_beside_the_model_leaves_it_as_it_was(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = tree_digest(Path("tiny-llama"))
     cltk.load(write(experiment, "{plain: []}"), "tiny-llama-out").run()
     assert tree_digest(Path("tiny-llama")) == before
-    assert list(Path("tiny-llama-out").glob("*/record.json"))
+    (record,) = map(str, Path("tiny-llama-out").glob("*/record.json"))
+    assert main(["reproduce", record, "--out", "tiny-llama"]) == 2
+    assert "start model" in capsys.readouterr().err
+    assert main(["reproduce", record, "--out", "again"]) == 0
+    assert not Path("again/cache").exists()
+    assert tree_digest(Path("tiny-llama")) == before

@@ -126,7 +126,7 @@ def _sets(inputs: Inputs, cell: Cell) -> Iterator[tuple[Any, str, Any, str]]:
     for text in inputs.suite(cell).texts:
         if text.rows and "input_ids" not in text.rows[0]:
             yield id(text.rows), text.name, lambda text=text: [text_of(row, text.name) for row in text.rows], "measured"
-    for memory in sorted(set(memories(cell.config.mitigators))):
+    for memory in sorted({path for _, path in memories(cell.config.mitigators)}):
         path = resolve_path(memory, inputs.plan.folder, "memory")
         yield memory, f"memory {memory}", lambda path=path: _memory(path), "memory"
 

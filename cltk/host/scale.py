@@ -8,8 +8,7 @@ the host's loss, w being what one token's loss is multiplied by there:
     ranks / items    the step's tokens on all ranks (transformers, TRL)        1 / items      ranks left out
     1 / N            the mean of each micro-batch                              1 / (N A)      divided by the A micro-batches
 
-Where the host does not say which, its gradient does: at the hidden states it is w times that of the sum of the token losses. It
-is measured, too, before a method takes away from those losses.
+Where the host does not say which, its gradient does: at the hidden states it is w times that of the sum of the token losses.
 
 Shapes: B rows, T tokens, N counted positions, H hidden, V vocabulary.
 """
@@ -31,8 +30,7 @@ from cltk.mitigate.interface import Mitigator, counted, targets
 from cltk.probe import head_logits
 
 RULES = ("items", "mean of means", "mean", "items of one rank")
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of a measured weight; 16 bits keep 8 of them
-COARSE = 5e-2
+TOLERANCE, COARSE = {torch.float64: 1e-6, torch.float32: 1e-3}, 5e-2  # of a measured weight; bfloat16 keeps 8 bits
 
 
 class _Tie(torch.autograd.Function):
@@ -78,11 +76,13 @@ class ExtraLosses:
         problem, self.problem, self.batch, self.call = self.problem, "", {}, {}
         if problem:
             name, host = self.strict or type(self.terms[0]).__name__, type(self.trainer).__name__
-            raise InputError(
-                f"{name}: what one token weighs in the loss of {host} is not known: {problem}; train with"
-                " gradient_accumulation_steps=1 on one device, let compute_loss return the model's loss, set"
+            advice = (
+                "it takes away from the losses of the tokens; use it beside the model's own loss, or KL or LwF, which add one"
+                if self.strict
+                else "train with gradient_accumulation_steps=1 on one device, let compute_loss return the model's loss, set"
                 " loss_is_scaled_for_ga, or use cltk.session"
             )
+            raise InputError(f"{name}: what one token weighs in the loss of {host} is not known: {problem}; {advice}")
 
     def hook(self, model: Any) -> None:
         self.handles = [
@@ -158,8 +158,8 @@ class ExtraLosses:
         if self.items is not None:
             ranks = trainer.accelerator.num_processes // getattr(trainer, "get_tp_size", lambda: 1)()
             items = max(float(self.items), 1.0)
-            found["items"] = (ranks if trainer.args.average_tokens_across_devices else 1) / items
-            found["items of one rank"] = 1 / items
+            own = ranks if trainer.args.average_tokens_across_devices else 1
+            found |= {"items": own / items, "items of one rank": 1 / items}
         return {rule: found[rule] for rule in self.rules if rule in found}
 
     def accumulation(self) -> int:

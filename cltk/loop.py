@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from cltk import tensors
+from cltk.causal import check_causal
 from cltk.errors import InputError, RunError
 from cltk.host.optimizer import factors, rescale
 from cltk.host.order import check_in_place, check_order, extra_loss, finishing, overrides
@@ -51,6 +52,8 @@ class Session:
         rate = plan.args.learning_rate
         self._flags = [(parameter, parameter.requires_grad) for parameter in plan.model.parameters()]
         for mitigator in self.mitigators:
+            if overrides(mitigator, "loss"):
+                check_causal(plan.model, type(mitigator).__name__)
             mitigator.setup(plan)
         if isinstance(optimizer, Optimizer):
             self.optimizer = optimizer

@@ -100,26 +100,3 @@ def takes_logits_to_keep(model: Any) -> bool:
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
-
-
-def logits_at(model: Any, inputs: dict[str, Tensor], where_BT: Tensor) -> Tensor:
-    """Logits [N, V] at the positions `where_BT`: the output head runs on these alone."""
-    given = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
-    hidden_BTH = model.get_decoder()(**given, use_cache=False).last_hidden_state
-    return head_logits(model, hidden_BTH[where_BT])
-
-
-def head_logits(model: Any, hidden: Tensor) -> Tensor:
-    """The model's logits from its last hidden states: the output layer, and the scaling and soft-capping behind it.
-
-    Gemma caps (final_logit_softcapping), Cohere multiplies (logit_scale), Granite divides (logits_scaling).
-    """
-    logits = model.get_output_embeddings()(hidden)
-    config = model.config.get_text_config()
-    if (factor := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * factor
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits

@@ -15,6 +15,7 @@ from torch import nn
 from transformers.trainer_utils import get_last_checkpoint
 
 from cltk import deepspeed, tensors
+from cltk.causal import check_causal
 from cltk.errors import InputError
 from cltk.host.callback import MitigatorCallback
 from cltk.host.checks import check_host, check_rates, check_schedule
@@ -81,6 +82,8 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
 def _set_up(trainer: Any, mitigators: Sequence[Mitigator], plan: Plan) -> None:
     with deepspeed.whole(trainer.model):
         for mitigator in mitigators:
+            if overrides(mitigator, "loss"):
+                check_causal(plan.model, type(mitigator).__name__)
             rate, scales, schedule = plan.args.learning_rate, len(plan.lr_scales), plan.schedule
             mitigator.setup(plan)
             if plan.args.learning_rate != rate or len(plan.lr_scales) > scales:

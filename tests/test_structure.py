@@ -28,7 +28,7 @@ LAYERS = [
         "packing",
         "probe",
     }
-    | {"models", "progress"},
+    | {"models", "progress", "causal"},
     {"mitigate", "measure"},
     {"deepspeed"},
     {"host"},

@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cltk import deepspeed
+from cltk.causal import head_logits
 from cltk.errors import InputError
 from cltk.host.order import extra_loss
 from cltk.mitigate.interface import Mitigator, counted, targets
-from cltk.probe import head_logits
 
 RULES = ("items", "mean of means", "mean", "items of one rank")
 TOLERANCE, COARSE = {torch.float64: 1e-6, torch.float32: 1e-3}, 5e-2  # of a measured weight; bfloat16 keeps 8 bits

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cltk import tensors
+from cltk.causal import check_causal
 from cltk.data import memory_rows
 from cltk.errors import InputError
 from cltk.mitigate.interface import Mitigator, Plan, Run
@@ -209,6 +210,7 @@ class LMCocktail(FromStart):
         """All but the tuned model is at hand now: their losses are taken here."""
         super().setup(plan)
         rows = plan.validation if self.memory is None else memory_rows(self.memory, plan.tokenizer, limit=self.limit)
+        check_causal(plan.model, "lm_cocktail")
         self.rows = probe_rows(rows, self.limit, "lm_cocktail.memory")
         self.losses, self.others = {"start": mean_nll(plan.model, self.rows)}, []
         for spec in self.models:

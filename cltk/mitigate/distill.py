@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cltk.causal import check_causal, inherit, logits_at
 from cltk.data import memory_rows
 from cltk.errors import InputError
 from cltk.mitigate.interface import Mitigator, Plan, Run, counted
@@ -22,7 +23,6 @@ from cltk.mitigate.memory import (
     frozen,
     text_rows,
 )  # fmt: skip
-from cltk.probe import logits_at
 
 LOG_EVERY = 10  # steps
 
@@ -46,6 +46,14 @@ class Reference:
     `shared` says which. Adapters that already change the logits belong to the start model: then it is a copy, too.
     """
 
+    @classmethod
+    def of(cls, plan: Plan) -> Reference:
+        """The one of this training: methods of one list share it."""
+        if plan.reference is None:
+            plan.reference = cls(plan)
+        found: Reference = plan.reference
+        return found
+
     def __init__(self, plan: Plan) -> None:
         self.model = plan.model
         self.shared = _starts_without_adapters(plan.model)
@@ -54,6 +62,7 @@ class Reference:
             top: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
             if not hasattr(top, "_hf_hook"):  # TRL's own forward calls the model that it was made for, which trains
                 vars(top).pop("forward", None)
+            inherit(plan.model, self.model)
 
     def place(self, run: Run) -> None:
         """To the device of the running model."""
@@ -135,7 +144,8 @@ class KL(Mitigator):
     def setup(self, plan: Plan) -> None:
         if not self.strength:
             return
-        self.reference = Reference(plan)
+        check_causal(plan.model, self.name, head=self.memory is None and self.prompts is None)
+        self.reference = Reference.of(plan)
         rows = None
         if self.memory is not None:
             rows = memory_rows(self.memory, plan.tokenizer, self.length)

@@ -19,6 +19,7 @@ from filelock import lock_descriptor
 from torch import Tensor
 
 from cltk import tensors
+from cltk.causal import check_causal
 from cltk.data import Row, pad_id
 from cltk.errors import InputError, RunError
 from cltk.mitigate.estimators import untouched
@@ -154,6 +155,7 @@ class SelfReplay(Mitigator):
             return
         if plan.tokenizer is None:
             raise InputError("self_replay: needs a tokenizer; give the trainer a processing_class")
+        check_causal(plan.model, "self_replay")
         old_count(check_data(plan, "self_replay"), self.fraction, "self_replay")  # before anything is written
         contexts, heads = self._contexts(plan)
         texts = self._texts(plan, contexts)

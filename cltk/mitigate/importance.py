@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cltk import tensors
+from cltk.causal import base, check_causal
 from cltk.errors import InputError, RunError
 from cltk.mitigate.diagonal import Importance, Info, check_scaling, relative_se, trace, update
 from cltk.mitigate.estimators import Exact, PerSequence, Sampled, untouched
@@ -94,6 +95,8 @@ def fisher(
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     parameters, started = dict(tensors.trainable(model)), time.perf_counter()
     _check(parameters, kind, samples, batch_size, seed, rtol)
+    if hasattr(base(model), "get_output_embeddings"):  # of transformers
+        check_causal(model, "fisher")
     check_scaling(normalize, floor)
     sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     rows = Rows(data, samples, first, *ranks(), vocabulary(model))

@@ -65,6 +65,7 @@ class Plan:
     notes: dict[str, Any] = field(default_factory=dict)  # what a method decided, kept in the record
     lr_scales: list[Callable[[str], float]] = field(default_factory=list)
     cache: Path | None = None  # a folder for what other runs with the same inputs can reuse
+    reference: Any = None  # the start model's logits, one for all methods (`cltk.mitigate.distill.Reference`)
     schedule: Callable[[int, int], float] | None = None  # (step, max_steps) -> factor on every rate, for the trainer's own
 
     def scale_lr(self, factor: Callable[[str], float]) -> None:

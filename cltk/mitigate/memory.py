@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cltk import tensors
+from cltk.causal import check_causal
 from cltk.data import IGNORED, Collator, Row, memory_rows, read_rows, text_of
 from cltk.errors import InputError
 from cltk.mitigate.interface import Plan, Run, counted, targets
@@ -136,8 +137,13 @@ class MemoryBatches:
         return torch.randperm(len(self.rows), generator=generator).tolist()
 
 
-def memory_batches(memory: Any, plan: Plan, batch_size: int | None, length: int, seed: int) -> MemoryBatches:
-    """Batches of `memory` (see `cltk.data.memory_rows`); the trainer's batch size of one device where none is given."""
+def memory_batches(name: str, memory: Any, plan: Plan, batch_size: int | None, length: int, seed: int) -> MemoryBatches:
+    """Batches of `memory` (see `cltk.data.memory_rows`); the trainer's batch size of one device where none is given.
+
+    Raises:
+        InputError: the model cannot take next-token losses (names the method), or the memory has no row to predict.
+    """
+    check_causal(plan.model, name)
     size = plan.args.per_device_train_batch_size if batch_size is None else batch_size
     return MemoryBatches(memory_rows(memory, plan.tokenizer, length), size, seed)
 

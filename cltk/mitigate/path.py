@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cltk import tensors
+from cltk.causal import check_causal
 from cltk.data import IGNORED, Collator, Row, memory_rows
 from cltk.errors import InputError
 from cltk.mitigate.calibrate import tried
@@ -139,6 +140,7 @@ class SI(Anchored):
         if not self.strength:
             return
         if self.importance is None and self.memory_steps:
+            check_causal(plan.model, "si")
             rows = memory_rows(self.memory, plan.tokenizer)
             path, moved = walk(plan.model, rows, self.memory_steps, self.memory_lr)
             self.importance = _shared({name: per_distance(omega, moved[name], self.xi) for name, omega in path.items()})

@@ -115,7 +115,7 @@ class AGEM(Mitigator):
 
     def setup(self, plan: Plan) -> None:
         if self.batch_size != 0:
-            self.batches = memory_batches(self.memory, plan, self.batch_size, self.length, self.seed)
+            self.batches = memory_batches("a_gem", self.memory, plan, self.batch_size, self.length, self.seed)
             plan.notes["a_gem"] = {"batch_size": self.batches.size, "old_rows": len(self.batches.rows)}
 
     def grad(self, run: Run) -> None:
@@ -170,7 +170,7 @@ class GEM(Mitigator):
         if self.batch_size == 0:
             return
         self.batches = {
-            name: memory_batches(memory, plan, self.batch_size, self.length, self.seed)
+            name: memory_batches("gem", memory, plan, self.batch_size, self.length, self.seed)
             for name, memory in self.memories.items()
         }
         plan.notes["gem"] = {"margin": self.margin, "old_rows": {name: len(one.rows) for name, one in self.batches.items()}}

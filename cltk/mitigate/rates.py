@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cltk import tensors
+from cltk.causal import check_causal
 from cltk.data import memory_rows
 from cltk.errors import InputError
 from cltk.mitigate.interface import Mitigator, Plan, Run
@@ -173,6 +174,7 @@ class EarlyStopping(Mitigator):
         if not self.every:
             return
         rows = self.validation if self.validation is not None else plan.validation
+        check_causal(plan.model, "early_stopping")
         self.rows = probe_rows(rows, self.limit, "early_stopping.validation")
         self.old = memory_rows(self.memory, plan.tokenizer, limit=self.limit) if self.budget is not None else []
         plan.notes["early_stopping"] = {"trace": self.trace, "validation_rows": len(self.rows), "old_rows": len(self.old)}

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cltk.causal import logits_at
 from cltk.data import Collator, Row
 from cltk.errors import InputError
 from cltk.mitigate.distill import Reference
@@ -27,7 +28,6 @@ from cltk.mitigate.memory import (
     memory_batches,
     token_losses,
 )  # fmt: skip
-from cltk.probe import logits_at
 
 LOG_EVERY = 10  # steps
 
@@ -64,7 +64,7 @@ class ReplayLoss(Mitigator):
 
     def setup(self, plan: Plan) -> None:
         if self.strength:
-            self.batches = memory_batches(self.memory, plan, self.batch_size, self.length, self.seed)
+            self.batches = memory_batches("replay_loss", self.memory, plan, self.batch_size, self.length, self.seed)
             plan.notes["replay_loss"] = {
                 "strength": self.strength, "batch_size": self.batches.size, "old_rows": len(self.batches.rows),
             }  # fmt: skip
@@ -128,10 +128,10 @@ class DERPP(Mitigator):
     def setup(self, plan: Plan) -> None:
         if not (self.alpha or self.beta):
             return
-        every = memory_batches(self.memory, plan, self.batch_size, self.length, self.seed)
+        every = memory_batches("der_pp", self.memory, plan, self.batch_size, self.length, self.seed)
         self.batches = MemoryBatches(self._drawn(every.rows), every.size, self.seed)
         if self.alpha and self.top_k is None:
-            self.reference = Reference(plan)
+            self.reference = Reference.of(plan)
         elif self.alpha and self.top_k is not None:
             self.stored = start_logits(plan.model, self.batches.rows, self.top_k, every.size)
         kept = sum(values.numel() for values, _ in self.stored)

@@ -164,7 +164,8 @@ def _reads(plan: Plan) -> Callable[[str], bool]:
     """Whether a column reaches the collator: Trainer drops what the model's forward does not take."""
     if not getattr(plan.args, "remove_unused_columns", False):
         return lambda column: True
-    model = plan.model.get_base_model() if hasattr(plan.model, "get_base_model") else plan.model
+    model: Any = plan.model
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     taken = inspect.signature(model.forward).parameters
     return lambda column: column in taken
 
@@ -174,6 +175,11 @@ def check_data(plan: Plan, name: str) -> Any:
     new = plan.data
     if not hasattr(new, "__len__") or len(new) == 0 or "input_ids" not in new[0]:
         raise InputError(f"{name}: the trainer's data must have a length and hold tokenised rows with input_ids")
+    labels = new[0].get("labels")
+    if labels is not None and np.shape(labels) != np.shape(new[0]["input_ids"]):
+        raise InputError(f"{name}: old text has one label a token, and the training rows have others; for causal models only")
+    if getattr(getattr(plan.model, "config", None), "is_encoder_decoder", False):
+        raise InputError(f"{name}: {type(plan.model).__name__} is an encoder-decoder; the method is for causal language models")
     return new
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from cltk import tensors
+from cltk.causal import check_causal
 from cltk.data import memory_rows
 from cltk.errors import InputError
 from cltk.mitigate.importance import Importance, fisher
@@ -66,6 +67,7 @@ def importance_of(source: Any, plan: Plan) -> Importance:
         source.check(plan.model)
         return source
     arguments = {**DEFAULTS, **source}
+    check_causal(plan.model, "mas" if arguments["kind"] == "mas" else "ewc")
     rows = memory_rows(arguments.pop("memory"), plan.tokenizer, arguments.pop("block", 256), limit=arguments["samples"])
     control = arguments.pop("control", None)
     found = fisher(plan.model, rows, **arguments) if plan.cache is None else _cached(Path(plan.cache), plan, rows, arguments)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cltk.causal import check_causal
 from cltk.errors import InputError
 from cltk.mitigate.distill import Reference
 from cltk.mitigate.interface import Mitigator, Plan, Run, counted, targets
@@ -140,10 +141,12 @@ class TokenWeights(Mitigator):
     def setup(self, plan: Plan) -> None:
         self.note = plan.notes["token_weights"] = {"setting": self.setting}
         self.seen = torch.zeros(2, dtype=torch.long)
+        if self.setting != "none":
+            check_causal(plan.model, "token_weights", head=True)
         if self.setting == "flow":
             self._measure(plan)
         if self.setting in ("stm", "flow"):
-            self.reference = Reference(plan)
+            self.reference = Reference.of(plan)
 
     def _measure(self, plan: Plan) -> None:
         """tau and the mean weight over up to PROBED rows of the training data, evenly spaced."""

@@ -84,12 +84,12 @@ def test_added_gradients_leave_idle_parameters_idle(tiny: Any) -> None:
     assert value == pytest.approx(loss.item())
 
 
-def test_batch_size_is_the_trainers() -> None:
+def test_batch_size_is_the_trainers(tiny: Any) -> None:
     from cltk.mitigate.memory import memory_batches
 
-    plan: Any = SimpleNamespace(tokenizer=None, args=SimpleNamespace(per_device_train_batch_size=3))
-    assert memory_batches(ROWS, plan, None, 8, 0).size == 3
-    assert memory_batches(ROWS, plan, 2, 8, 0).size == 2
+    plan: Any = SimpleNamespace(model=tiny(), tokenizer=None, args=SimpleNamespace(per_device_train_batch_size=3))
+    assert memory_batches("a_gem", ROWS, plan, None, 8, 0).size == 3
+    assert memory_batches("a_gem", ROWS, plan, 2, 8, 0).size == 2
 
 
 def test_validation_rows_of_any_make(tiny: Any) -> None:

@@ -128,7 +128,7 @@ def _measuring(command: Command) -> None:
     sub = command("measure", measure, "compare two checkpoints: what did TUNED forget that BASE knew?")
     sub.add_argument("base", help="folder, hub id or asset:NAME")
     sub.add_argument("tuned", help="folder, hub id or asset:NAME")
-    sub.add_argument("--tasks", default="", help="lm-eval task names, separated by commas")
+    sub.add_argument("--tasks", default="", help="lm-eval tasks, groups, tags, patterns or files, separated by commas")
     sub.add_argument(
         "--text", action="append", default=[], metavar="FILE", help="held-out text whose NLL is compared; repeatable"
     )
@@ -144,11 +144,15 @@ def _measuring(command: Command) -> None:
         help="examples are turns of the conversation in a chat template (default), or part of the question",
     )  # fmt: skip
     sub.add_argument("--gen-kwargs", metavar="NAME=VALUE,...", help="of generation, over the task's own")
+    sub.add_argument(
+        "--confirm-run-unsafe-code", action="store_true", help="consent to tasks that run code which the model writes"
+    )
+    sub.add_argument("--members", action="store_true", help="rows for the tasks of a group, beside the group's")
     sub.add_argument("--scorer", choices=["prefix", "stock"], default="prefix")
     sub.add_argument("--json", type=Path, help="write the result here, documents included")
 
     sub = command("power", power, "before a run: what forgetting can these tasks show?")
-    sub.add_argument("--tasks", required=True, help="lm-eval task names, separated by commas")
+    sub.add_argument("--tasks", required=True, help="lm-eval tasks, groups, tags, patterns or files, separated by commas")
     sub.add_argument("--include-path", type=Path, help="folder of task YAML, such as evals/tasks")
     sub.add_argument("--limit", type=int, help="documents of each task")
     sub.add_argument("--effect", type=float, default=0.03, help="the accuracy lost that you want to show; 0.03 is 3 pp")
@@ -271,7 +275,8 @@ def measure(options: argparse.Namespace) -> int:
             options.base, options.tuned, tasks, options.limit, options.num_fewshot, options.include_path,
             options.batch_size, options.dtype, texts=texts, chat_template=options.chat_template,
             system_instruction=options.system_instruction, fewshot_as_multiturn=options.fewshot_as_multiturn,
-            gen_kwargs=options.gen_kwargs, scorer=options.scorer, progress=bar,
+            gen_kwargs=options.gen_kwargs, confirm_run_unsafe_code=options.confirm_run_unsafe_code,
+            members=options.members, scorer=options.scorer, progress=bar,
         )  # fmt: skip
     for table in (measured(result.to_json()), moved(result.to_json())):
         if table is not None:

@@ -120,6 +120,12 @@ def locate_model(spec: str | Path) -> str:
     """A folder on disk, or the hub id as it is. Raises InputError for a folder that is none or has no config.json."""
     path = assets.resolve(str(spec))
     if os.path.isdir(path):
+        if (path / "adapter_config.json").exists():
+            raise InputError(
+                f"model {spec}: the folder holds a PEFT adapter, not a whole model; merge it into its base first: peft's"
+                f" AutoPeftModelForCausalLM.from_pretrained({str(spec)!r}).merge_and_unload().save_pretrained(FOLDER), and save"
+                " the tokenizer there too"
+            )
         if not (path / "config.json").exists():
             raise InputError(f"model {spec}: the folder has no config.json, so it holds no transformers model")
         return str(path)

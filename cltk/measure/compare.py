@@ -26,18 +26,20 @@ Model = str | Path | tuple[Any, Any]
 def measure(
     base: Model,
     tuned: Model,
-    tasks: Sequence[str] = (),
+    tasks: Sequence[str] | str = (),
     limit: int | None = None,
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
     batch_size: int | str = "auto",
     dtype: str = "auto",
     *,
-    texts: Sequence[TextTask] = (),
+    texts: Sequence[TextTask | str | Path] | str | Path = (),
     chat_template: bool = False,
     system_instruction: str | None = None,
     fewshot_as_multiturn: bool = True,
     gen_kwargs: Mapping[str, Any] | str | None = None,
+    confirm_run_unsafe_code: bool = False,
+    members: bool = False,
     margins: dict[str, float] | None = None,
     scorer: str = "prefix",
     journal: bool = True,
@@ -52,16 +54,18 @@ def measure(
 
     Args:
         base, tuned: a folder, hub id, "asset:NAME", or a live pair (model, tokenizer).
-        tasks: lm-eval task names.
+        tasks: lm-eval's names of tasks, groups and tags, patterns and task files; see `Suite`.
         limit: documents of each task; all when None.
         num_fewshot: examples in the prompt; each task's own number when None. A task whose file says 0 keeps it, which
             `.notes` says.
         include_path: folder of task YAML, such as `evals/tasks`.
         batch_size: rows a forward pass of the stock path; "auto" decides by tokens.
         dtype: "auto" (bfloat16 where this machine runs it faster), or a torch dtype's name; live models keep theirs.
-        texts: held-out texts whose token NLL is compared too.
+        texts: held-out texts whose token NLL is compared too: `TextTask`s, or files of texts.
         chat_template: whether the tokenizers' chat template is applied; the two must give the same prompts.
-        system_instruction, fewshot_as_multiturn, gen_kwargs: as in lm-eval, with its defaults; see `Suite`.
+        system_instruction, fewshot_as_multiturn, gen_kwargs, confirm_run_unsafe_code: as in lm-eval, with its defaults; see
+            `Suite`.
+        members: whether the tasks of a group have rows beside it.
         margins: {metric: margin} below which a loss does not matter; 0.01 when not given.
         scorer: "prefix", or "stock" for lm-eval's own HFLM.
         journal: whether finished requests are kept.
@@ -73,16 +77,15 @@ def measure(
     Raises:
         InputError: an unknown task or model, or scores that cannot be compared.
     """
+    texts = [_text(one) for one in ([texts] if isinstance(texts, str | Path | TextTask) else texts)]
     suite = Suite(
-        list(tasks), texts=texts, limit=limit, num_fewshot=num_fewshot, include_path=include_path, chat_template=chat_template,
+        tasks, texts=texts, limit=limit, num_fewshot=num_fewshot, include_path=include_path, chat_template=chat_template,
         system_instruction=system_instruction, fewshot_as_multiturn=fewshot_as_multiturn, gen_kwargs=gen_kwargs,
+        confirm_run_unsafe_code=confirm_run_unsafe_code, members=members,
     )  # fmt: skip
     options(scorer, batch_size)
     base, tuned = named_model(base, "base"), named_model(tuned, "tuned")
     sides = ((base, "base"), (tuned, "tuned"))
-    for model, _ in sides:
-        if not isinstance(model, tuple):
-            locate_model(model)
     dtype = common_dtype(base, tuned, dtype)
     suite.check({_who(model, side): _tokenizer(model) for model, side in sides} if chat_template else {})
     scores: list[Scores] = []
@@ -101,12 +104,22 @@ def measure(
 def named_model(model: Any, side: str) -> Model:
     """A live pair, or the name of a model. Raises InputError, without the model's own text, for anything else."""
     if isinstance(model, str | Path):
+        locate_model(model)
         return model
     parts = list(model) if isinstance(model, list | tuple) else []
     if len(parts) == 2 and isinstance(parts[0], torch.nn.Module) and callable(parts[1]):
         return parts[0], parts[1]
     kind = type(model).__name__ + (f" of {', '.join(type(part).__name__ for part in parts)}" if parts else "")
     raise InputError(f"measure: {side} is a {kind}; give (model, tokenizer), a folder, a hub id or asset:NAME")
+
+
+def _text(given: Any) -> TextTask:
+    """A text as it is, or the file of that name."""
+    if isinstance(given, TextTask):
+        return given
+    if isinstance(given, str | Path):
+        return TextTask.read(Path(given).stem, str(given))
+    raise InputError(f"texts: expected TextTask or the name of a file, got {type(given).__name__} {str(given)[:60]!r}")
 
 
 def _who(model: Model, side: str) -> str:

@@ -15,9 +15,12 @@ import torch
 from cltk import tensors
 from cltk.data import text_of
 from cltk.errors import InputError
-from cltk.measure.documents import clusters, task_scores, unmeasurable
-from cltk.measure.harness import Progress, attempt, by_document, load_tasks, make_lm, quiet
+from cltk.measure.documents import task_scores
+from cltk.measure.faults import attempt, run
+from cltk.measure.groups import Group, grouped
+from cltk.measure.harness import Progress, by_document, fits_positions, fits_vocabulary, has_nll, has_start, make_lm, quiet
 from cltk.measure.identity import identity
+from cltk.measure.loading import Scratch, check, load_tasks, something
 from cltk.measure.prompting import FEWSHOT_SEED, Prompting, own_randomness, restore, seed, states
 from cltk.measure.rules import rules_digest
 from cltk.measure.scores import Scores, TaskScores
@@ -40,11 +43,21 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _names(tasks: Sequence[str] | str) -> list[str]:
+    """Task names from a list, or from one string with commas."""
+    listed = tasks.split(",") if isinstance(tasks, str) else list(tasks)
+    for name in listed:
+        if not isinstance(name, str):
+            raise InputError(f"tasks: expected names, got {type(name).__name__} {str(name)[:60]!r}")
+    return [name.strip() for name in listed if name.strip()]
+
+
 class Suite:
     """A fixed set of tasks with fixed settings, built once and run on any number of models.
 
     Args:
-        tasks: names of lm-eval tasks or groups, from lm-eval itself (needs a hub) or from `include_path`.
+        tasks: names of lm-eval tasks, groups or tags, patterns ("mmlu_*") or task files (.yaml), from lm-eval itself (needs a
+            hub) or from `include_path`: a list, or one string with commas. A group has one row, weighted as its file says.
         texts: held-out texts whose token NLL is measured too.
         limit: the first N documents of each lm-eval task; all when None.
         num_fewshot: examples in the prompt; each task's own number when None. A task whose file says 0 keeps it (`notes`).
@@ -54,6 +67,8 @@ class Suite:
         system_instruction: text before every prompt; a turn of its own in a chat template.
         fewshot_as_multiturn: whether examples are turns of the conversation in a chat template, or part of the question.
         gen_kwargs: of generation, over the task's own: a mapping, or "name=value,name=value".
+        confirm_run_unsafe_code: consent to tasks that run code which the model writes (HumanEval, MBPP).
+        members: whether the tasks of a group have rows too; averages count the group alone.
 
     Raises:
         InputError: an unknown task, two measures of one name, a task whose data cannot be had, a limit below 1, a setting out
@@ -62,7 +77,7 @@ class Suite:
 
     def __init__(
         self,
-        tasks: Sequence[str],
+        tasks: Sequence[str] | str,
         *,
         texts: Sequence[TextTask] = (),
         limit: int | None = None,
@@ -73,13 +88,16 @@ class Suite:
         fewshot_as_multiturn: bool = True,
         gen_kwargs: Mapping[str, Any] | str | None = None,
         trust: bool = True,
+        confirm_run_unsafe_code: bool = False,
+        members: bool = False,
     ) -> None:
-        if limit is not None and limit < 1:
-            raise InputError(f"limit: must be at least 1, got {limit}")
-        if not tasks and not texts:
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise InputError(f"limit: expected a whole number of documents from 1, got {limit!r}")
+        self.names, self.texts, self.limit, self.include_path = _names(tasks), list(texts), limit, include_path
+        if not self.names and not self.texts:
             raise InputError("tasks: name at least one task to measure")
-        self.names, self.texts, self.limit = list(tasks), list(texts), limit
-        self.include_path, self.trust = include_path, trust
+        self.trust = trust
+        self.confirm_run_unsafe_code, self.members = confirm_run_unsafe_code, members
         self.prompting = Prompting(num_fewshot, chat_template, system_instruction, fewshot_as_multiturn, gen_kwargs)
         self.notes: list[str] = []  # what was asked for and is not done
         self._loaded: Any = None
@@ -89,20 +107,19 @@ class Suite:
     def load(self) -> Any:
         """The lm-eval tasks, built once, from lm-eval's seeds."""
         if self._loaded is None and self.names:
+            self._scratch = Scratch()
             with quiet(), own_randomness():
                 seed()
-                loaded = load_tasks(self.names, self.include_path, self.trust)
+                consent = self.trust, self.confirm_run_unsafe_code
+                loaded = load_tasks(self.names, self.include_path, self._scratch.path, *consent)
                 self._seeded = states()
                 for name, task in loaded["tasks"].items():
                     if note := self.prompting.configure(task):
                         self.notes.append(f"task {name}: {note}")
-                    if len(task.eval_docs) == 0:
-                        raise InputError(f"task {name}: it has no documents")
-                    clusters(name, task.dump_config(), [task.eval_docs[0]])
-                reasons = {name: unmeasurable(task) for name, task in loaded["tasks"].items()}
-                if all(reasons.values()) and not self.texts:
-                    raise InputError("; ".join(f"task {name}: {reason}" for name, reason in reasons.items()))
-            self._check_names(loaded["tasks"])
+                    attempt(name, check, name, task, self.confirm_run_unsafe_code)
+                if not self.texts:
+                    something(loaded["tasks"])
+            self._check_names([*loaded["tasks"], *loaded["groups"]])
             self._loaded = loaded
         return self._loaded
 
@@ -126,11 +143,28 @@ class Suite:
         tasks = loaded["tasks"] if loaded else {}
         return {name: rules_digest(task, self.limit, self.include_path) for name, task in tasks.items()}
 
+    def rows(self, name: str) -> list[str]:
+        """What a name that was given stands for in the results: a group itself; the tasks of a tag or a pattern."""
+        return list((self.load() or {"named": {}})["named"].get(name, [name]))
+
+    def groups(self) -> list[Group]:
+        """The groups that have a row: those that were named; with `members`, those inside them too."""
+        loaded = self.load()
+        named = {row for name in self.names for row in self.rows(name)}
+        return [Group.of(g) for name, g in (loaded["groups"].items() if loaded else ()) if name in named or self.members]
+
     def sizes(self) -> dict[str, int]:
-        """Documents that will be scored, by task."""
+        """Documents that will be scored, by row."""
         loaded = self.load()
         counts = {} if loaded is None else {name: len(task.eval_docs) for name, task in loaded["tasks"].items()}
-        return {name: min(n, self.limit or n) for name, n in counts.items()} | {t.name: len(t.rows) for t in self.texts}
+        counts = {name: min(n, self.limit or n) for name, n in counts.items()}
+        grouped = {group.name: sum(counts[name] for name in group.members) for group in self.groups()}
+        inside = {name for group in self.groups() for name in group.members}
+        return (
+            {name: n for name, n in counts.items() if self.members or name not in inside}
+            | grouped
+            | {text.name: len(text.rows) for text in self.texts}
+        )
 
     def _requests(self, tokenizer: Any = None) -> dict[str, list[Any]]:
         """What lm-eval will ask of a model, by task; a chat template needs the tokenizer."""
@@ -177,12 +211,16 @@ class Suite:
             ]
         return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in asked.items()}
 
+    def _strings(self, tokenizer: Any) -> list[str]:
+        """Every distinct context and every continuation that will be scored, and the texts."""
+        requests = [args for found in self._requests(tokenizer).values() for args in found]
+        texts = [*{args[0] for args in requests}, *[args[1] for args in requests if len(args) > 1 and isinstance(args[1], str)]]
+        return texts + [text_of(row, text.name) for text in self.texts for row in text.rows if "input_ids" not in row]
+
     def tokens(self, tokenizer: Any) -> int:
         """Tokens that one evaluation computes: every distinct context once, every continuation once."""
-        requests = [args for found in self._requests(tokenizer).values() for args in found]
-        texts = [*{args[0] for args in requests}, *[str(args[1]) for args in requests if len(args) > 1]]
-        texts += [text_of(row, text.name) for text in self.texts for row in text.rows if "input_ids" not in row]
         ready = sum(len(row["input_ids"]) for text in self.texts for row in text.rows if "input_ids" in row)
+        texts = self._strings(tokenizer)
         return ready + sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) if texts else ready
 
     def evaluate(
@@ -207,11 +245,16 @@ class Suite:
         options(scorer, batch_size)
         digest = digest or tensors.digest(model)
         key = identity(model, tokenizer, digest) if journal is not None else digest
+        fits_vocabulary(model, tokenizer, lambda: self._strings(tokenizer))
+        has_nll(model, self.texts)
         with untouched(model), tensors.own_precision(model), quiet():
             tasks, raw = self._run_lm_eval(model, tokenizer, key, batch_size, journal, progress, scorer)
+            named = [row for name in self.names for row in self.rows(name)]
+            tasks, inside, notes = grouped(tasks, self.groups(), named, self.members)
+            self.notes += [note for note in notes if note not in self.notes]
             for text in self.texts:
                 tasks[text.name] = score_text(text, model, tokenizer, key, journal, progress)
-        return Scores(digest, tasks, raw)
+        return Scores(digest, tasks, raw, inside)
 
     def _run_lm_eval(
         self, model: Any, tokenizer: Any, digest: str, batch_size: Any, journal: Any, progress: Any, scorer: str
@@ -222,11 +265,14 @@ class Suite:
         from lm_eval.evaluator import evaluate
 
         documents = sum(min(len(task.eval_docs), self.limit or len(task.eval_docs)) for task in loaded["tasks"].values())
+        has_start(tokenizer)
         lm = make_lm(model, tokenizer, digest, batch_size, journal, progress and by_document(progress, documents), scorer)
+        fits_positions(lm, loaded["tasks"])
         for task in loaded["tasks"].values():
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
         restore(self._seeded)
-        raw: Any = evaluate(lm, loaded, limit=self.limit, bootstrap_iters=0, **self.prompting.arguments())
+        settings = {**self.prompting.arguments(), "confirm_run_unsafe_code": self.confirm_run_unsafe_code}
+        raw: Any = run(loaded["tasks"], lambda: evaluate(lm, loaded, limit=self.limit, bootstrap_iters=0, **settings))
         if raw is None:  # not the first rank
             return {}, {}
         fill_stderr(raw)

@@ -103,8 +103,8 @@ def compare(
     (`bootstrap.paired`). A task or metric that cannot be compared is named in `notes`, the others are compared.
 
     The macro row is the unweighted mean over tasks of one metric a task: acc_norm if present, else acc, else exact_match
-    (`ACCURACIES`), over the tasks that have one; when none has, over nll; when there is none either, over the metric that
-    the first task lists first. Its se and ci come from the
+    (`ACCURACIES`), over the tasks that have one (a group is one); when none has, over nll; when there is none either, over
+    the metric that the first task lists first. Its se and ci come from the
     paired cluster bootstrap (documents within tasks; tasks are fixed), its p from the sign-flip test of the same mean.
 
     Args:
@@ -122,7 +122,7 @@ def compare(
     margins = {metric: MARGINS.get(metric, 0.01) for metric in known} | dict(margins or {})
     rows = [_row(pair, metric, margins[metric], draws, seed) for pair in pairs.values() for metric in pair.higher_is_better]
     chosen = {task: headline(list(pair.higher_is_better)) for task, pair in pairs.items()}
-    macro = _macro(rows, pairs, chosen, draws, seed)
+    macro = _macro([row for row in rows if row.task not in pre.members] or rows, pairs, chosen, draws, seed)
     samples = {task: pair.table() for task, pair in pairs.items()}
     notes = [
         *(f"{reason} (left out)" for reason in refused.values()),

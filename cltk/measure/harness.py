@@ -1,104 +1,14 @@
-"""How lm-eval is driven: its tasks by name, its model, and quiet around both."""
+"""How lm-eval is driven: its model, and quiet around it."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from cltk.errors import CltkError, InputError
+from cltk.errors import InputError
 
 Progress = Callable[[str, int, int, int], None]  # what, done, total, tokens
-
-
-def load_tasks(names: Sequence[str], include_path: str | Path | None, trust: bool = True) -> Any:
-    """lm-eval's own index is read only when a name is not in `include_path`: it takes seconds. `trust`: see `Suite`."""
-    from lm_eval.tasks import TaskManager
-
-    from cltk.measure.tasks import prepare, sandbox_templates
-    from cltk.measure.trust import check_generation, watched
-
-    sandbox_templates()
-    missing = list(names)
-    managers = []
-    with tempfile.TemporaryDirectory(prefix="cltk-tasks-") as out:
-        if include_path is not None:
-            if not Path(include_path).is_dir():
-                raise InputError(f"include_path: {include_path} is not a folder")
-            folder = prepare(Path(include_path), Path(out), list(names))
-            manager = TaskManager(include_defaults=False, include_path=str(folder))
-            managers.append((manager, folder, [name for name in names if name in manager.all_tasks]))
-            missing = [name for name in names if name not in manager.all_tasks]
-        if missing:
-            manager = TaskManager()
-            unknown = [name for name in missing if name not in manager.all_tasks]
-            if unknown:
-                raise InputError(_unknown_task(unknown[0], manager.all_tasks + [t for m, *_ in managers for t in m.all_tasks]))
-            managers.append((manager, None, missing))
-        loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
-        for manager, source, wanted in managers:
-            for name in wanted:
-                try:
-                    with watched(source, trust, Path(include_path or "")):
-                        part = manager.load([name])
-                except InputError:
-                    raise
-                except Exception as error:
-                    raise InputError(_no_data(name, error)) from None
-                for key in loaded:
-                    loaded[key].update(part.get(key) or {})
-    for name, task in loaded["tasks"].items():
-        check_generation(task.get_config("generation_kwargs") or {}, f"task {name}: generation_kwargs")
-    order = {name: i for i, name in enumerate(names)}
-    loaded["tasks"] = dict(sorted(loaded["tasks"].items(), key=lambda item: order.get(item[0], len(order))))
-    return loaded
-
-
-def attempt(name: str, act: Callable[..., Any], *given: Any) -> Any:
-    """`act(*given)`; whatever goes wrong in a task's own file, data or code is one line with the task's name.
-
-    Raises:
-        InputError: what `act` raised, with its type and first line; the error itself is its cause.
-    """
-    try:
-        return act(*given)
-    except CltkError:
-        raise
-    except jinja2.TemplateError as error:
-        raise InputError(f"task {name}: its template cannot be filled ({_reason(error)})") from error
-    except Exception as error:
-        raise InputError(f"task {name}: its prompts cannot be made ({_reason(error)}){_hint(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    first = next((line.strip() for line in str(error).split("\n") if line.strip()), "")
-    return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
-
-
-def _hint(error: Exception) -> str:
-    if (isinstance(error, ValueError) and "larger than population" in str(error)) or "fewshot samples" in str(error):
-        return "; there are fewer documents for examples than num_fewshot asks for"
-    return ""
-
-
-def _unknown_task(name: str, known: Sequence[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"task {name!r} is unknown to lm-eval and to include_path{hint}"
-
-
-def _no_data(name: str, error: Exception) -> str:
-    reason = (str(error).strip().split("\n") or [""])[0][:200] or type(error).__name__
-    return (
-        f"task {name!r}: its documents cannot be loaded ({type(error).__name__}: {reason}); without a network use the"
-        f" offline version: include path evals/tasks and task 'local_{name}'"
-    )
 
 
 def make_lm(model: Any, tokenizer: Any, digest: str, batch_size: Any, journal: Any, progress: Any, scorer: str) -> Any:
@@ -108,6 +18,47 @@ def make_lm(model: Any, tokenizer: Any, digest: str, batch_size: Any, journal: A
     size = options(scorer, batch_size)
     trees = scorer == "prefix"
     return PrefixLM(model, tokenizer, batch_size=size, journal=journal, digest=digest, progress=progress, trees=trees)
+
+
+def has_start(tokenizer: Any, who: str = "tokenizer") -> None:
+    """Raises InputError for a tokenizer with neither BOS nor EOS: lm-eval begins empty contexts and ends answers with one."""
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise InputError(f"{who}: has neither a BOS nor an EOS token, and lm-eval needs one; set tokenizer.eos_token")
+
+
+def has_nll(model: Any, texts: Sequence[Any]) -> None:
+    """Raises InputError for a model that gives texts no NLL."""
+    if texts and getattr(model.config, "is_encoder_decoder", False):
+        raise InputError(f"text {texts[0].name}: {type(model).__name__} reads a text with its encoder and gives it no NLL")
+
+
+def fits_positions(lm: Any, tasks: dict[str, Any]) -> None:
+    """Raises InputError for a task that asks for more new tokens than the model has positions."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE == "generate_until" and lm.backend == "causal":
+            asked = normalize_gen_kwargs(task.get_config("generation_kwargs") or {}, lm.max_gen_toks)["max_gen_toks"]
+            if asked >= lm.max_length:
+                raise InputError(
+                    f"task {name}: it asks for up to {asked} new tokens, and the model has {lm.max_length} positions for prompt"
+                    " and answer together; lower it: gen_kwargs with max_gen_toks"
+                )
+
+
+def fits_vocabulary(model: Any, tokenizer: Any, texts: Callable[[], list[str]]) -> None:
+    """Raises InputError where a text has a token that the model has no embedding of; `texts` is asked only if one could."""
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if rows is None or len(tokenizer) <= rows:
+        return
+    for text in texts():
+        for token in tokenizer(text)["input_ids"]:
+            if token >= rows:
+                name = tokenizer.convert_ids_to_tokens(token)
+                raise InputError(
+                    f"tokenizer: token {name!r} has number {token}, and the model's vocabulary ends at {rows - 1}: it has grown"
+                    " without the embedding; resize that (model.resize_token_embeddings), or give the model's own tokenizer"
+                )
 
 
 def by_document(progress: Progress, documents: int) -> Callable[[int, int, int], None]:

@@ -42,10 +42,13 @@ class Scores:
     digest: str
     tasks: dict[str, TaskScores]
     lm_eval: dict[str, Any] = field(default_factory=dict)  # lm-eval's own results and samples, to write in its format
+    members: list[str] = field(default_factory=list)  # tasks shown beside their group, which no average counts again
 
     def to_json(self) -> dict[str, Any]:
-        return {"digest": self.digest, "tasks": {name: asdict(task) for name, task in self.tasks.items()}}
+        tasks = {name: asdict(task) for name, task in self.tasks.items()}
+        return {"digest": self.digest, "tasks": tasks, **({"members": self.members} if self.members else {})}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Scores:
-        return cls(data["digest"], {name: TaskScores(**task) for name, task in data["tasks"].items()})
+        tasks = {name: TaskScores(**task) for name, task in data["tasks"].items()}
+        return cls(data["digest"], tasks, members=list(data.get("members", [])))

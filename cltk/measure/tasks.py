@@ -48,6 +48,20 @@ def unreadable(include_path: Path) -> list[Path]:
     return [path for path in sorted(include_path.rglob("*")) if _is_yaml(path) and _text(path) is None]
 
 
+def names_in(file: Path) -> list[str]:
+    """The group, then the task, that a task file defines."""
+    node = _compose(file, _text(file) or "")
+    return [*_plain(node, "group"), *_plain(node, "task")]
+
+
+def named_in(file: Path) -> str:
+    """The task or group that a task file defines; raises InputError when it defines none."""
+    found = names_in(file)
+    if not found:
+        raise InputError(f"task {file}: the file has neither `task` nor `group`")
+    return found[0]
+
+
 def sandbox_templates() -> None:
     """Have lm-eval fill its templates in Jinja's sandbox: in its own environment a task's template can run any Python."""
     import lm_eval.utils

@@ -71,6 +71,7 @@ class Inputs:
                 include_path=self.plan.folder / evals.include_path if evals.include_path else None,
                 chat_template=evals.chat_template, system_instruction=evals.system_instruction,
                 fewshot_as_multiturn=evals.fewshot_as_multiturn, gen_kwargs=evals.gen_kwargs, trust=self.trust,
+                confirm_run_unsafe_code=evals.confirm_run_unsafe_code, members=evals.members,
             )  # fmt: skip
         return self._suites.get(key)
 
@@ -81,8 +82,10 @@ class Inputs:
     def learned(self, cell: Cell) -> list[str]:
         """The measures of the gain: held-out NLL of every new task, then evals.learn."""
         listed = self.entries(cell.config.evals.learn)
-        names = [entry.label if isinstance(entry, TextSpec) else entry for entry in listed]
-        return [*(one.stage or "heldout" for one in cell.trainings), *names]
+        suite = self.suite(cell)
+        names = [row for e in listed for row in ([e.label] if isinstance(e, TextSpec) else suite.rows(e))]
+        inside = [name for group in suite.groups() if group.name in names for name in group.members]
+        return [*(one.stage or "heldout" for one in cell.trainings), *names, *inside]
 
     def entries(self, listed: list[str | TextSpec]) -> list[str | TextSpec]:
         """Task names and texts, with suite files replaced by what they list."""

@@ -105,7 +105,8 @@ def without_samples(result: Result) -> dict[str, Any]:
 
 
 def _only(scores: Scores, names: list[str]) -> Scores:
-    return Scores(scores.digest, {name: scores.tasks[name] for name in names if name in scores.tasks})
+    tasks = {name: scores.tasks[name] for name in names if name in scores.tasks}
+    return Scores(scores.digest, tasks, members=[name for name in scores.members if name in tasks])
 
 
 def write_lm_eval(scores: Scores, folder: Path, model: str) -> None:

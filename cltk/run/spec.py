@@ -75,7 +75,9 @@ class TextSpec(Section):
 class EvalSpec(Section):
     """What is measured before and after."""
 
-    retain: list[str | TextSpec] = Field(default_factory=list, description="lm-eval tasks, suite files, held-out texts")
+    retain: list[str | TextSpec] = Field(
+        default_factory=list, description="lm-eval tasks, groups, tags, patterns, suite files, texts"
+    )
     learn: list[str | TextSpec] = Field(default_factory=list, description="more measures of the gain, beside held-out NLL")
     limit: Count | None = Field(None, description="documents of each lm-eval task")
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
@@ -84,6 +86,8 @@ class EvalSpec(Section):
     system_instruction: str | None = Field(None, description="text before every prompt")
     fewshot_as_multiturn: bool = Field(True, description="examples are turns of the conversation in a chat template")
     gen_kwargs: dict[str, Any] = Field(default_factory=dict, description="of generation, over the task's own")
+    confirm_run_unsafe_code: bool = Field(False, description="consent to tasks that run code which the model writes")
+    members: bool = Field(False, description="rows for the tasks of a group, beside the group's")
     batch_size: Count | Literal["auto"] = "auto"
     kl_rows: Annotated[int, Field(ge=0)] = Field(16, description="rows of each text on which KL(start || tuned) is measured")
     margins: dict[str, float] = Field(default_factory=dict, description="{metric: loss that does not matter}")

@@ -1,0 +1,78 @@
+"""Errors that come from a task's own file, data or code: one line with the task's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jinja2
+import torch
+
+from cltk.errors import CltkError, InputError
+
+
+def attempt(name: str, act: Callable[..., Any], *given: Any) -> Any:
+    """`act(*given)`; whatever goes wrong in a task's own file, data or code is one line with the task's name.
+
+    Raises:
+        InputError: what `act` raised, with its type and first line; the error itself is its cause.
+    """
+    try:
+        return act(*given)
+    except CltkError:
+        raise
+    except jinja2.TemplateError as error:
+        raise InputError(f"task {name}: its template cannot be filled ({reason(error)})") from error
+    except Exception as error:
+        raise InputError(f"task {name}: its prompts cannot be made ({reason(error)}){_hint(error)}") from error
+
+
+def run(tasks: dict[str, Any], act: Callable[[], Any]) -> Any:
+    """`act()`, which scores `tasks`; an error is one line with the task whose code it came from.
+
+    Raises:
+        InputError: what `act` raised. What the machine cannot do (memory, disk) passes as it is, and so do warnings.
+    """
+    try:
+        return act()
+    except (CltkError, OSError, MemoryError, torch.OutOfMemoryError, Warning):
+        raise
+    except jinja2.TemplateError as error:
+        raise InputError(f"{_culprit(error, tasks)}: its template cannot be filled ({reason(error)})") from error
+    except RuntimeError as error:
+        if not isinstance(error, NotImplementedError | RecursionError) and not _from_task(error):
+            raise
+        raise InputError(f"{_culprit(error, tasks)}: {reason(error)}") from error
+    except Exception as error:
+        raise InputError(f"{_culprit(error, tasks)} cannot be scored ({reason(error)})") from error
+
+
+def _from_task(error: BaseException) -> str | None:
+    """The task in whose methods, or for whom, an error was raised."""
+    from lm_eval.api.task import Task
+
+    frame, found = error.__traceback__, None
+    while frame is not None:
+        for name in ("self", "task"):
+            one = frame.tb_frame.f_locals.get(name)
+            if isinstance(one, Task) and (frame.tb_next is None or frame.tb_frame.f_code.co_name != "evaluate"):
+                found = one.task_name
+        frame = frame.tb_next
+    return found
+
+
+def _culprit(error: BaseException, tasks: dict[str, Any]) -> str:
+    found = _from_task(error) or (next(iter(tasks)) if len(tasks) == 1 else None)
+    return f"task {found}" if found else f"a task of {', '.join(tasks)}"
+
+
+def reason(error: BaseException) -> str:
+    """An error's type and first line."""
+    first = next((line.strip() for line in str(error).split("\n") if line.strip()), "")
+    return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
+
+
+def _hint(error: Exception) -> str:
+    if "larger than population" in str(error) or "fewshot samples" in str(error) or "for sampling" in str(error):
+        return "; there are fewer documents for examples than num_fewshot asks for"
+    return ""

@@ -141,7 +141,8 @@ class Suite:
         """sha256 (hex) of every task's documents, right answers, metrics and filters: what its requests do not show."""
         loaded = self.load()
         tasks = loaded["tasks"] if loaded else {}
-        return {name: rules_digest(task, self.limit, self.include_path) for name, task in tasks.items()}
+        found = {name: rules_digest(task, self.limit, self.include_path) for name, task in tasks.items()}
+        return found | {group.name: hashlib.sha256(repr(group).encode()).hexdigest() for group in self.groups()}
 
     def rows(self, name: str) -> list[str]:
         """What a name that was given stands for in the results: a group itself; the tasks of a tag or a pattern."""

@@ -86,11 +86,14 @@ def _manager(folders: Sequence[Path], wanted: list[str]) -> Any:
     from lm_eval.tasks import TaskManager
 
     paths = [str(folder) for folder in folders]
-    if paths:
-        own = TaskManager(include_defaults=False, include_path=paths)
-        if all(_complete(name, own.task_index) for name in wanted):
-            return own
-    return TaskManager(include_path=paths)
+    try:
+        if paths:
+            own = TaskManager(include_defaults=False, include_path=paths)
+            if all(_complete(name, own.task_index) for name in wanted):
+                return own
+        return TaskManager(include_path=paths)
+    except Exception as error:
+        raise InputError(f"include_path: lm-eval cannot list its tasks ({reason(error)})") from None
 
 
 def _complete(name: str, index: Any) -> bool:

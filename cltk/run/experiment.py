@@ -131,6 +131,8 @@ class ExperimentRun:
         where, configs = self.plan.file, [cell.config for cell in self.cells if not self.trust]
         if any(config.model.trust_remote_code for config in configs):
             raise InputError(f"{where}: model.trust_remote_code runs the Python of the model; add --trust if you trust it")
+        if any(getattr(config.evals, "confirm_run_unsafe_code", False) for config in configs):
+            raise InputError(f"{where}: evals.confirm_run_unsafe_code runs what the model writes; add --trust if you trust it")
         for train in [config.train for config in configs] + [stage.train for config in configs for stage in config.stages]:
             if key := next((key for key in UPLOADS if train.get(key)), None):
                 raise InputError(f"{where}: train.{key} uploads to a hub in your name; add --trust if you trust the file")

@@ -99,7 +99,7 @@ def test_task_folders(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda path, *_, **__: rows if path == "json" else 1 / 0)
     manager = lm_eval.tasks.TaskManager
     monkeypatch.setattr(  # lm-eval's own index takes seconds, and has no part in this
-        lm_eval.tasks, "TaskManager", lambda **given: manager(**{"include_defaults": False, **given})
+        lm_eval.tasks, "TaskManager", lambda **given: manager(**(given | {"include_defaults": False}))
     )
     Path("tasks/evil.py").write_text("open('pwned', 'w')\n")
     tree = yaml.safe_load(Path("tasks/toy.yaml").read_text())

@@ -102,7 +102,7 @@ def test_measure_command_writes_json(study: Path, capsys: pytest.CaptureFixture[
     ("change", "message"),
     [
         (("pretrained: tiny-llama", "pretrained: tiny-llama, trust_remote_code: true"), "model.trust_remote_code runs"),
-        (("include_path: tasks", "include_path: tasks"), "toy.yaml runs Python (!function)"),
+        (("include_path: tasks", "include_path: tasks"), "toy.yaml:6: runs Python (!function own.text)"),
     ],
 )
 def test_code_named_by_a_file_needs_consent(

@@ -47,7 +47,7 @@ def choices_of(task: Any, samples: Sequence[dict[str, Any]]) -> list[Choice]:
     that acc_mutual_info asks for stand behind the choices. A task with a `process_results` of its own is asked which
     choice it calls right (`_probed`).
     """
-    config = getattr(task, "config", None)
+    config: Any = getattr(task, "config", None)
     if getattr(task, "OUTPUT_TYPE", None) != "multiple_choice" or getattr(config, "doc_to_choice", None) is None:
         return []
     own = callable(config.process_results)

@@ -11,6 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -106,10 +107,7 @@ def _sums(aggregation: Aggregation, items: list[Any], score: float) -> Sums | No
         metrics.weighted_perplexity: _perplexity,
         metrics.f1_score: lambda pairs: (_cells(pairs), f1),
         metrics.matthews_corrcoef: lambda pairs: (_cells(pairs), mcc),
-        **{
-            getattr(metrics, name): lambda pairs, name=name: _translation(name, pairs)
-            for name in ("bleu", "chrf", "chrfpp", "ter")
-        },
+        **{getattr(metrics, name): partial(_translation, name) for name in ("bleu", "chrf", "chrfpp", "ter")},
     }
     if aggregation not in makers:
         return None
@@ -139,7 +137,7 @@ def _translation(name: str, items: list[Any]) -> Sums:
     from lm_eval.api.metrics import _sacreformat
     from sacrebleu.metrics import BLEU, CHRF, TER
 
-    metric: Any = {"bleu": BLEU, "chrf": CHRF, "chrfpp": lambda: CHRF(word_order=2), "ter": TER}[name]()
+    metric: Any = {"bleu": BLEU(), "chrf": CHRF(), "chrfpp": CHRF(word_order=2), "ter": TER()}[name]
     refs, preds = _sacreformat(*(list(part) for part in zip(*items, strict=True)))
     columns = np.asarray(metric._extract_corpus_statistics(list(preds), [list(stream) for stream in refs]), dtype=np.float64)
 

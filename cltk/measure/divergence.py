@@ -105,7 +105,7 @@ def divergence(
         tell = (lambda a, b, name=name: progress(f"KL on {name}", a, b, 0)) if progress else None
         work = partial(row_kl, start, tuned, progress=tell)
         labels = (clusters or {}).get(name) or []
-        values = by_windows([rows[i] for i in places], size, lambda parts, work=work: shared(work, parts))
+        values = by_windows([rows[i] for i in places], size, partial(shared, work))
         estimate = paired_mean(values, [labels[i] for i in places] if labels else None)
         known = [x if math.isfinite(x) else None for x in (estimate.se, *estimate.ci)]
         done[name] = {"kl": estimate.mean, "se": known[0], "ci": known[1:], "n": len(places)}
@@ -119,7 +119,8 @@ def text_divergence(
 
     Tokenisers that cut a text differently leave nothing to compare token by token.
     """
-    found, notes = {}, []
+    found: dict[str, dict[str, Any]] = {}
+    notes = []
     sizes = [_vocabulary(model) for model, _ in (start, tuned)]
     for text in texts:
         rows = token_rows(text, start[1])

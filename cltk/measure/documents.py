@@ -86,7 +86,8 @@ def _made_up(task: Any, doc: Any) -> list[Any]:
     if task.OUTPUT_TYPE == "multiple_choice":
         count = len(task.doc_to_choice(doc)) * (2 if "acc_mutual_info" in task.aggregation() else 1)
         return [(-1.0 - i, False) for i in range(count)]
-    return {"loglikelihood": [(-1.0, False)], "loglikelihood_rolling": [-1.0]}.get(task.OUTPUT_TYPE, [""])
+    answers: dict[str, list[Any]] = {"loglikelihood": [(-1.0, False)], "loglikelihood_rolling": [-1.0]}
+    return answers.get(task.OUTPUT_TYPE, [""])
 
 
 def _is(task: Any, metric: str, *names: str) -> bool:

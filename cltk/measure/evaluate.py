@@ -26,7 +26,7 @@ from cltk.measure.rules import rules_digest
 from cltk.measure.scores import Scores, TaskScores
 from cltk.measure.settings import options
 from cltk.measure.stderr import fill_stderr
-from cltk.measure.texts import TextTask, score_text, token_rows
+from cltk.measure.texts import TextTask, check_ids, score_text, scored_rows, token_rows
 
 __all__ = ["Progress", "Suite", "TextTask", "token_rows", "untouched"]
 
@@ -249,6 +249,8 @@ class Suite:
         fits_vocabulary(model, tokenizer, lambda: self._strings(tokenizer))
         has_nll(model, self.texts)
         with untouched(model), tensors.own_precision(model), quiet():
+            for text in self.texts:  # before anything is scored
+                check_ids(text.name, scored_rows(text, tokenizer)[1], model)
             tasks, raw = self._run_lm_eval(model, tokenizer, key, batch_size, journal, progress, scorer)
             named = [row for name in self.names for row in self.rows(name)]
             tasks, inside, notes = grouped(tasks, self.groups(), named, self.members)

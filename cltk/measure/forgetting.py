@@ -208,11 +208,11 @@ def _macro(rows: list[Row], pairs: dict[str, Pair], headline: dict[str, str], dr
     if chosen[0].metric in pairs[chosen[0].task].corpus:
         estimate = _macro_of_corpora(chosen, pairs, size, groups)
     else:
-        heads = [(row.metric, pairs[row.task]) for row in chosen]
-        losses = {one.task: (one.loss(metric), one.of(metric, one.cluster)) for metric, one in heads}
+        picked = [(row.metric, pairs[row.task]) for row in chosen]
+        losses = {one.task: (one.loss(metric), one.of(metric, one.cluster)) for metric, one in picked}
         drawn = bootstrap.macro(losses, draws, seed)
         weighted = np.concatenate([d / (len(d) * len(losses)) for d, _ in losses.values()])
-        labels = [label for metric, one in heads for label in one.labels(f"{one.task}/", metric)]
+        labels = [label for metric, one in picked for label in one.labels(f"{one.task}/", metric)]
         p = stats.sign_flip(weighted, labels, draws, seed)
         estimate = Estimate(drawn.mean, drawn.se, *drawn.ci, p, size, groups)
     binary = all(row.flips for row in chosen)

@@ -141,7 +141,8 @@ def _other_tokens(pre: TaskScores, post: TaskScores, order: list[int]) -> bool:
 
 def _without(scores: TaskScores, lost: Container[str]) -> TaskScores:
     """The scores without these metrics."""
-    values, corpus = ({k: v for k, v in found.items() if k not in lost} for found in (scores.values, scores.corpus))
+    values = {metric: found for metric, found in scores.values.items() if metric not in lost}
+    corpus = {metric: found for metric, found in scores.corpus.items() if metric not in lost}
     return replace(scores, values=values, corpus=corpus)
 
 

@@ -75,7 +75,12 @@ def scored_rows(text: TextTask, tokenizer: Any) -> tuple[list[int], list[Row]]:
 
 def counted(row: Row) -> int:
     """Tokens of the row that are predicted and count."""
-    return sum(label != IGNORED for label in row.get("labels", row["input_ids"])[1:])
+    return sum(label != IGNORED for label in labels_of(row)[1:])
+
+
+def labels_of(row: Row) -> list[int]:
+    """The row's labels: its tokens, where it has none."""
+    return list(row["labels"] if "labels" in row else row["input_ids"])
 
 
 def positions(model: Any) -> int:
@@ -90,14 +95,14 @@ def windows(row: Row, size: int) -> list[Row]:
 
     Each window begins with the last token of the one before; the last one reads as much before it as fits.
     """
-    ids, labels = row["input_ids"], row.get("labels", row["input_ids"])
+    ids, labels = row["input_ids"], labels_of(row)
     if len(ids) <= size:
         return [row]
     out, done = [], 1  # tokens that are predicted, or have nothing before them
     while done < len(ids):
         end = min(done + size - 1, len(ids))
         start = end - size
-        fresh = [IGNORED] * (done - start) + list(labels[done:end])
+        fresh = [IGNORED] * (done - start) + labels[done:end]
         out.append({"input_ids": ids[start:end], "labels": fresh})
         done = end
     return [one for one in out if counted(one)]

@@ -107,6 +107,15 @@ def test_a_token_outside_of_the_embedding_is_a_line(tiny: Any, tokenizer: Any) -
         scored(TextTask("t", [{"input_ids": [1, 300, 2]}]), tiny(), tokenizer)
 
 
+def test_a_text_with_nothing_to_predict_is_found_before_anything_is_scored(tiny: Any, tokenizer: Any) -> None:
+    def never(*_: Any) -> None:
+        pytest.fail("something was scored")
+
+    texts = [TextTask("good", [{"text": "the cat sat"}]), TextTask("bad", [{"text": ""}])]
+    with pytest.raises(InputError, match="text bad"):
+        Suite([], texts=texts).evaluate(tiny(), tokenizer, progress=never)
+
+
 TEXT = TextTask("old", [{"text": s, "from": str(i // 4)} for i, s in enumerate(sentences(12))], cluster="from")
 
 

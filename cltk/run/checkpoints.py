@@ -27,7 +27,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from cltk.errors import InputError
 from cltk.files import sync
 from cltk.models import file_digest
-from cltk.ranks import agreed
+from cltk.ranks import agreed, first, gathered
 from cltk.run.machine import MEASURED as MEASURED
 from cltk.run.records import read_json, write_json
 
@@ -117,8 +117,6 @@ class Keeper(TrainerCallback):
         self.trainer, self.output, self.counter, self.choices, self.kept = trainer, output, counter, choices, kept
         self.limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
         self.begun, self.owed = time.monotonic(), False
-        if kept:
-            counter.trained = kept["tokens"]
         if kept.get("finished"):
             trainer._run_epoch = self._no_epoch
 
@@ -131,6 +129,7 @@ class Keeper(TrainerCallback):
         self.trainer.control.should_training_stop = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.counter.trained = self.kept.get("tokens", 0) if first() else 0  # of all ranks; auto_find_batch_size begins again
         if self.kept:
             self.trainer._tr_loss += self.kept["loss"]
             self.trainer._total_loss_scalar = self.kept["loss_sum"]
@@ -150,7 +149,7 @@ class Keeper(TrainerCallback):
         self.owed = False
         trainer = self.trainer
         kept = {
-            "step": state.global_step, "tokens": self.counter.trained, "seconds": self.seconds,
+            "step": state.global_step, "tokens": sum(gathered(int(self.counter.trained))), "seconds": self.seconds,
             "loss": trainer.accelerator.gather(trainer._tr_loss).mean().item(), "loss_sum": trainer._total_loss_scalar,
             "logged": trainer._globalstep_last_logged, "finished": bool(control.should_training_stop), "choices": self.choices,
         }  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,8 +192,9 @@ def train_cell(
         trainer.train_dataset = [rows[i] for i in range(len(rows))]
     counter = Counter(speed.collator(trainer.model, tokenizer))
     collate_training(trainer, counter)
+    counter.watch(trainer)
     keeper = Keeper(trainer, output, counter, {what: speed.on(what) for what in MEASURED}, kept)
-    for callback in (*make_callbacks(trainer, output, tell, counter), keeper):
+    for callback in (*make_callbacks(trainer, output, tell), keeper):
         trainer.add_callback(callback)
     trained: Any = trainer.model
     parameters = sum(p.numel() for p in trained.parameters() if p.requires_grad)
@@ -206,7 +206,7 @@ def train_cell(
     plan = getattr(trainer, "cltk_plan", None)
     return Trained(
         trainer.accelerator.unwrap_model(trainer.model), tokenizer, trainer.state.global_step, keeper.seconds,
-        sum(gathered(counter.trained)), keeper.history(), parameters, peak_bytes(),
+        sum(gathered(int(counter.trained))), keeper.history(), parameters, peak_bytes(),
         {**(plan.notes if plan else {}), "speed": speed.notes(), **({"dropped": prepared.dropped} if prepared.dropped else {})},
     )  # fmt: skip
 
@@ -238,26 +238,37 @@ def peak_bytes() -> int:
 
 
 class Counter:
-    """A collator that counts the tokens of its batches, without padding; those of batches drawn ahead wait."""
+    """A collator that notes in every batch how many tokens it has, without padding, and counts them when it is trained on.
+
+    The note travels with the batch: data loader workers make batches in processes of their own, ahead of time.
+    """
+
+    NOTE = "cltk_tokens"
 
     def __init__(self, collate: Callable[[Sequence[Row]], Any]) -> None:
-        self.collate, self.trained = collate, 0
-        self.waiting: deque[int] = deque()
+        self.collate = collate
+        self.trained: Any = 0  # a tensor on the batches' device after the first: no step waits for it
 
     def __call__(self, rows: Sequence[Row]) -> Any:
-        self.waiting.append(sum(len(row["input_ids"]) for row in rows))
         batch = self.collate(rows)
         batch["labels"][:, 0] = IGNORED  # nothing predicts a first token, yet Trainer counts it for some models (GPT-2)
-        return batch
+        note = batch["labels"].new_zeros(len(batch["labels"]))  # as long as the batch, for whoever cuts it in parts
+        note[0] = sum(len(row["input_ids"]) for row in rows)
+        return {**batch, self.NOTE: note}
 
-    def take(self, batches: int) -> None:
-        """So many batches were trained on."""
-        for _ in range(min(batches, len(self.waiting))):
-            self.trained += self.waiting.popleft()
+    def watch(self, trainer: Any) -> None:
+        """Take the note out of every batch before the model sees it."""
+        step = trainer.training_step
+
+        def counted(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            self.trained = self.trained + inputs.pop(self.NOTE).sum()
+            return step(model, inputs, *args, **kwargs)
+
+        trainer.training_step = counted
 
 
-def make_callbacks(trainer: Any, output: Path, tell: Tell | None, counter: Counter) -> list[Any]:
-    """Counts tokens, watches for non-finite gradients, reports progress."""
+def make_callbacks(trainer: Any, output: Path, tell: Tell | None) -> list[Any]:
+    """Watches for non-finite gradients, reports progress."""
     import torch
     from transformers import TrainerCallback
 
@@ -288,7 +299,6 @@ def make_callbacks(trainer: Any, output: Path, tell: Tell | None, counter: Count
                 raise error
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            counter.take(trainer.current_gradient_accumulation_steps)
             if tell:
                 last = state.log_history[-1] if state.log_history else {}
                 tell(state.global_step, state.max_steps, last)

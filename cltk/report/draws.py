@@ -16,6 +16,7 @@ from scipy import stats as distributions
 
 from cltk.errors import InputError
 from cltk.measure.stats import Estimate, Floats, cluster_sums
+from cltk.report.groups import differing
 from cltk.report.sources import Entry, Losses, ScoreFiles, stack
 
 DRAWS = 4_000
@@ -70,8 +71,8 @@ def settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, t
     groups: dict[str, dict[int, Entry]] = {}
     for entry in entries:
         name, seed = name_of(entry.record), entry.record["seed"]
-        if groups.setdefault(name, {}).setdefault(seed, entry) is not entry:
-            raise InputError(f"{name}: two records have seed {seed}; give settings names of their own in the YAML's grid")
+        if (other := groups.setdefault(name, {}).setdefault(seed, entry)) is not entry:
+            raise InputError(_twice(name, seed, other, entry))
     seeds = sorted(next(iter(groups.values())))
     done: dict[str, tuple[Losses, Losses]] = {}
     for name, by_seed in groups.items():
@@ -91,6 +92,15 @@ def settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, t
             sides.append(whole)
         done[name] = (sides[0], sides[1])
     return done
+
+
+def _twice(name: str, seed: int, one: Entry, other: Entry) -> str:
+    """Two records of one setting: an edited YAML leaves the older one in the folder."""
+    apart = ["; ".join(differing(a.record, [b.record])) or "nothing that is known" for a, b in ((one, other), (other, one))]
+    return (
+        f"{name}: two records have seed {seed}: {one.path} ({apart[0]}) and {other.path} ({apart[1]}); move away the one that"
+        " is not meant, or give settings names of their own in the YAML's grid"
+    )
 
 
 def name_of(record: Mapping[str, Any]) -> str:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 from cltk.report.sources import Entry, Record
 from cltk.run.records import digest_of
+from cltk.run.sameness import flat
 
 OTHERWISE = ("autocast", "grouping")  # choices of `cltk.run.speed` that change numbers, or the order of rows
+FILE = "file "
+MOST_APART = 3  # differences in a name, of records that have no other
 PLAIN = "plain"  # the family of fine-tuning without a method, at any learning rate
 
 
@@ -30,7 +33,8 @@ def group_entries(entries: Iterable[Entry]) -> list[Group]:
     """Records that differ in nothing but the seed, in the order of their first; of a repeated seed the last counts."""
     together: defaultdict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
-        together[digest_of([_context(entry.record), _mitigators(entry.record)])].append(entry)
+        key = [_context(entry.record), _mitigators(entry.record), _files(entry.record)]
+        together[digest_of(key)].append(entry)
     groups = []
     for label, found in zip(_labels([found[0].record for found in together.values()]), together.values(), strict=True):
         first, by_seed = found[0].record, {entry.record.get("seed", 0): entry for entry in found}
@@ -42,18 +46,59 @@ def group_entries(entries: Iterable[Entry]) -> list[Group]:
 
 
 def _labels(records: Sequence[Record]) -> list[str]:
-    """A name for each: the method, then what differs between them, then a number where that is not enough."""
+    """A name for each: the method, then what differs between them, then a number where that is not enough.
+
+    Records of one name, as an edited YAML leaves them, are told apart by what they were run with.
+    """
     features = [_features(record) for record in records]
     keys = dict.fromkeys(key for one in features for key in one)
     varying = [key for key in keys if len({one.get(key) for one in features}) > 1]
+    names = [
+        [str(record["method"]), *(_part(key, one[key]) for key in varying if key in one)]
+        for record, one in zip(records, features, strict=True)
+    ]
     used: Counter[str] = Counter()
     labels = []
-    for record, one in zip(records, features, strict=True):
-        parts = [f"{key.split('.')[-1]}={one[key]}" for key in varying if key in one]
-        label = " ".join([str(record["method"]), *parts])
+    for record, name in zip(records, names, strict=True):
+        namesakes = [other for other, its in zip(records, names, strict=True) if its == name]
+        apart = differing(record, namesakes) if len(namesakes) > 1 else []
+        label = " ".join([*name, *apart[:MOST_APART]])
         used[label] += 1
         labels.append(label if used[label] == 1 else f"{label} #{used[label]}")
     return labels
+
+
+def differing(record: Record, others: Sequence[Record]) -> list[str]:
+    """What this record was run with that not all of `others` were: settings, and files by the start of their sha256."""
+    own, rest = _run_with(record), [_run_with(other) for other in others]
+    keys = dict.fromkeys(key for one in [own, *rest] for key in one)
+    return [_part(key, own.get(key, "unset")) for key in keys if any(one.get(key) != own.get(key) for one in rest)]
+
+
+def _part(key: str, value: str) -> str:
+    """key=value, of a setting by its last word, of a file by its name."""
+    return f"{key.removeprefix(FILE) if key.startswith(FILE) else key.split('.')[-1]}={value}"
+
+
+def _run_with(record: Record) -> dict[str, str]:
+    apart = ("seed", "keep_model", "base", "grid", "speed")
+    config = {key: value for key, value in record.get("config", {}).items() if key not in apart}
+    said = {name: str(value) for name, value in flat("", _said(config)) if not name.endswith(".output_dir")}
+    return said | {FILE + name: digest[:6] for name, digest in _files(record).items()}
+
+
+def _files(record: Record) -> dict[str, str]:
+    """The digests of all files but the start model, which `_start` stands for."""
+    model = record.get("config", {}).get("model", {}).get("pretrained")
+    listed = record.get("digests", {}).get("files", {})
+    return {name: str(digest) for name, digest in listed.items() if name != model}
+
+
+def _measured(record: Record) -> dict[str, str]:
+    """Those of the new task and of the texts: what a method reads for itself is its own."""
+    config = record.get("config", {})
+    named = {str(value) for key in ("data", "stages", "evals") for _, value in flat("", config.get(key))}
+    return {name: digest for name, digest in _files(record).items() if name in named or name.split(":")[0] in named}
 
 
 def _context(record: Record) -> str:
@@ -63,7 +108,7 @@ def _context(record: Record) -> str:
     config["train"] = {key: value for key, value in config.get("train", {}).items() if key != "output_dir"}
     choices = record["train"].get("notes", {}).get("speed", [])
     config["speed"] = sorted(one["what"] for one in choices if one["on"] and one["what"] in OTHERWISE)
-    return digest_of([_said(config), _features(record), _start(record)])
+    return digest_of([_said(config), _features(record), _start(record), _measured(record)])
 
 
 def _said(value: object) -> object:

@@ -75,7 +75,14 @@ def load_config(file: str | Path) -> Plan:
     """Read and validate an experiment. Raises InputError with file, line, key and what would be right."""
     file = Path(file)
     data, lines, files = read_with_base(file, ())
-    return validate(data, file, lines, files)
+    try:
+        return validate(data, file, lines, files)
+    except InputError as error:
+        if data.get("base") is None or not any(words in str(error) for words in ("no such file", "not a folder")):
+            raise
+        raise InputError(
+            f"{error}; relative paths start at {file.parent}, the folder of {file.name}, those of its base too"
+        ) from None
 
 
 def read_with_base(file: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Keys, int], dict[Keys, Path]]:

@@ -184,7 +184,7 @@ def _rerun(file: Path, old: dict[str, Any], run: ExperimentRun, tolerance: float
             continue
         for side, scores in zip(sides, (was, now), strict=True):
             side.update(documents_of(scores, name))
-    found = tuple(differences(*sides, added=old.get("format", 1) == records.FORMAT))
+    found = tuple(differences(sides[0], sides[1], added=old.get("format", 1) == records.FORMAT))
     return Reproduction(file, cell.name, tolerance, len(sides[0]), found, tuple(causes(old, new)), new_file, tuple(missing))
 
 

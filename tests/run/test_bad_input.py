@@ -126,3 +126,11 @@ def test_damaged_record_is_named_and_kept(experiment: Path, capsys: pytest.Captu
     capsys.readouterr()
     assert "checksum" in refused(["run", str(experiment), "--out", "out"], capsys)
     assert record.read_text() == damaged
+
+
+def test_where_the_paths_of_a_base_start_is_said(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("below").mkdir()
+    Path("below/x.yaml").write_text("base: ../experiment.yaml\n")
+    assert experiment.name == "experiment.yaml"
+    line = refused(["run", "below/x.yaml", "--dry-run"], capsys)
+    assert "relative paths start at below, the folder of x.yaml, those of its base too" in line

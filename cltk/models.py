@@ -163,7 +163,7 @@ def config_digest(model: Any) -> str:
 
     Left out is what no number depends on: names, versions, and whether generation keeps its cache.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     said = config.to_dict() if hasattr(config, "to_dict") else repr(config)
     if isinstance(said, dict):
         said = {key: said[key] for key in said if not key.startswith("_") and key not in ("transformers_version", "use_cache")}

@@ -11,7 +11,8 @@ from cltk.run.records import digest_of
 from cltk.run.sameness import flat
 
 OTHERWISE = ("autocast", "grouping")  # choices of `cltk.run.speed` that change numbers, or the order of rows
-FILE = "file "
+MEASURED = ("data", "stages", "evals")  # what a method reads for itself is its own
+FILE, UNSET = "file ", "=unset"
 MOST_APART = 3  # differences in a name, of records that have no other
 PLAIN = "plain"  # the family of fine-tuning without a method, at any learning rate
 
@@ -61,7 +62,7 @@ def _labels(records: Sequence[Record]) -> list[str]:
     labels = []
     for record, name in zip(records, names, strict=True):
         namesakes = [other for other, its in zip(records, names, strict=True) if its == name]
-        apart = differing(record, namesakes) if len(namesakes) > 1 else []
+        apart = [part for part in differing(record, namesakes) if not part.endswith(UNSET)] if len(namesakes) > 1 else []
         label = " ".join([*name, *apart[:MOST_APART]])
         used[label] += 1
         labels.append(label if used[label] == 1 else f"{label} #{used[label]}")
@@ -87,18 +88,15 @@ def _run_with(record: Record) -> dict[str, str]:
     return said | {FILE + name: digest[:6] for name, digest in _files(record).items()}
 
 
-def _files(record: Record) -> dict[str, str]:
-    """The digests of all files but the start model, which `_start` stands for."""
-    model = record.get("config", {}).get("model", {}).get("pretrained")
-    listed = record.get("digests", {}).get("files", {})
-    return {name: str(digest) for name, digest in listed.items() if name != model}
+def _files(record: Record, parts: Sequence[str] = (*MEASURED, "mitigators")) -> dict[str, str]:
+    """The digests of the files that these parts of the configuration name; the start model has a digest of its own.
 
-
-def _measured(record: Record) -> dict[str, str]:
-    """Those of the new task and of the texts: what a method reads for itself is its own."""
+    Records of an older cltk list files too that only other cells read.
+    """
     config = record.get("config", {})
-    named = {str(value) for key in ("data", "stages", "evals") for _, value in flat("", config.get(key))}
-    return {name: digest for name, digest in _files(record).items() if name in named or name.split(":")[0] in named}
+    named = {str(value) for key in parts for _, value in flat("", config.get(key))}
+    listed = record.get("digests", {}).get("files", {})
+    return {name: str(digest) for name, digest in listed.items() if name in named or name.split(":")[0] in named}
 
 
 def _context(record: Record) -> str:
@@ -108,7 +106,7 @@ def _context(record: Record) -> str:
     config["train"] = {key: value for key, value in config.get("train", {}).items() if key != "output_dir"}
     choices = record["train"].get("notes", {}).get("speed", [])
     config["speed"] = sorted(one["what"] for one in choices if one["on"] and one["what"] in OTHERWISE)
-    return digest_of([_said(config), _features(record), _start(record), _measured(record)])
+    return digest_of([_said(config), _features(record), _start(record), _files(record, MEASURED)])
 
 
 def _said(value: object) -> object:

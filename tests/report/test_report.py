@@ -256,7 +256,7 @@ def test_edited_settings_are_not_pooled_and_repeated_seeds_are_said():
     changed = entry("ewc", 1)
     changed.record["config"]["train"] = {"max_steps": 9}
     found = summarize([entry("ewc", 0), changed])
-    assert [summary.label for summary in found] == ["ewc", "ewc #2"]
+    assert [summary.label for summary in found] == ["ewc", "ewc max_steps=9"]
     twice = summarize([entry("ewc", 0), entry("ewc", 0), entry("ewc", 1)])
     assert twice[0].seeds == [0, 1]
     assert "a seed has several records" in tables.overview(twice).note

@@ -279,6 +279,7 @@ class Suite:
         if raw is None:  # not the first rank
             return {}, {}
         fill_stderr(raw)
+        raw["config"] = {**self.prompting.exported(tokenizer), "limit": self.limit}
         settings = {**self.prompting.settings(), "limit": self.limit}
         found = raw["samples"].items()
         return {name: task_scores(loaded["tasks"][name], name, samples, raw, settings) for name, samples in found}, raw

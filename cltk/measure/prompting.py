@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,6 +91,18 @@ class Prompting:
         if self.chat_template:
             given["fewshot_as_multiturn"] = self.fewshot_as_multiturn
         return {"chat_template": self.chat_template, **{key: value for key, value in given.items() if value is not None}}
+
+    def exported(self, tokenizer: Any) -> dict[str, Any]:
+        """What lm-eval's result files say of prompts, seeds and versions."""
+        versions = {
+            f"{name.replace('-', '_')}_version": metadata.version(name) for name in ("lm-eval", "transformers", "torch")
+        }
+        template = getattr(tokenizer, "chat_template", None) if self.chat_template else None
+        return {
+            "num_fewshot": self.num_fewshot, "system_instruction": self.system_instruction, "chat_template": template,
+            "fewshot_as_multiturn": self.chat_template and self.fewshot_as_multiturn, "gen_kwargs": self.generation() or None,
+            "random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": FEWSHOT_SEED, **versions,
+        }  # fmt: skip
 
     def check_template(self, tokenizer: Any, who: str) -> None:
         """Raises InputError naming `who` when a chat template is asked for and there is none."""

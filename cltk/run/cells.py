@@ -60,7 +60,7 @@ class Work:
         found = record(self.inputs, cell, order, pre, legs) | moved | {"seconds": round(time.time() - begin, 2)}
         if first():
             records.write_json(folder / SCORES, last.scores.to_json())
-            write_lm_eval(last.scores, folder / "lm_eval", cell.config.model.pretrained)
+            write_lm_eval(last.scores, folder / "lm_eval", f"{cell.config.model.pretrained}+{folder.name}")
             if cell.config.keep_model:
                 model.save_pretrained(folder / "model")
                 tokenizer.save_pretrained(folder / "model")

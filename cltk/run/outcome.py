@@ -117,12 +117,13 @@ def write_lm_eval(scores: Scores, folder: Path, model: str) -> None:
 
     shutil.rmtree(folder, ignore_errors=True)  # names carry the time: an interrupted run's files would stay beside
     tracker = EvaluationTracker(output_path=str(folder))
+    asked = dict(scores.lm_eval.get("config") or {})
     tracker.general_config_tracker.log_experiment_args(
-        model_source="hf", model_args=f"pretrained={model}", system_instruction=None, chat_template=None,
-        fewshot_as_multiturn=False,
+        model_source="hf", model_args=f"pretrained={model}", system_instruction=asked.get("system_instruction"),
+        chat_template=asked.get("chat_template"), fewshot_as_multiturn=bool(asked.get("fewshot_as_multiturn")),
     )  # fmt: skip
     results = {key: value for key, value in scores.lm_eval.items() if key != "samples"}
-    results["config"] = {"model": "hf", "model_args": f"pretrained={model}", "weights_sha256": scores.digest}
+    results["config"] = {**asked, "model": "hf", "model_args": f"pretrained={model}", "weights_sha256": scores.digest}
     samples = scores.lm_eval["samples"]
     tracker.save_results_aggregated(results=results, samples=samples)
     for name, rows in samples.items():

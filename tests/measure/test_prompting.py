@@ -228,4 +228,11 @@ def test_a_run_with_examples_and_its_reproduction(study: Path, tokenizer: Any) -
     samples = next(Path("out").glob("*/lm_eval/**/samples_toy_*.jsonl"))
     prompt = json.loads(samples.read_text().splitlines()[0])["arguments"]
     assert "be brief" in json.dumps(prompt)
+    (results,) = (json.loads(file.read_text()) for file in samples.parent.glob("results_*.json"))
+    assert results["config"]["chat_template"] == TEMPLATE
+    assert results["config"]["system_instruction"] == "be brief"
+    assert results["system_instruction"] == "be brief"
+    assert results["config"]["lm_eval_version"]
+    if samples.is_relative_to(record.parent):
+        assert record.parent.name in results["config"]["model_args"]
     assert json.dumps(prompt).count("<user>") >= 3

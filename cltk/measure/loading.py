@@ -111,14 +111,14 @@ def _members(entry: Any) -> list[str]:
 
 def _matches(name: str, manager: Any, folders: Sequence[Path]) -> list[str]:
     """The name itself, or the tasks that the pattern matches, and such groups and tags as hold other tasks only."""
-    index = manager.task_index
+    index, known = manager.task_index, [one for one in manager.all_tasks if isinstance(one, str)]  # YAML has other names
     if name in index:
         return [name]
-    found = [one for one in manager.all_tasks if fnmatchcase(one, name)] if set(name) & set("*?[") else []
+    found = [one for one in known if fnmatchcase(one, name)] if set(name) & set("*?[") else []
     if not found:
         for folder in folders:
             _refuse_unread(name, folder)
-        near = difflib.get_close_matches(name, manager.all_tasks, 3)
+        near = difflib.get_close_matches(name, known, 3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise InputError(f"task {name!r} is unknown to lm-eval and to include_path{hint}")
     single = [one for one in found if not set(_leaves(one, index)) - {one}]

@@ -147,7 +147,7 @@ def main() -> None:
     rows = []
     for side in SIDES:
         found = expected(side, arguments)
-        mib = found.peak / 2**20
+        mib = found.training / 2**20
         rows.append({
             "training": side, "estimated_mib": mib, "held_mib": held[side], "ratio": mib / held[side],
             "as_is_mib": measure(side, arguments, []), "moment": found.moment, "parts": found.to_json(),

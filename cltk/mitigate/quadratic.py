@@ -47,7 +47,7 @@ class Anchored(Mitigator):
     def start(self, run: Run) -> None:
         """Columns (parameters, anchors, importance) in one order, each on its parameter's device and shard.
 
-        Under FSDP the whole anchors then wait on the CPU, for another training with the same object.
+        Under FSDP the whole anchors and importance then wait on the CPU, for another training with the same object.
         """
         named = dict(tensors.trainable(run.model)) if self.strength or self.anchors else {}
         for name in named:
@@ -64,6 +64,8 @@ class Anchored(Mitigator):
             self._weigh(self.importance)
         if any(tensors.local(parameter) is not parameter for parameter in named.values()):
             self.anchors = {name: anchor.cpu() for name, anchor in self.anchors.items()}
+            if self.importance is not None:
+                self.importance = {name: weight.cpu() for name, weight in self.importance.items()}
 
     def _weigh(self, importance: Mapping[str, Tensor]) -> None:
         """Take this importance, at the start or from a checkpoint."""

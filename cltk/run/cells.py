@@ -145,6 +145,7 @@ class Work:
             stage, model, tokenizer, self.inputs.data(stage), mitigators, checkpoints,
             cache=self.out / "cache", tell=training, choices=self.choices.get(stage.stage),
         )  # fmt: skip
+        gc.collect()  # the trainer holds the optimizer's state, and itself
         return training_of(trained), self._unsharded(stage, trained.model)
 
     def _average(self, stage: Cell, mitigators: list[Any], kept: Path, name: str) -> tuple[dict[str, Any], Any]:

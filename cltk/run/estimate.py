@@ -25,12 +25,23 @@ a layer keeps its input, a h. `work` is a layer's gradients under way: a (3 m + 
 the normalised value; below the lowest trained
 parameter nothing is saved.
 
-Not counted: the CUDA context (about 0.5 GiB), fragmentation, evaluation and merging behind the training, padding masks (these
+Two more moments are those of `cltk run`, which has whole models on every GPU before and behind the training, sharded or not:
+
+    start      one model + what methods keep of it whole       it is read to every GPU, scored, and sharded by the training
+    scoring    two models: the tuned one, gathered, and the start model, whose KL is taken     (one with evals.kl_rows: 0)
+
+In a Trainer of your own (`cltk.attach`) these two are yours to count: `training` is the peak without them.
+
+What is sharded: weights, gradients, moments, and a method's copies beside them. Whole on every GPU: the start model of KL and
+LwF, the start weights of averages (WiSE-FT, TIES, ...), and under DeepSpeed all anchors and importance. Whole in each process's
+CPU memory: anchors and importance under FSDP, beside the shards.
+
+Not counted: the CUDA context (about 0.5 GiB), fragmentation, logits and caches of evaluation, padding masks (these
 repeat keys and values to q), attention without a fused kernel, mixtures of experts.
 
 Measured (benchmarks/estimate.py, SmolLM2-135M in float32 on a CPU): the estimate is 94 to 99 % of what plain training, EWC,
 LoRA and checkpointing held. glibc, left as it is, keeps freed blocks: processes were 13 to 37 % above the estimate. bfloat16,
-autocast and sharding follow the same derivation and have not been measured.
+autocast and what is gathered for a layer follow the same derivation and have not been measured.
 """
 
 from __future__ import annotations
@@ -42,7 +53,7 @@ from typing import Any
 
 from cltk.errors import InputError
 from cltk.run.methods import method_name, nearest
-from cltk.run.needs import Needs, needs_of
+from cltk.run.needs import Needs, needs_of, split
 from cltk.run.shape import Shape, meta_model, shape_of
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -68,6 +79,7 @@ class Setup:
     checkpointing: bool = False
     autocast: bool = False
     counted: float = 1.0
+    compared: bool = True  # `cltk run` takes the KL between start and tuned model behind the training
 
     def __post_init__(self) -> None:
         for key, known in (("dtype", BYTES), ("optim", STATES), ("sharding", SHARDINGS)):
@@ -86,7 +98,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes per GPU. The parts are what stands at the peak, so that they add up to it."""
+    """Bytes per GPU. The parts are what stands at the training's peak, so that they add up to it."""
 
     method: str
     parameters: int
@@ -96,9 +108,10 @@ class Estimate:
     optimizer: int
     mitigators: int
     activations: int  # with temporaries
-    peak: int
-    moment: str  # loss, layer, embedding or step
-    host: int  # CPU memory for mitigators (on a machine without GPU it is the same memory)
+    training: int  # their sum: the peak in a Trainer of one's own
+    peak: int  # of `cltk run`
+    moment: str  # of the peak: loss, layer, embedding or step; start or scoring
+    host: int  # CPU memory of each process for mitigators (on a machine without GPU it is the same memory)
     rule: int  # 4 x parameters x bytes, on all GPUs together
     notes: tuple[str, ...] = ()
 
@@ -124,10 +137,8 @@ def layer_bytes(shape: Shape, setup: Setup) -> int:
 
 def estimate(shape: Shape, setup: Setup, mitigators: Sequence[Any] = ()) -> Estimate:
     """The formulas at the top of this file."""
-    names = {str(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in mitigators}
-    needs = needs_of(mitigators)
-    sharded, parts = setup.sharding not in ("none", "ddp"), _divisors(setup)
-    size = 4 if setup.sharding == "fsdp" else BYTES[setup.dtype]  # accelerate's FSDP2 keeps float32 weights
+    needs, parts = needs_of(mitigators), _divisors(setup)
+    size = _size(setup)
     trained = shape.adapters or shape.trained
     grad = 4 if shape.adapters else size
     weights = (shape.parameters * size + shape.adapters * 4) // parts["weights"]
@@ -135,20 +146,57 @@ def estimate(shape: Shape, setup: Setup, mitigators: Sequence[Any] = ()) -> Esti
     master = 4 if setup.sharding.startswith("zero") and grad == 2 else 0  # DeepSpeed: float32 weights and moments
     state = STATES[setup.optim](4 if master else grad) + master
     optimizer = trained * state // parts["optimizer"]
-    own = needs.own * grad + needs.wide * 4
-    kept = round(trained * own / parts["weights"] + needs.frozen * shape.parameters * size / parts["weights"])
-    kept += round(needs.floats(shape) * 4)
+    whole = _whole(shape, setup, needs)
+    beside = trained * (needs.own * grad + needs.wide * 4) / (parts["weights"] if setup.sharding == "fsdp" else 1)
+    kept = round(whole + beside + needs.floats(shape) * 4)
     moments = _moments(shape, setup, needs, gradients, grad)
     moment = max(moments, key=lambda name: sum(moments[name]))
     there, rest = moments[moment]
-    notes = [f"{name}: its state is not known here and counts as none" for name in sorted(names & needs.unknown)]
-    if sharded and "lora" in names and setup.sharding in ("fsdp", "zero3"):
-        notes.append("lora: adapters are merged into whole weights; use ddp")
+    training = weights + there + optimizer + kept + rest
+    read, before = shape.parameters * BYTES[setup.dtype], trained * (needs.parked * size + needs.parked_wide * 4)
+    around = {"start": read + round(whole + before), "scoring": read * (2 if setup.compared else 1)}
+    peak, at = max((training, moment), *((held, name) for name, held in around.items()), key=lambda pair: pair[0])
     return Estimate(
-        method_name(list(mitigators)), shape.parameters, trained, weights, there, optimizer, kept, rest,
-        weights + optimizer + kept + there + rest, moment, round(trained * (needs.host * grad + needs.host_wide * 4)),
-        4 * shape.parameters * BYTES[setup.dtype], tuple(notes),
+        method_name(list(mitigators)), shape.parameters, trained, weights, there, optimizer, kept, rest, training, peak, at,
+        _host(shape, setup, needs, grad), 4 * shape.parameters * BYTES[setup.dtype],
+        tuple(_notes(setup, mitigators, needs, at, training)),
     )  # fmt: skip
+
+
+def _size(setup: Setup) -> int:
+    """Bytes of a trained weight: accelerate keeps float32 weights under FSDP2 where products are narrow (train.bf16)."""
+    return 4 if setup.sharding == "fsdp" and setup.autocast else BYTES[setup.dtype]
+
+
+def _whole(shape: Shape, setup: Setup, needs: Needs) -> float:
+    """What methods keep whole on every GPU, taken from the model as it was read."""
+    plain = shape.parameters if shape.adapters else shape.trained
+    return (needs.frozen * shape.parameters + needs.whole * plain) * BYTES[setup.dtype]
+
+
+def _host(shape: Shape, setup: Setup, needs: Needs, grad: int) -> int:
+    trained, narrow = shape.adapters or shape.trained, 4 if shape.adapters else BYTES[setup.dtype]
+    host = trained * (needs.host * grad + needs.host_wide * 4)
+    if setup.sharding == "fsdp":
+        host = host / setup.gpus + trained * (needs.parked * narrow + needs.parked_wide * 4)
+    return round(host + needs.aside * 4 * shape.parameters)
+
+
+def _notes(setup: Setup, mitigators: Sequence[Any], needs: Needs, moment: str, training: int) -> list[str]:
+    """What the numbers leave unsaid: methods that are not known or refused there, and what can be done about whole models."""
+    from cltk.mitigate import catalog
+
+    cards, names = catalog.cards(), sorted({split(entry)[0] for entry in mitigators})
+    notes = [f"{name}: its state is not known here and counts as none" for name in sorted(needs.unknown)]
+    engine = {"none": "Trainer", "ddp": "DDP", "fsdp": "FSDP2"}.get(setup.sharding, "DeepSpeed")
+    refused = [name for name in names if name in cards and engine not in cards[name].engines]
+    notes += [f"{name}: refused under {engine}; it runs under {', '.join(cards[name].engines)}" for name in refused]
+    if moment in ("start", "scoring") and setup.gpus > 1:
+        notes.append(
+            f"`cltk run` reads and scores whole models on every GPU, and does not run on smaller ones; the training alone holds"
+            f" {training / 1e9:.2f} GB at most (cltk.attach in a Trainer of your own)"
+        )
+    return notes
 
 
 def _moments(shape: Shape, setup: Setup, needs: Needs, gradients: int, grad: int) -> dict[str, tuple[int, int]]:
@@ -222,7 +270,7 @@ def setup_of(config: Any, bf16: bool) -> Setup:
     return Setup(
         dtype=config.model.dtype, optim=str(train.get("optim", "adamw_torch_fused")),
         batch=int(train.get("per_device_train_batch_size", 8)), length=max(data.max_length for data in tasks),
-        accumulation=int(train.get("gradient_accumulation_steps", 1)),
+        accumulation=int(train.get("gradient_accumulation_steps", 1)), compared=bool(config.evals.kl_rows),
         checkpointing=any(train.get(f"{what}_checkpointing") for what in ("activation", "gradient")), autocast=bf16,
     )  # fmt: skip
 
@@ -243,18 +291,19 @@ def table(estimates: Sequence[Estimate]) -> Any:
 
     rows = [
         [e.method, f"{e.trained / 1e6:.1f}"]
-        + [gb(part) for part in (e.weights, e.gradients, e.optimizer, e.mitigators, e.activations, e.peak)]
+        + [gb(part) for part in (e.weights, e.gradients, e.optimizer, e.mitigators, e.activations, e.training, e.peak)]
         + [e.moment]
         for e in estimates
     ]
     first = estimates[0]
     notes = [
-        "GB on each GPU, with rows of full length; optim: the optimiser's state, mitig: the methods', activ: with temporaries"
+        "GB on each GPU, with rows of full length; optim: the optimiser's state, mitig: the methods', activ: with temporaries;"
+        " train: the training alone, peak: all of cltk run"
     ]
     notes += [f"{e.method}: {gb(e.host)} GB more in CPU memory" for e in estimates if e.host]
     notes += dict.fromkeys(note for e in estimates for note in e.notes)
     title = f"{first.parameters / 1e6:.1f} M parameters; rule of thumb, 4 x parameters x bytes: {gb(first.rule)} GB in all"
-    heads = ["method", "M trained", "weights", "grads", "optim", "mitig", "activ", "peak", "at"]
+    heads = ["method", "M trained", "weights", "grads", "optim", "mitig", "activ", "train", "peak", "at"]
     below = Text("\n".join(notes))
     shown = Table(title=title, caption=below, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     for head in heads:

@@ -1,4 +1,7 @@
-"""What each mitigator holds in memory, in copies of the trained parameters: the table behind `cltk estimate`."""
+"""What each mitigator holds in memory, in copies of the trained parameters: the table behind `cltk estimate`.
+
+Copies are sharded as the parameters are (FSDP) unless they are called whole: these every GPU, or every process, holds in full.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,11 @@ class Needs:
     step: float = 0.0  # copies around the optimiser's step
     host: float = 0.0  # copies in CPU memory, in their dtype
     host_wide: float = 0.0  # and in float32
-    frozen: float = 0.0  # copies of the whole model
+    parked: float = 0.0  # whole copies that wait in CPU memory under FSDP, in their dtype
+    parked_wide: float = 0.0  # and in float32
+    aside: float = 0.0  # whole float32 copies in CPU memory
+    whole: float = 0.0  # whole copies on every GPU of what training changes in the plain model: under LoRA all of it
+    frozen: float = 0.0  # whole copies of the model on every GPU
     logits: int = 0  # bytes for each counted token and vocabulary entry
     old: tuple[tuple[int | None, int], ...] = ()  # (rows, tokens) of passes over old data; None: the trainer's batch
     keep: float = 0.0  # OSFT's share of singular directions
@@ -34,15 +41,16 @@ class Needs:
 
 
 NONE = Needs()
+PENALTY = Needs(own=1, wide=1, parked=1, parked_wide=1)  # anchors and importance
+START = Needs(whole=1)  # the start weights, for an average at the end
 NEEDS: dict[str, Needs] = {
-    "a_gem": Needs(own=1), "dare": Needs(own=1), "der_pp": Needs(logits=16), "early_stopping": Needs(host=1),
-    "ema": Needs(wide=1),
-    "ewc": Needs(own=1, wide=1), "freeze": NONE, "gem": Needs(own=1), "hft": NONE, "kl": Needs(frozen=1, logits=16),
-    "l2_sp": Needs(own=1), "lm_cocktail": Needs(own=1), "lora": NONE, "low_lr": NONE, "lwf": Needs(frozen=1, logits=16),
-    "mas": Needs(own=1, wide=1), "mofo": Needs(step=1), "online_ewc": Needs(own=1, wide=1), "osft": Needs(keep=0.5),
-    "replay": NONE, "replay_loss": NONE, "reservoir": NONE, "rewarm": NONE, "rwalk": Needs(own=2, wide=4, step=2),
-    "sam": Needs(own=1), "self_replay": NONE, "si": Needs(own=1, wide=2, step=2), "task_arithmetic": Needs(own=1),
-    "ties": Needs(own=1), "token_weights": NONE, "ulmfit": NONE, "wise_ft": Needs(own=1),
+    "a_gem": Needs(own=1), "dare": START, "der_pp": Needs(logits=16), "early_stopping": Needs(host=1), "ema": Needs(wide=1),
+    "ewc": PENALTY, "freeze": NONE, "gem": Needs(own=1), "hft": NONE, "kl": Needs(frozen=1, logits=16),
+    "l2_sp": Needs(own=1, parked=1), "lm_cocktail": START, "lora": NONE, "low_lr": NONE, "lwf": Needs(frozen=1, logits=16),
+    "mas": PENALTY, "mofo": Needs(step=1), "online_ewc": PENALTY, "osft": Needs(keep=0.5), "replay": NONE, "replay_loss": NONE,
+    "reservoir": NONE, "rewarm": NONE, "rwalk": replace(PENALTY, own=2, wide=4, step=2), "sam": Needs(own=1),
+    "self_replay": NONE, "si": replace(PENALTY, wide=2, step=2), "task_arithmetic": START, "ties": START, "token_weights": NONE,
+    "ulmfit": NONE, "wise_ft": START,
 }  # fmt: skip
 
 
@@ -78,8 +86,10 @@ def _adjusted(name: str, arguments: dict[str, Any], adapters: bool) -> Needs:
         one = replace(one, frozen=0)  # the model without its adapters is the start model
     if name in ("replay_loss", "der_pp") or (name == "kl" and (arguments.get("memory") or arguments.get("prompts"))):
         one = replace(one, old=((arguments.get("batch_size"), int(arguments.get("length", 256))),))
+    if (name == "der_pp" and arguments.get("top_k", 64) is None) or arguments.get("setting") in ("stm", "flow"):
+        one = replace(one, frozen=1)
     more = arguments.get("models") or arguments.get("others") or ()
-    one = replace(one, wide=one.wide + len(more))
+    one = replace(one, aside=float(len(more)))
     if name == "gem":
         one = replace(one, own=float(max(1, len(arguments.get("memories") or ()))))
     if name == "osft":

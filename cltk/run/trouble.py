@@ -88,7 +88,7 @@ def estimated(config: Any, model_config: Any) -> str:
         return "there is no estimate for this model and optimiser"
     parts = ("weights", "gradients", "optimizer", "mitigators", "activations")
     held = ", ".join(f"{part} {getattr(found, part) / 1e9:.2f}" for part in parts)
-    return f"`cltk estimate` expects {found.peak / 1e9:.2f} GB with rows of {config.data.max_length} tokens ({held})"
+    return f"`cltk estimate` expects {found.training / 1e9:.2f} GB with rows of {config.data.max_length} tokens ({held})"
 
 
 def advice(config: Any, training: bool) -> str:

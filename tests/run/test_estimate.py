@@ -115,7 +115,7 @@ def make(shape: Shape, entries: list[Any] | None = None, **changes: Any) -> Esti
 
 def test_the_parts_add_up(shape: Shape) -> None:
     for found in (make(shape), make(shape, checkpointing=True), make(shape, ["ewc"]), make(shape, gpus=8, sharding="fsdp")):
-        assert found.peak == found.weights + found.gradients + found.optimizer + found.mitigators + found.activations
+        assert found.training == found.weights + found.gradients + found.optimizer + found.mitigators + found.activations
 
 
 def test_sharding(shape: Shape) -> None:
@@ -129,8 +129,34 @@ def test_sharding(shape: Shape) -> None:
     assert (one.weights, one.gradients, one.optimizer) == (2 * n, 2 * n, 12 * n // 8)  # float32 weights and moments
     assert (two.weights, two.gradients, two.optimizer) == (2 * n, 2 * n // 8, 12 * n // 8)
     assert (three.weights, three.gradients, three.optimizer) == (2 * n // 8, 2 * n // 8, 12 * n // 8)
-    assert (fsdp.weights, fsdp.gradients, fsdp.optimizer) == (4 * n // 8, 4 * n // 8, 8 * n // 8)
-    assert three.peak < two.peak < one.peak
+    assert (fsdp.weights, fsdp.gradients, fsdp.optimizer) == (2 * n // 8, 2 * n // 8, 4 * n // 8)
+    wide = make(shape, checkpointing=True, gpus=8, sharding="fsdp", autocast=True)  # accelerate: float32 weights
+    assert (wide.weights, wide.gradients, wide.optimizer) == (4 * n // 8, 4 * n // 8, 8 * n // 8)
+    assert three.training < two.training < one.training
+
+
+def test_whole_models_on_every_gpu(shape: Shape) -> None:
+    """What sharding does not divide: 6.74e9 parameters of two bytes for the model that KL compares with, and so on."""
+    n, eight = shape.parameters, {"gpus": 8, "sharding": "fsdp", "checkpointing": True}
+    assert make(shape, ["kl"], **eight).mitigators == 2 * n
+    assert make(shape, ["lwf"], **eight).mitigators == 2 * n
+    assert make(shape, ["wise_ft"], **eight).mitigators == 2 * n
+    ewc = make(shape, ["ewc"], **eight)
+    assert (ewc.moment, ewc.peak) == ("start", 2 * n + 6 * n)  # read whole: the model, its anchors and its importance
+    assert ewc.host == 6 * n  # which then wait in CPU memory
+    zero = make(shape, ["ewc"], gpus=8, sharding="zero3", length=4096)
+    assert zero.mitigators == 6 * n  # DeepSpeed: whole on every rank
+    assert any("kl: refused under DeepSpeed" in note for note in make(shape, ["kl"], gpus=8, sharding="zero3").notes)
+
+
+def test_70b_says_that_whole_models_do_not_fit() -> None:
+    large = shape_of(meta_model("meta-llama/Llama-2-70b-hf"))
+    setup = Setup(dtype="bfloat16", batch=1, length=2048, checkpointing=True, gpus=64, sharding="fsdp", autocast=True)
+    found = estimate(large, setup)
+    assert (found.moment, found.peak) == ("scoring", 2 * 2 * large.parameters)  # 276 GB: start and tuned model, bfloat16
+    assert found.training < 40e9
+    assert any("whole models on every GPU" in note for note in found.notes)
+    assert estimate(large, replace(setup, compared=False)).peak == 2 * large.parameters
 
 
 def test_checkpointing_accumulation_and_length(shape: Shape) -> None:

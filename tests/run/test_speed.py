@@ -243,7 +243,7 @@ def test_yaml(experiment: Path) -> None:
     text = experiment.read_text()
     for line, expected in (("speed: {packing: no}", False), ("speed: {packing: auto}", "auto"), ("speed: {}", "auto")):
         experiment.write_text(f"{text}{line}\n")
-        assert load_config(experiment).cells[0].config.speed.packing is expected or expected == "auto"
+        assert load_config(experiment).cells[0].config.speed.packing == expected
     for line, message in (("speed: {packing: maybe}", "speed.packing"), ("speed: {paking: no}", "did you mean 'packing'")):
         experiment.write_text(f"{text}{line}\n")
         with pytest.raises(InputError, match=message):

@@ -71,7 +71,7 @@ def test_the_estimate_is_that_of_the_command(config: Any, tiny: Any, study: Path
     monkeypatch.chdir(study)
     model = tiny()
     said = estimated(config, model.config)
-    assert f"expects {estimate_yaml(study / 'x.yaml')[0].peak / 1e9:.2f} GB" in said
+    assert f"expects {estimate_yaml(study / 'x.yaml')[0].training / 1e9:.2f} GB" in said
     assert all(parameter.requires_grad for parameter in model.parameters())
     odd = config.model_copy(update={"train": {"optim": "galore_adamw"}})
     assert "no estimate" in estimated(odd, model.config)

@@ -263,8 +263,6 @@ def measure(options: argparse.Namespace) -> int:
     from cltk.report.tables import measured, moved
 
     tasks = [task.strip() for task in options.tasks.split(",") if task.strip()]
-    if options.batch_size != "auto" and not options.batch_size.isdigit():
-        raise InputError(f"--batch-size: expected auto or a number, got {options.batch_size!r}")
     stems = [Path(file).stem for file in options.text]
     texts = []
     for stem, file in zip(stems, options.text, strict=True):

@@ -35,7 +35,6 @@ SIZES: dict[str, Any] = {
 LAYERS = {
     "granitemoehybrid": ["mamba", "attention"] * 2, "lfm2": ["conv", "full_attention"] * 2,
     "lfm2_moe": ["conv", "full_attention"] * 2, "bailing_hybrid": ["linear_attention", "full_attention"] * 2,
-    "dots1": ["full_attention"] * 4,
 }  # fmt: skip
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -50,19 +49,18 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 EVERY = """
-    afmoe apertus arcee aria_text bailing_hybrid bamba bart beam bert bert-generation big_bird bigbird_pegasus biogpt
-    bitnet blenderbot blenderbot-small bloom camembert codegen cohere cohere2 cohere2_moe ctrl cwm data2vec-text
-    deepseek_v2 deepseek_v3 deepseek_v4 diffllama doge dots1 electra ernie ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon
-    falcon_h1 falcon_mamba flex_olmo flint gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified_text glm glm4
-    glm4_moe glm4_moe_lite gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa
-    granitemoe granitemoe_swa granitemoehybrid granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3
-    hy_v4 hyperclovax inkling2_text inkling_text internlm3 iquestcoder jais2 jamba jetmoe kolibri1 laguna lfm2 lfm2_moe
-    lfm3 llama llama4_text longcat_flash mamba mamba2 marian mbart megatron-bert mellum mimo_v2_flash minicpm3 minimax
-    minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral modernbert-decoder moshi mpt mvp nanochat nemotron
-    nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt pegasus persimmon phi phi3 phimoe plbart prophetnet qwen2
-    qwen2_moe qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next recurrent_gemma rembert roberta
-    roberta-prelayernorm roformer rwkv seed_oss smollm3 solar_open stablelm starcoder2 trocr vaultgemma whisper xglm xlm
-    xlm-roberta xlm-roberta-xl xlnet
+    afmoe apertus arcee aria_text axk1 bailing_hybrid bamba beam bert bert-generation big_bird biogpt bitnet bloom
+    camembert codegen cohere cohere2 cohere2_moe ctrl cwm data2vec-text deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4
+    diffllama doge electra ernie ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_h1 falcon_mamba flex_olmo flint
+    gemma gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa
+    gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
+    granitemoehybrid granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 hyperclovax inkling_text
+    internlm3 iquestcoder jais2 jamba jetmoe kolibri1 laguna lfm2 lfm2_moe lfm3 llama llama4_text mamba megatron-bert
+    mellum mimo_v2_flash minicpm3 minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral
+    modernbert-decoder moshi mpt nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt persimmon
+    phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next recurrent_gemma rembert
+    roberta roberta-prelayernorm roformer rwkv seed_oss smollm3 solar_open stablelm starcoder2 trocr vaultgemma whisper
+    xglm xlm xlm-roberta xlm-roberta-xl xlnet youtu
 """.split()
 
 
@@ -73,8 +71,9 @@ def build(kind: str, **changes: Any) -> Any:
     for base in config_class.__mro__[:-1]:
         names |= set(getattr(base, "__annotations__", {})) | set(inspect.signature(base.__init__).parameters)
     sizes = {name: value for name, value in SIZES.items() if name in names}
-    if "qk_rope_head_dim" in sizes:
+    if "kv_lora_rank" in sizes:  # latent attention: heads of its own sizes
         sizes.pop("head_dim", None)
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     layers = {"layer_types": LAYERS[kind]} if kind in LAYERS else {}
     config = config_class(**{**sizes, **layers, **SPECIAL.get(kind, {}), **changes})
     if hasattr(config, "is_decoder"):

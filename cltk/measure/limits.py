@@ -18,7 +18,8 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]  # (text or None, 
 def embedding_rows(model: Any) -> int:
     """Tokens that a model can read and predict."""
     layers = (model.get_input_embeddings(), getattr(model, "get_output_embeddings", lambda: None)())
-    return min(len(layer.weight) for layer in layers if getattr(getattr(layer, "weight", None), "ndim", 0) == 2)
+    weights = [getattr(layer, "weight", None) for layer in layers]
+    return min(len(weight) for weight in weights if weight is not None and weight.ndim == 2)
 
 
 def outside(tokens: ArrayLike, rows: int) -> str:
@@ -87,6 +88,8 @@ def check_room(lm: Any, requests: Sequence[Any]) -> None:
     lm-eval keeps the last (positions - new tokens) tokens of a prompt.
     """
     rows = embedding_rows(lm.model)
+    if requests and lm.eot_token_id is None:
+        raise InputError(f"task {requests[0].task_name}: the tokeniser has no eos_token to end a generated text by")
     for number, request in enumerate(requests):
         context, settings = request.args
         name = f"task {request.task_name}, request {number}"

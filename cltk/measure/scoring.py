@@ -233,7 +233,8 @@ class PrefixLM(HFLM):
         few = packed.requests[np.argsort(-packed.gaps(), kind="stable")[:CHECKED]].tolist()
         stock = self._stock(requests, few)
         other = stock if self.model.dtype in WIDE else {k: self._stock(requests, [k])[k] for k in few}
-        check_close(*([side[k][0] for k in few] for side in (ours, stock, other)), self.model.dtype)
+        mine, rows, again = ([side[k][0] for k in few] for side in (ours, stock, other))
+        check_close(mine, rows, again, self.model.dtype)
 
     def _stock(self, requests: Requests, members: Sequence[int]) -> dict[int, Answer]:
         """The same answers by lm-eval's own code."""

@@ -67,6 +67,8 @@ def test_requests_without_a_token(tiny: Any, tokenizer: Any) -> None:
     lm = PrefixLM(tiny(), bare)
     with pytest.raises(InputError, match="no bos_token and no eos_token"):
         lm.loglikelihood(requests(("", "the cat")), disable_tqdm=True)
+    with pytest.raises(InputError, match="task t: the tokeniser has no eos_token"):
+        lm.generate_until(requests(("the cat", {"until": ["."], "max_gen_toks": 4})), disable_tqdm=True)
     with pytest.raises(InputError, match="no bos_token and no eos_token"):
         lm.loglikelihood_rolling(requests(("the cat",)), disable_tqdm=True)
 

@@ -98,6 +98,31 @@ def test_a_window_that_the_first_trees_do_not_reach(tokenizer: Any) -> None:
         assert ours_of(model, tokenizer)._loglikelihood_tokens(asked) == stock_of(model, tokenizer, asked)
 
 
+def test_an_encoder_decoder_is_scored_as_lm_eval_does(tokenizer: Any) -> None:
+    from lm_eval.api.instance import Instance
+
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=300, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, pad_token_id=1, eos_token_id=0,
+        decoder_start_token_id=1,
+    )  # fmt: skip
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    pairs = [("the cat sat on", " the mat"), ("the cat sat on", " a tree"), ("a dog", " ran")]
+    asked = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    stock = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8)
+    assert PrefixLM(model, tokenizer).loglikelihood(asked, disable_tqdm=True) == stock.loglikelihood(asked, disable_tqdm=True)
+
+
+def test_only_rotary_settings_are_read_for_their_length() -> None:
+    model = build("llama")
+    assert switch_length(model.config) is None
+    model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    assert switch_length(model.config) == 256  # from the model's own positions on
+    model.config.rope_parameters = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    model.config.quantization_config = {"type": "dynamic"}
+    assert switch_length(model.config) is None
+
+
 class Late(transformers.LlamaForCausalLM):
     """Wrong only where a forward is longer than any that is tried: nothing of the small trees may stay."""
 
@@ -186,4 +211,4 @@ def test_the_table_is_long_and_has_both_kinds() -> None:
         except UnsupportedModelError:
             found["stock"] += 1
     assert found["trees"] >= 90
-    assert found["stock"] >= 40
+    assert found["stock"] >= 30

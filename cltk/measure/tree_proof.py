@@ -59,7 +59,7 @@ def prove(trees: TreeForward, longest: int) -> None:
 
 def switch_length(config: Any) -> int | None:
     """Tokens beyond which the model's rotary embedding takes other factors for all positions; None where it does not."""
-    rope = [value for node in _nodes(config.to_dict()) for name, value in node.items() if name.startswith("rope_")]
+    rope = [value for node in _nodes(config.to_dict()) for name, value in node.items() if str(name).startswith("rope_")]
     found = [node for value in rope for node in _nodes(value) if node.get("rope_type", node.get("type")) in SWITCHING]
     if not found:
         return None

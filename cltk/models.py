@@ -64,10 +64,10 @@ def _kernel(config: Any) -> str:
     """The first value in nested mappings that names a kernel of a hub, or ""."""
     for key, value in config.items() if isinstance(config, dict) else ():
         named = [value] if isinstance(value, str) else list(value.values()) if isinstance(value, dict) else []
-        if "_implementation" in str(key) and (found := [name for name in named if isinstance(name, str) and "/" in name]):
-            return str(found[0])
+        if "_implementation" in str(key) and (hubs := [name for name in named if isinstance(name, str) and "/" in name]):
+            return hubs[0]
         if found := _kernel(value):
-            return str(found)
+            return found
     return ""
 
 

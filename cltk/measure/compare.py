@@ -77,9 +77,9 @@ def measure(
     Raises:
         InputError: an unknown task or model, or scores that cannot be compared.
     """
-    texts = [_text(one) for one in ([texts] if isinstance(texts, str | Path | TextTask) else texts)]
+    held_out = [_text(one) for one in ([texts] if isinstance(texts, str | Path | TextTask) else texts)]
     suite = Suite(
-        tasks, texts=texts, limit=limit, num_fewshot=num_fewshot, include_path=include_path, chat_template=chat_template,
+        tasks, texts=held_out, limit=limit, num_fewshot=num_fewshot, include_path=include_path, chat_template=chat_template,
         system_instruction=system_instruction, fewshot_as_multiturn=fewshot_as_multiturn, gen_kwargs=gen_kwargs,
         confirm_run_unsafe_code=confirm_run_unsafe_code, members=members,
     )  # fmt: skip
@@ -93,11 +93,11 @@ def measure(
     for spec, side in sides:
         pair = _live(spec, dtype)
         scores.append(_score(suite, *pair, dtype, batch_size, scorer, journal and not isinstance(spec, tuple), progress, side))
-        kept += [pair] if texts and kl_rows else []
+        kept += [pair] if held_out and kl_rows else []
         del pair
         gc.collect()
     result = compare(scores[0], scores[1], margins=margins)
-    moved, notes = text_divergence(kept[0], kept[1], texts, kl_rows, progress) if kept else ({}, [])
+    moved, notes = text_divergence(kept[0], kept[1], held_out, kl_rows, progress) if kept else ({}, [])
     return replace(result, divergence=moved, notes=[*suite.notes, *result.notes, *notes])
 
 

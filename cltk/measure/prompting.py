@@ -87,7 +87,7 @@ class Prompting:
 
     def settings(self) -> dict[str, Any]:
         """What must be equal before and after, by name; what was left alone is left out."""
-        given = {"system_instruction": self.system_instruction, "gen_kwargs": self.generation() or None}
+        given: dict[str, Any] = {"system_instruction": self.system_instruction, "gen_kwargs": self.generation() or None}
         if self.chat_template:
             given["fewshot_as_multiturn"] = self.fewshot_as_multiturn
         return {"chat_template": self.chat_template, **{key: value for key, value in given.items() if value is not None}}

@@ -59,7 +59,8 @@ class Reference:
         self.shared = _starts_without_adapters(plan.model)
         if not self.shared:
             self.model = copy.deepcopy(plan.model).eval().requires_grad_(False)
-            top: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+            model: Any = self.model
+            top = model.get_base_model() if hasattr(model, "get_base_model") else model
             if not hasattr(top, "_hf_hook"):  # TRL's own forward calls the model that it was made for, which trains
                 vars(top).pop("forward", None)
             inherit(plan.model, self.model)

@@ -56,13 +56,13 @@ def build_mitigators(entries: Any, folder: Path, where: Any = None) -> list[Any]
     return built
 
 
-def _check_arguments(name: str, cls: type, arguments: dict[str, Any], at: Any) -> dict[str, Any]:
+def _check_arguments(name: str, cls: Any, arguments: dict[str, Any], at: Any) -> dict[str, Any]:
     parameters = {key: p for key, p in inspect.signature(cls.__init__).parameters.items() if key != "self"}
     for key in arguments:
         if key not in parameters:
             raise InputError(f"{at(name, key)}{name}.{key}: unknown argument{nearest(str(key), parameters)}")
     try:
-        hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+        hints = typing.get_type_hints(cls.__init__)
     except NameError:
         hints = {}
     checked = {}
@@ -116,7 +116,7 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"; valid keys are {', '.join(known)}" if len(known) <= 60 else "; `cltk schema` lists the valid keys"
 
 
-def signature_schema(cls: type) -> dict[str, Any]:
+def signature_schema(cls: Any) -> dict[str, Any]:
     """The JSON schema of a constructor's arguments."""
     parameters = [p for key, p in inspect.signature(cls.__init__).parameters.items() if key != "self"]
     names = {p.name: {"description": str(p)} for p in parameters}

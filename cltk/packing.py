@@ -11,6 +11,7 @@ Shapes: B sequences, R packed rows, L tokens of a row, N positions that predict 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,11 +29,11 @@ from cltk.probe import evaluating
 def place(lengths: Sequence[int], count: int) -> list[list[int]]:
     """Indices of the sequences in each of at most `count` rows: longest first, each into the emptiest row."""
     rows: list[list[int]] = [[] for _ in range(min(count, len(lengths)))]
-    fill = [0] * len(rows)
+    fill = [(0, at) for at in range(len(rows))]  # a heap: the emptiest first, of equal ones the earliest
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        at = fill.index(min(fill))
+        tokens, at = fill[0]
         rows[at].append(i)
-        fill[at] += lengths[i]
+        heapq.heapreplace(fill, (tokens + lengths[i], at))
     return rows
 
 
@@ -44,7 +45,7 @@ def arrange(lengths: Sequence[int], max_tokens: int, width: int | None) -> list[
     """
     bound = max(max_tokens, *lengths)
     best: tuple[float, list[list[int]]] | None = None
-    for count in range(-(-sum(lengths) // bound), len(lengths) + 1):
+    for count in row_counts(-(-sum(lengths) // bound), len(lengths)):
         rows = place(lengths, count)
         longest = max(sum(lengths[i] for i in row) for row in rows)
         cost = count * longest * (1.0 if width is None else longest + 6.0 * width)
@@ -52,6 +53,15 @@ def arrange(lengths: Sequence[int], max_tokens: int, width: int | None) -> list[
             best = cost, rows
     assert best is not None  # R = B always fits
     return best[1]
+
+
+def row_counts(fewest: int, most: int) -> list[int]:
+    """Numbers of rows worth trying: all up to 32 of them, then each a 16th more than the last, and `most`."""
+    counts = [fewest]
+    while counts[-1] < most:
+        step = 1 if most - fewest < 32 else max(1, counts[-1] // 16)
+        counts.append(min(most, counts[-1] + step))
+    return counts
 
 
 class PackedCollator:
@@ -213,7 +223,14 @@ def packing_error(model: Any, rows: Sequence[Row]) -> float:
     loss, relative to the largest loss; packed into one row, and into two, of which one has a rest.
 
     Eval mode, the random states are left alone. Any exception of the model's forward passes through.
+
+    Raises:
+        InputError: a mixture of experts with its load-balancing loss in the loss: that counts the rest of packed rows and moves
+            the routers' gradients by far more than the loss shows.
     """
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 1.0):
+        raise InputError("its routers' load-balancing loss counts the fill of packed rows (config.output_router_logits)")
     device = next(model.parameters()).device
     lengths = [len(row["input_ids"]) for row in rows]
     padded = _on(device, Collator(0)(rows)) | {"use_cache": False}

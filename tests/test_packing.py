@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 import warnings
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from cltk.packing import (
     packing_error,
     place,
     predicting,
+    row_counts,
 )
 from tests.conftest import sentences
 from tests.mitigator_cases import CASES
@@ -151,6 +153,40 @@ def test_a_cache_would_mix_sequences(tiny: Any) -> None:
     model, batch = loud(tiny()), pack(ragged(4), [[0, 1, 2, 3]], 1)
     right, wrong = model(**batch).loss, model(**{**batch, "use_cache": True}).loss
     assert abs((right - wrong).item()) > 1e-2
+
+
+def test_arrangement_is_the_written_out_one_and_stays_cheap() -> None:
+    """Rows of equal fill are taken in order, as by a search through all of them; large batches try few numbers of rows."""
+    rng = random.Random(0)
+    for _ in range(50):
+        lengths = [rng.randint(1, 9) for _ in range(rng.randint(1, 20))]
+        for count in range(1, len(lengths) + 1):
+            rows: list[list[int]] = [[] for _ in range(count)]
+            for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+                min(rows, key=lambda row: sum(lengths[k] for k in row)).append(i)
+            assert place(lengths, count) == rows
+    assert row_counts(3, 30) == list(range(3, 31))
+    for batch in (256, 4096):
+        counts = row_counts(1, batch)
+        assert counts == sorted(set(counts))
+        assert counts[-1] == batch
+        assert len(counts) < 120
+        assert all(b <= max(a + 1, a * 17 / 16) for a, b in itertools.pairwise(counts))
+
+
+def test_experts_that_are_balanced_by_the_loss_are_not_packed() -> None:
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    small = {
+        "vocab_size": 60, "hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 16, "num_hidden_layers": 1,
+        "shared_expert_intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": 4,
+    }  # fmt: skip
+    rows = [{"input_ids": [3, 4, 5]}, {"input_ids": [6, 7, 8, 9]}]
+    torch.manual_seed(0)
+    balanced = Qwen2MoeForCausalLM(Qwen2MoeConfig(**small, output_router_logits=True))
+    with pytest.raises(InputError, match="load-balancing"):
+        packing_error(balanced, rows)
+    assert packing_error(Qwen2MoeForCausalLM(Qwen2MoeConfig(**small)), rows) < 1e-5
 
 
 def test_errors_tell_exact_models_from_others(tiny: Any) -> None:

@@ -59,7 +59,7 @@ def fitting(spec: str | Path, anchor: Mapping[str, Tensor], where: str) -> tuple
     """The model `spec` in float32, and its weights under the names of `anchor`.
 
     Raises:
-        InputError: it cannot be loaded, or has not the names and shapes of `anchor`.
+        InputError: it cannot be loaded, or has not the names and shapes of `anchor` and no others (a head that is tied here).
     """
     model = load_model(spec)[0]
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -67,6 +67,10 @@ def fitting(spec: str | Path, anchor: Mapping[str, Tensor], where: str) -> tuple
         if name not in weights or weights[name].shape != start.shape:
             found = f"{tuple(weights[name].shape)}, here {tuple(start.shape)}" if name in weights else "absent"
             raise InputError(f"{where}: {spec} is no fine-tune of this model: {name} is {found} there")
+    if own := sorted(set(weights) - set(anchor)):  # what would be left out of the mix without a word
+        raise InputError(
+            f"{where}: {spec} has weights of its own that the start model ties or lacks ({own[0]}); untie it there first"
+        )
     return model, {name: weights[name] for name in anchor}
 
 
@@ -180,14 +184,21 @@ class LMCocktail(FromStart):
 
         theta = sum_k w_k theta_k,   w = softmax(-loss / temperature),   loss_k: mean NLL of the examples under model k
 
+    The tuned model is one of them, as in the released `mix_models_with_data`. With `alpha` it has a share of its own and the
+    softmax goes over the others, as the paper prints it:
+
+        theta = alpha theta_tuned + (1 - alpha) sum_k w_k theta_k
+
     Args:
         models: further fine-tunes of the start model: folders, hub ids, asset:NAME. They wait in memory as float32.
         memory: the examples: rows or text of what the result shall be good at; validation rows when not given.
         temperature: above 0; small picks the best model alone, large weighs all the same.
         limit: examples used, from the first.
+        alpha: the tuned model's share, 0 to 1 (0.5 in the paper); None leaves it to the softmax.
 
     Raises:
-        InputError: temperature not above 0, limit below 1, no examples, or a model of other names or shapes.
+        InputError: temperature not above 0, limit below 1, alpha outside 0 to 1, no examples, or a model that is
+            no fine-tune of this one.
 
     Source: Xiao et al. 2023 (arXiv 2311.13534).
     """
@@ -197,12 +208,20 @@ class LMCocktail(FromStart):
     name = "lm_cocktail"
 
     def __init__(
-        self, models: Sequence[str | Path] = (), memory: Any = None, temperature: float = 1.0, limit: int = 16
+        self,
+        models: Sequence[str | Path] = (),
+        memory: Any = None,
+        temperature: float = 1.0,
+        limit: int = 16,
+        alpha: float | None = None,
     ) -> None:
         super().__init__()
         if not temperature > 0 or limit < 1:
             raise InputError(f"lm_cocktail: temperature must be above 0 and limit at least 1; got {temperature} and {limit}")
+        if alpha is not None and not 0 <= alpha <= 1:
+            raise InputError(f"lm_cocktail.alpha: must be between 0 and 1, got {alpha}")
         self.models, self.memory, self.temperature, self.limit = list(models), memory, temperature, limit
+        self.alpha = alpha
         self.others: list[tensors.Named] = []
         self.losses: dict[str, float] = {}
 
@@ -221,7 +240,11 @@ class LMCocktail(FromStart):
 
     def finish(self, run: Run) -> None:
         losses = agreed([*self.losses.values(), mean_nll(run.model, self.rows)])
-        *weights, own = mixture(losses, self.temperature)
+        if self.alpha is None:
+            *weights, own = mixture(losses, self.temperature)
+        else:
+            own = self.alpha
+            weights = [(1 - own) * weight for weight in mixture(losses[:-1], self.temperature)]
         for name, parameter, start in self.pairs(run):
             mixed = own * parameter.data.float() + weights[0] * start.float()
             for weight, other in zip(weights[1:], self.others, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,19 @@ def top_directions(weight_MN: Tensor, keep: float) -> Basis:
     return Basis(u[:, :k].contiguous(), s[:k].contiguous(), vh[:k].T.contiguous())
 
 
-def outside(weight_MN: Tensor, basis: Basis) -> Tensor:
-    """W - U (U^T W V - diag(S)) V^T: the nearest matrix whose U x V block is the old one, diag(S)."""
+Form = Literal["printed", "released"]
+
+
+def outside(weight_MN: Tensor, basis: Basis, form: Form = "printed") -> Tensor:
+    """W without what moved in the protected directions, float32.
+
+    printed: W - U (U^T W V - diag(S)) V^T, the nearest matrix whose U x V block is the old one, diag(S).
+    released: U diag(S) V^T + (1 - U U^T) W (1 - V V^T), the nearest with U^T W and W V as they were.
+    """
     weight_MN = weight_MN.float()
+    if form == "released":
+        low_MN = weight_MN - basis.left @ (basis.left.T @ weight_MN)
+        return (basis.left * basis.values) @ basis.right.T + low_MN - (low_MN @ basis.right) @ basis.right.T
     moved_KK = basis.left.T @ weight_MN @ basis.right - torch.diag(basis.values)
     return weight_MN - basis.left @ moved_KK @ basis.right.T
 
@@ -54,21 +64,27 @@ class OSFT(Mitigator):
 
     with the `keep` largest directions h. Since the projection is linear this takes the protected block out of every
     update, as the optimiser made it (projecting the gradient alone would not: Adam rescales each coordinate). The blocks
-    (U_h, V_l) and (U_l, V_h) still move.
+    (U_h, V_l) and (U_l, V_h) still move. The authors' released code (mini_trainer) and peft's OSF train low factors that are
+    orthogonal to the high ones, so that those blocks stay, too: form="released",
+
+        W <- U_h diag(S_h) V_h^T + (1 - U_h U_h^T) W (1 - V_h V_h^T)
 
     Args:
         keep: share of singular directions that are protected in every matrix; 0 changes nothing.
+        form: "printed", the projection of the paper, or "released".
 
     Raises:
-        InputError: keep outside 0 to 1, or a model without linear layers to train.
+        InputError: keep outside 0 to 1, an unknown form, or a model without linear layers to train.
 
     Source: Nayak et al. 2025 (arXiv 2504.07097), who set keep layer by layer; here it is one number.
     """
 
-    def __init__(self, keep: float = 0.5) -> None:
+    def __init__(self, keep: float = 0.5, form: Form = "printed") -> None:
         if not 0 <= keep <= 1:
             raise InputError(f"osft.keep: must be between 0 and 1, got {keep}")
-        self.keep = keep
+        if form not in get_args(Form):
+            raise InputError(f"osft.form: {form!r} is unknown; give one of {', '.join(get_args(Form))}")
+        self.keep, self.form = keep, form
         self.bases: dict[str, Basis] = {}
 
     def setup(self, plan: Plan) -> None:
@@ -79,7 +95,7 @@ class OSFT(Mitigator):
         self.bases = {name: basis for name, basis in found.items() if len(basis.values)}
         if not self.bases:
             raise InputError("osft: the model has no linear layer to train whose directions could be kept; raise keep")
-        plan.notes["osft"] = {"keep": self.keep, "matrices": len(self.bases)}
+        plan.notes["osft"] = {"keep": self.keep, "form": self.form, "matrices": len(self.bases)}
 
     def start(self, run: Run) -> None:
         named = dict(tensors.trainable(run.model))
@@ -94,5 +110,5 @@ class OSFT(Mitigator):
             return
         for name, parameter in tensors.trainable(run.model):
             if name in self.bases and parameter.grad is not None:
-                moved = outside(tensors.whole(parameter.detach()), self.bases[name])
+                moved = outside(tensors.whole(parameter.detach()), self.bases[name], self.form)
                 parameter.copy_(tensors.like(parameter, moved.to(parameter.dtype)))

@@ -33,9 +33,14 @@ def stm(start_N: Tensor, tau: float = 2.5) -> Tensor:
     return (start_N <= math.log(tau)).float()
 
 
-def talr(nll_N: Tensor, tau: float | None = None) -> Tensor:
-    """exp(-l / tau) = p^(1/tau) under the model itself; tau: the batch's median loss. Source: Lin et al. 2025."""
-    return torch.exp(-nll_N / (torch.clamp(nll_N.median(), min=TINY) if tau is None else tau))
+def talr(nll_N: Tensor, sample_N: Tensor, tau: float | None = None) -> Tensor:
+    """exp(-l / tau) = p^(1/tau) under the model itself; tau: the median of the batch's mean losses of a sample.
+
+    Source: Lin et al. 2025, as reimplemented in public (median of per-sequence NLL, floor 0.01).
+    """
+    if tau is None:
+        tau = max(float(_sample_means(nll_N, sample_N)[sample_N.unique()].median()), TINY)
+    return torch.exp(-nll_N / tau)
 
 
 def flow(start_N: Tensor, sample_N: Tensor, tau: float | None = None) -> Tensor:
@@ -103,9 +108,9 @@ class TokenWeights(Mitigator):
         setting: "stm" (mask tokens that the start model finds unlikely), "talr", "flow" (per sample), "dft", "eaft", "random"
             (control: mask a random share; compare stm with it at the share that stm masked, see the record's notes), or
             "none" (changes no bit).
-        tau: stm: perplexity above which a token is masked, 2.5; talr: the temperature, the micro-batch's median loss; flow:
-            the same for samples, the median over the training data.
-        floor: smallest weight, before rescaling.
+        tau: stm: perplexity above which a token is masked, 2.5; talr and flow: the temperature, the median of the samples'
+            mean losses, of the micro-batch (talr) or of the training data (flow).
+        floor: smallest weight, before rescaling; 0.01 for talr, else 0.
         top_k: of eaft.
         rate: share that random masks.
         rescale: weights are divided by their mean over the micro-batch's counted tokens, for otherwise the method is a
@@ -120,16 +125,17 @@ class TokenWeights(Mitigator):
     """
 
     def __init__(
-        self, setting: Setting, *, tau: float | None = None, floor: float = 0.0, top_k: int = 20, rate: float = 0.25,
+        self, setting: Setting, *, tau: float | None = None, floor: float | None = None, top_k: int = 20, rate: float = 0.25,
         rescale: bool = True, seed: int = 0,
     ) -> None:  # fmt: skip
         if setting not in get_args(Setting):
             raise InputError(f"token_weights.setting: {setting!r} is unknown; give one of {', '.join(get_args(Setting))}")
-        if (tau is not None and not tau > 0) or not 0 <= floor <= 1 or top_k < 2 or not 0 <= rate < 1:
+        if (tau is not None and not tau > 0) or not 0 <= (floor or 0) <= 1 or top_k < 2 or not 0 <= rate < 1:
             raise InputError(
                 "token_weights: tau must be above 0, floor 0 to 1, top_k at least 2, rate at least 0 and below 1;"
                 f" got {tau}, {floor}, {top_k}, {rate}"
             )
+        floor = (0.01 if setting == "talr" else 0.0) if floor is None else floor
         self.setting, self.tau, self.floor, self.top_k = setting, tau, floor, top_k
         self.rate, self.rescale, self.seed = rate, rescale, seed
         self.reweighs = setting != "none"
@@ -189,7 +195,7 @@ class TokenWeights(Mitigator):
         elif self.setting == "flow":
             w_N = flow(self._start_nll(inputs), samples_of(inputs), self.rows_tau)
         else:
-            w_N = dft(nll_N) if self.setting == "dft" else talr(nll_N, self.tau)
+            w_N = dft(nll_N) if self.setting == "dft" else talr(nll_N, samples_of(inputs), self.tau)
         return w_N.clamp(min=self.floor)
 
     def _start_nll(self, inputs: dict[str, Tensor]) -> Tensor:

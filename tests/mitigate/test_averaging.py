@@ -185,6 +185,16 @@ def test_lm_cocktail_weighs_by_loss(tiny: Callable[..., Any], tmp_path: Path, to
     assert max(shares) < 0.99  # the reference distinguishes
 
 
+def test_lm_cocktail_as_printed(tiny: Callable[..., Any]) -> None:
+    """alpha of the tuned model, the rest by loss among the others: with the start model alone, an interpolation."""
+    start, tuned = weights_of(tiny()), weights_of(train(tiny(), []))
+    found = weights_of(train(tiny(), [LMCocktail(memory=ROWS, alpha=0.3)]))
+    for name, value in found.items():
+        torch.testing.assert_close(value, 0.3 * tuned[name] + 0.7 * start[name], rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="alpha"):
+        LMCocktail(alpha=1.1)
+
+
 def test_lm_cocktail_takes_validation_rows(tiny: Callable[..., Any]) -> None:
     method = LMCocktail(limit=2)
     train(tiny(), [method], validation=ROWS)

@@ -39,6 +39,32 @@ def test_projection_against_numpy(shape):
     np.testing.assert_allclose(top_directions(start, 0.5).values.numpy(), s[:k], rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(6, 6), (5, 9), (9, 4)])
+def test_released_form_against_numpy(shape):
+    """Nothing moves in the rows of U_h nor in the columns of V_h; what is outside both moves as it did."""
+    generator = torch.Generator().manual_seed(0)
+    start, moved = (torch.randn(shape, generator=generator, dtype=torch.float64).numpy() for _ in range(2))
+    u, _, vh = np.linalg.svd(start, full_matrices=False)
+    k = round(0.5 * min(shape))
+    u, v = u[:, :k], vh[:k].T
+    delta = moved - start
+    expected = start + (np.eye(shape[0]) - u @ u.T) @ delta @ (np.eye(shape[1]) - v @ v.T)
+    basis = top_directions(torch.tensor(start), 0.5)
+    np.testing.assert_allclose(outside(torch.tensor(moved), basis, "released").double().numpy(), expected, atol=1e-5)
+
+
+def test_the_released_form_keeps_both_sides_under_adamw(tiny):
+    model, start = tiny(), tiny().state_dict()
+    method = OSFT(0.5, "released")
+    train(model, method)
+    for name, weight in linear_weights(model).items():
+        basis, delta = method.bases[name], weight.detach() - start[name]
+        assert max((basis.left.T @ delta).abs().max(), (delta @ basis.right).abs().max()) < 2e-6
+    assert delta.abs().max() > 1e-4
+    with pytest.raises(InputError, match="form"):
+        OSFT(0.5, "other")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "neox"])
 def test_the_protected_block_does_not_move_under_adamw(kind, tiny):
     model, start = tiny(kind), tiny(kind).state_dict()

@@ -31,13 +31,20 @@ def test_stm_masks_unlikely_tokens():
     assert 0 < sum(expected) < 9
 
 
+def test_talrs_temperature_is_the_median_over_samples():
+    """Ten easy tokens of one sample do not outvote two hard samples."""
+    values, sample = torch.tensor([0.1] * 10 + [2.0, 4.0] + [6.0]), torch.tensor([0] * 10 + [1, 1] + [2])
+    torch.testing.assert_close(talr(values, sample), torch.exp(-values / 3.0))  # sample means 0.1, 3, 6
+
+
 def test_talr_and_dft_are_powers_of_the_probability():
     values = losses()
     tau = statistics.median(values.tolist())
-    torch.testing.assert_close(talr(values), torch.tensor([math.exp(-v) ** (1 / tau) for v in values.tolist()]))
-    torch.testing.assert_close(talr(values, 0.7), torch.tensor([math.exp(-v) ** (1 / 0.7) for v in values.tolist()]))
+    one = torch.arange(len(values))  # every token a sample of its own
+    torch.testing.assert_close(talr(values, one), torch.tensor([math.exp(-v) ** (1 / tau) for v in values.tolist()]))
+    torch.testing.assert_close(talr(values, one, 0.7), torch.tensor([math.exp(-v) ** (1 / 0.7) for v in values.tolist()]))
     torch.testing.assert_close(dft(values), torch.tensor([math.exp(-v) for v in values.tolist()]))
-    assert torch.isfinite(talr(torch.zeros(3))).all()
+    assert torch.isfinite(talr(torch.zeros(3), torch.zeros(3, dtype=torch.long))).all()
 
 
 def test_flow_weighs_samples():
@@ -106,7 +113,9 @@ def slow_total(setting, method, batch, logits, start_logits):
     if setting == "stm":
         weights = [float(math.exp(start) <= method.tau) for _, _, start, _ in rows]
     elif setting == "talr":
-        weights = [math.exp(-loss / statistics.median_low(nll)) for loss in nll]
+        of_sample = [[loss for loss, row in zip(nll, rows, strict=True) if row[0] == b] for b in {row[0] for row in rows}]
+        tau = statistics.median_low([statistics.fmean(losses) for losses in of_sample])
+        weights = [math.exp(-loss / tau) for loss in nll]
     elif setting == "dft":
         weights = [math.exp(-loss) for loss in nll]
     else:

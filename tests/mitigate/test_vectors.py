@@ -183,6 +183,16 @@ def test_merge_of_finished_runs(method: str, tiny_folder: Path, other: Path, tin
     assert (tmp_path / "merged" / "tokenizer.json").exists()
 
 
+def test_a_head_of_its_own_is_not_left_out_of_a_merge(tiny: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> None:
+    """The start model ties its head to the embedding, the fine-tune does not, or the other way round."""
+    for name, tied in (("tied", True), ("apart", False)):
+        tiny(tie_word_embeddings=tied).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    for base, tuned in (("tied", "apart"), ("apart", "tied")):
+        with pytest.raises(InputError, match=r"lm_head\.weight"):
+            merge(tmp_path / base, [tmp_path / tuned], "task_arithmetic", scale=1.0)
+
+
 def test_merge_keeps_the_dtype_and_the_tie(tiny: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> None:
     for name, seed in (("base", 0), ("tuned", 1)):
         tiny(seed=seed).to(torch.bfloat16).save_pretrained(tmp_path / name)

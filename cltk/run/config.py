@@ -149,9 +149,11 @@ def _model(cls: type[BaseModel], data: Any, above: Keys, where: Where) -> Any:
 
 
 def _explain(problem: Any, cls: type[BaseModel], above: Keys, where: Where) -> str:
-    keys = tuple(key for key in problem["loc"] if not _is_branch(key))
+    unknown = problem["type"] == "extra_forbidden"  # then the last is a key of the file, whatever it looks like
+    last = len(problem["loc"]) - 1
+    keys = tuple(key for at, key in enumerate(problem["loc"]) if (unknown and at == last) or not _is_branch(key))
     dotted = ".".join(map(str, (*above, *keys))) or "file"
-    if problem["type"] == "extra_forbidden":
+    if unknown:
         return f"{where(keys)}: {dotted}: unknown key{nearest(str(keys[-1]), _names_at(cls, keys[:-1]))}"
     if problem["type"] == "missing":
         return f"{where(keys[:-1])}: {dotted}: this key is required"

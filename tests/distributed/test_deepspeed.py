@@ -41,7 +41,12 @@ def test_the_form_that_works_is_named() -> None:
 
 
 def test_attach_refuses_before_anything_is_touched() -> None:
-    trainer: Any = SimpleNamespace(is_deepspeed_enabled=True)
+    trainer: Any = SimpleNamespace(
+        is_deepspeed_enabled=True,
+        callback_handler=SimpleNamespace(callbacks=[]),
+        args=SimpleNamespace(n_gpu=1),
+        model_init=None,
+    )
     with pytest.raises(InputError, match="SAM: DeepSpeed"):
         cltk.attach(trainer, [cltk.SAM(0.05)])
 

@@ -291,11 +291,14 @@ def test_only_trained_tokens_are_counted() -> None:
     counter = Counter(Collator(0))
     batches = [[{"input_ids": [5] * n} for n in lengths] for lengths in ((3, 9), (4, 4), (7, 1))]
     made = [counter(rows) for rows in batches]  # all are drawn ahead
-    counter.take(2)
-    assert counter.trained == 3 + 9 + 4 + 4
-    counter.take(1)
-    assert counter.trained == 28
-    assert all((batch["labels"][:, 0] == IGNORED).all() for batch in made)
+    seen: list[set[str]] = []
+    trainer = SimpleNamespace(training_step=lambda model, inputs: seen.append(set(inputs)))
+    counter.watch(trainer)
+    for batch, trained in zip(made, (12, 20, 28), strict=True):
+        assert (batch["labels"][:, 0] == IGNORED).all()
+        trainer.training_step(None, batch)
+        assert int(counter.trained) == trained
+    assert seen == [{"input_ids", "attention_mask", "labels"}] * 3
 
 
 @pytest.mark.parametrize(
@@ -313,7 +316,7 @@ def test_what_is_not_finite_is_found(clip: float, norm: float | None, gradient: 
     model.weight.grad = torch.full((1, 1), gradient)
     saved: list[str] = []
     trainer = SimpleNamespace(model=model, _get_grad_norm=lambda *_: norm, save_model=saved.append)
-    (watch,) = make_callbacks(trainer, tmp_path, None, Counter(Collator(0)))
+    (watch,) = make_callbacks(trainer, tmp_path, None)
     trainer._get_grad_norm(model)
     with pytest.raises(DivergedError, match="not finite at step 4") if diverged else nullcontext():
         watch.on_pre_optimizer_step(SimpleNamespace(max_grad_norm=clip), SimpleNamespace(global_step=3), None)

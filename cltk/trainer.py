@@ -7,6 +7,7 @@ are called is in `cltk.host.callback`, how extra losses are scaled in `cltk.host
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
         _set_up(trainer, mitigators, plan)
     except BaseException:
         trainer.args = given
-        _set(before)
+        _set(before, trainer.model)
         raise
     if plan.model is not trainer.model:
         trainer.model = trainer.model_wrapped = plan.model
@@ -92,19 +93,20 @@ def _set_up(trainer: Any, mitigators: Sequence[Mitigator], plan: Plan) -> None:
                 check_schedule(trainer, type(mitigator).__name__)
 
 
-Flags = list[tuple[str, nn.Parameter, bool]]
+Flags = list[tuple[str, weakref.ref[nn.Parameter], bool]]
 
 
 def _flags(model: nn.Module) -> Flags:
-    """requires_grad of every parameter, by name too: FSDP2 puts others in their places."""
-    return [(tensors.clean(name), parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
+    """requires_grad of every parameter, by name too: FSDP2 puts others in their places, and the whole ones must be freed."""
+    return [(tensors.clean(name), weakref.ref(p), p.requires_grad) for name, p in model.named_parameters()]
 
 
-def _set(flags: Flags, model: nn.Module | None = None) -> None:
-    for _, parameter, flag in flags:
-        parameter.requires_grad_(flag)
+def _set(flags: Flags, model: nn.Module) -> None:
+    for _, reference, flag in flags:
+        if (there := reference()) is not None:
+            there.requires_grad_(flag)
     named = {name: flag for name, _, flag in flags}
-    for name, parameter in model.named_parameters() if model is not None else ():
+    for name, parameter in model.named_parameters():
         parameter.requires_grad_(named.get(tensors.clean(name), parameter.requires_grad))
 
 
@@ -121,7 +123,7 @@ def _wrap(trainer: Any, callback: MitigatorCallback, before: Flags) -> None:
         resume = resume_from_checkpoint
         callback.checkpoint = get_last_checkpoint(trainer.args.output_dir) if resume is True else (resume or None)
         callback.trial = trial
-        _set(during)
+        _set(during, trainer.model)
         try:
             return train(resume_from_checkpoint, trial, *args, **kw)
         finally:

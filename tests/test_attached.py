@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,39 @@ def test_the_model_is_the_callers_again(hook: str, error: type[BaseException], m
     assert {name: p.requires_grad for name, p in trainer.model.named_parameters()} == before
     assert hooks(model) == plain
     assert (own.get_vocab(), own.special_tokens_map) == (words, special)
+
+
+class Replaces(Mitigator):
+    """Other parameters in the places of the model's, as FSDP2 puts its shards there; counts those of the first that live on."""
+
+    def __init__(self, model: Any) -> None:
+        self.old, self.alive, self.flags = [weakref.ref(p) for p in model.parameters()], -1, {}
+
+    def start(self, run: Any) -> None:
+        new: dict[Any, Any] = {}
+        for module in run.model.modules():
+            for name, p in list(module.named_parameters(recurse=False)):
+                new.setdefault(p, torch.nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad))
+                module.register_parameter(name, new[p])
+        for group in run.optimizer.param_groups:
+            group["params"] = [new[p] for p in group["params"]]
+
+    def step(self, run: Any) -> None:
+        gc.collect()
+        self.alive = sum(reference() is not None for reference in self.old)
+        self.flags = {name: p.requires_grad for name, p in run.model.named_parameters()}
+
+
+def test_parameters_that_are_replaced_are_freed_and_keep_their_flags(make: Any, tiny: Any) -> None:
+    model = tiny()
+    method = Replaces(model)
+    trainer = make([cltk.Freeze(1), method, cltk.KL(0.5)], model=model)
+    trainer.train()
+    assert method.alive == 0
+    assert not all(method.flags.values())
+    assert all(p.requires_grad for p in model.parameters())
+    trainer.train()
+    assert not all(method.flags.values())  # frozen again
 
 
 def test_a_refused_attach_leaves_everything_as_it_was(make: Any, tiny: Any, arguments: Any, tokenizer: Any) -> None:

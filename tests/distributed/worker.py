@@ -6,7 +6,8 @@ ENGINE is single, ddp, fsdp2, zero1, zero2 or zero3; FOLDER holds the start mode
 `penalty-HOW-ACCUMULATION-SETTING` with HOW one of autograd (the penalty in the loss), ewc, l2_sp, none, and SETTING one of clip
 (small gradient norms), free (no clipping), bf16 (autocast, or the engine's own mixed precision; also no clipping); or
 `scale-HOST-METHOD-ACCUMULATION`: one SGD step of rate 1 in a host of tests/test_scale.py, METHOD one of none, own (the host's
-loss once more), nothing (token weights of 0).
+loss once more), nothing (token weights of 0); or `held-METHOD`: the bytes of all tensors behind the first optimiser step,
+METHOD a case or plain.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.state import DistributedType, PartialState
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import cltk
 from cltk import tensors
@@ -130,6 +131,36 @@ def scale(engine: str, folder: Path, host: str, method: str, accumulation: int) 
     return cltk.attach(trainer, {"none": [], "own": [Own()], "nothing": [Nothing()]}[method])
 
 
+def bytes_of_tensors() -> int:
+    """Of every tensor that Python can reach, each storage once; of a sharded one this rank's part."""
+    gc.collect()
+    storages = {}
+    for tensor in gc.get_objects():
+        if issubclass(type(tensor), torch.Tensor):  # the instance's own __class__ may be a lazy module's
+            storage = tensors.local(tensor.detach()).untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+class Count(TrainerCallback):
+    """Counts behind the first optimiser step: gradients and moments are there, activations are not."""
+
+    held = 0
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.held = self.held or bytes_of_tensors()
+
+
+def held(engine: str, folder: Path, method: str) -> int:
+    """What a training holds beyond what was there before it was set up."""
+    start(folder)
+    before, count = bytes_of_tensors(), Count()
+    trainer = trainer_of(engine, folder, max_steps=1)
+    cltk.attach(trainer, [] if method == "plain" else [CASES[method].active(OLD)]).add_callback(count)
+    trainer.train()
+    return count.held - before
+
+
 def train(engine: str, folder: Path, job: str) -> Any:
     """The trainer after the job. Raises InputError or RunError: the engine cannot do it."""
     if job.startswith("penalty-"):
@@ -165,6 +196,8 @@ def final_weights(model: Any) -> dict[str, torch.Tensor]:
 def outcome(engine: str, folder: Path, job: str) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if job.startswith("held-"):
+            return {"held": held(engine, folder, job.removeprefix("held-"))}
         try:
             trainer = train(engine, folder, job)
         except (InputError, RunError) as error:

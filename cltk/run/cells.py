@@ -32,6 +32,7 @@ from cltk.run.train import CURVES, train_cell
 
 Tell = Callable[[str, int, int, str], None]  # what, done, total, detail
 FAILED = "failed.json"
+KEPT = "trained-"  # begins the names of trainings that cells share
 STATES, STAGE = "mitigators.safetensors", "stage.json"
 
 
@@ -89,7 +90,7 @@ class Work:
 
     def kept(self, training: str) -> Path:
         """Where a training that several cells share stays until all of them are done, by its digest."""
-        return self.out / "cache" / f"trained-{training[:16]}"
+        return self.out / "cache" / f"{KEPT}{training[:16]}"
 
     def _legs(self, cell: Cell, folder: Path) -> list[Leg]:
         """Every training of the cell in its order; the last one's weights are in memory."""

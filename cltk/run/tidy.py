@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cltk.errors import InputError
 from cltk.files import locked
-from cltk.run.cells import FAILED, clean
+from cltk.run.cells import FAILED, KEPT, clean
 from cltk.run.records import RECORD
 
 CACHE = "cache"
@@ -27,8 +27,8 @@ class Left:
 
 
 def sweep(out: Path) -> None:
-    """Behind the last record: the cache goes, unless a cell of another experiment in this folder is not finished."""
-    if not (out / CACHE).is_symlink() and not list(_unfinished(out)):
+    """Behind the last record: the cache goes, unless another experiment in this folder is not finished."""
+    if not (out / CACHE).is_symlink() and not _needed(out):
         shutil.rmtree(out / CACHE, ignore_errors=True)
 
 
@@ -45,13 +45,13 @@ def leftovers(out: Path, *, unfinished: bool = False, models: bool = False) -> l
     """
     if not out.is_dir() or not any((one / name).exists() for one in out.iterdir() for name in (RECORD, FAILED, *UNDER_WAY)):
         raise InputError(f"{out}: not a folder that `cltk run` wrote: no cell in it has a record, an error or a checkpoint")
-    waiting, found = list(_unfinished(out)), []
-    if unfinished or not waiting:
+    found = []
+    if unfinished or not _needed(out):
         found.append((out / CACHE, "importance, scores and trainings that cells shared"))
     for cell in sorted(one.parent for one in out.glob(f"*/{RECORD}")):
         found += [(cell / name, "of a finished training") for name in UNDER_WAY]
         found += [(cell / "model", "the tuned weights")] if models else []
-    for cell in waiting if unfinished else ():
+    for cell in _unfinished(out) if unfinished else ():
         found += [(cell / name, "of a training without a record: it begins anew") for name in UNDER_WAY]
     return [Left(path, what, size_of(path)) for path, what in found if path.is_dir() and not path.is_symlink()]
 
@@ -67,6 +67,11 @@ def remove(out: Path, found: list[Left]) -> None:
             clean(cell)
         for left in found:
             shutil.rmtree(left.path, ignore_errors=True)
+
+
+def _needed(out: Path) -> bool:
+    """Whether a run goes on from the cache: a cell has no record, or a training still waits for cells that share it."""
+    return any(_unfinished(out)) or any(path.is_dir() for path in (out / CACHE).glob(f"{KEPT}*"))
 
 
 def _unfinished(out: Path) -> Iterator[Path]:

@@ -163,6 +163,8 @@ def _add(loaded: Loaded, name: str, manager: Any, guard: Callable[[str], Any], u
         if entry is not None and (entry.cfg or {}).get("unsafe_code") and not unsafe:
             raise InputError(_unsafe(leaf))
     part = _attempt(name, manager, guard)
+    if not part["tasks"]:
+        raise InputError(f"task {name!r}: it is a group without tasks; list some under `task`")
     for task in part["tasks"]:
         others = [group for group in loaded["groups"] if task in _tasks_of(loaded, group)]
         if (task in loaded["tasks"] and name in part["groups"]) or others:

@@ -114,15 +114,19 @@ def _compose(path: Path, text: str) -> yaml.Node | None:
 
 
 def _scalars(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    """Every value in the document, also inside lists and mappings; not the keys."""
-    if isinstance(node, yaml.ScalarNode):
-        yield node
-    elif isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            yield from _scalars(child)
-    elif isinstance(node, yaml.MappingNode):
-        for _, child in node.value:
-            yield from _scalars(child)
+    """Every value in the document, also inside lists and mappings, once and in order; not the keys. A list may hold itself."""
+    seen, waiting = set(), [node]
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.ScalarNode):
+            yield node
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += reversed(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [child for _, child in reversed(node.value)]
 
 
 def _plain(node: yaml.Node | None, key: str) -> list[str]:

@@ -18,6 +18,7 @@ PLAIN = ("json", "csv", "parquet", "arrow", "text")  # builders of `datasets` th
 ELSEWHERE = ("cache_dir", "download_config", "storage_options")  # arguments of load_dataset that write or reach elsewhere
 CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "import_module", "sympify", "parse_expr"}
 MODULES = {"subprocess", "pickle", "dill", "joblib", "evaluate", "ctypes"}  # what can run what it is given
+LONGEST = 200  # characters of a file's own words in a message
 ADD = "add --trust if you trust it"
 
 
@@ -76,15 +77,16 @@ class _Guard:
         return make
 
     def check_function(self, value: str, base: Path, where: str) -> None:
+        shown = value[:LONGEST]
         module = Path(os.path.normpath(base / (value.rpartition(".")[0].replace(".", "/") + ".py")))
         if base.is_relative_to(_stock()):
             if not self.own and (call := _dangerous(module.parent)):
                 raise InputError(f"{where}: lm-eval's task calls {call} on what the data or the model says; {ADD}")
         elif not self.own:
-            raise InputError(f"{where}: runs Python (!function {value}); {ADD}")
+            raise InputError(f"{where}: runs Python (!function {shown}); {ADD}")
         elif self.folder is None or not all(path.is_relative_to(self.folder) for path in (base, module)):
             raise InputError(
-                f"{where}: runs Python (!function {value}) that is not in {self.name(self.folder)}; copy it there to trust it"
+                f"{where}: runs Python (!function {shown}) that is not in {self.name(self.folder)}; copy it there to trust it"
             )
 
     def metric(self, original: Any) -> Any:
@@ -95,15 +97,14 @@ class _Guard:
             from lm_eval.api.registry import METRIC_REGISTRY
 
             if hf_evaluate_metric or name not in METRIC_REGISTRY:
+                shown = repr(str(name)[:LONGEST])
                 if not self.own:
-                    raise InputError(
-                        f"metric {name!r} is not lm-eval's own: the `evaluate` library would run its Python; {ADD}"
-                    )
+                    raise InputError(f"metric {shown} is not lm-eval's own: the `evaluate` library would run its Python; {ADD}")
                 local = os.path.exists(name) or os.path.exists(f"{name}.py")
                 roots = [root.resolve() for root in (self.folder, self.shown) if root]
                 if local and not any(Path(name).resolve().is_relative_to(root) for root in roots):
                     raise InputError(
-                        f"metric {name!r}: runs Python that is not in the task folder; copy it there if you trust it"
+                        f"metric {shown}: runs Python that is not in the task folder; copy it there if you trust it"
                     )
             return original(name, hf_evaluate_metric)
 

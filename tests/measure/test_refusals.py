@@ -105,6 +105,13 @@ def test_machine_errors_stay_what_they_are(tiny: Any, tokenizer: Any, monkeypatc
     assert not isinstance(caught.value, CltkError)
 
 
+@pytest.mark.parametrize("body", ["", "task: []\n"])
+def test_a_group_without_tasks_is_refused_also_beside_other_tasks(body: str) -> None:
+    Path("tasks/empty.yaml").write_text(f"group: empty\n{body}")
+    with pytest.raises(InputError, match=r"task 'empty'.*group without tasks"):
+        Suite(["toy", "empty"], include_path="tasks").load()
+
+
 def test_unsafe_tasks_run_with_consent(tiny: Any, tokenizer: Any, capsys: Any) -> None:
     write_task("risky", ROWS, CHOICE + "unsafe_code: true\n")
     Path("tasks/grp.yaml").write_text("group: grp\ntask: [risky, toy]\n")

@@ -103,6 +103,13 @@ def test_an_alias_is_resolved_once(folder, tmp_path, resolved):
     assert resolved == ["asset:toy/x"]
 
 
+def test_a_list_that_holds_itself_is_read_once(folder, tmp_path, resolved):
+    write(folder / "a.yaml", "task: a\nx: &x [asset:toy/x, *x, asset:toy/y]\n")
+    prepare(folder, tmp_path / "out", ["nothing"])
+    assert prepare(folder, tmp_path / "other") == tmp_path / "other"
+    assert sorted(resolved) == ["asset:toy/x", "asset:toy/y"]
+
+
 def test_errors_name_the_file_and_line(folder, tmp_path):
     with pytest.raises(InputError, match=r"nowhere: no such task folder"):
         prepare(tmp_path / "nowhere", tmp_path / "out")

@@ -88,6 +88,10 @@ EXPERIMENTS: dict[str, tuple[Callable[[], Any], str]] = {
     "a model's Python": (
         lambda: edit("experiment.yaml", "pretrained: tiny-llama", "pretrained: tiny-llama, trust_remote_code: true"),
         "--trust"),
+    "consent to code that a model writes": (
+        lambda: edit("experiment.yaml", "kl_rows: 0}", "kl_rows: 0, confirm_run_unsafe_code: true}"), "--trust"),
+    "that consent in a base": (base("evals: {confirm_run_unsafe_code: true}\n"), "--trust"),
+    "that consent in the grid": (line("grid: {evals.confirm_run_unsafe_code: [false, true]}"), "--trust"),
     "an asset outside": (lambda: edit("experiment.yaml", "path: new.jsonl", "path: asset:brown/../../x.jsonl"), ""),
 }  # fmt: skip
 

@@ -116,7 +116,7 @@ class ModelJournal:
         if self.journal is None:
             return {}
         found = {k: self.journal.get(self._key(requests, k, trees)) for k in range(len(requests))}
-        return {k: (answer["logprob"], answer["greedy"]) for k, answer in found.items() if answer is not None}
+        return {k: (answer["logprob"], answer["greedy"]) for k, answer in found.items() if answer and "logprob" in answer}
 
     def put(self, answers: Mapping[int, tuple[float, bool]], requests: Requests, trees: bool) -> None:
         """Keep answers, given by the number of the request."""
@@ -158,7 +158,10 @@ def _answer(line: bytes) -> tuple[str, Answer] | None:
             row["key"],
             Answer(text=row["text"]) if "text" in row else Answer(logprob=row["logprob"], greedy=row["greedy"]),
         )
-        return (key, answer) if _line(key, answer).encode() == line + b"\n" else None
+        typed = isinstance(key, str) and (
+            isinstance(answer["text"], str) if "text" in answer else isinstance(answer["greedy"], bool)
+        )
+        return (key, answer) if typed and _line(key, answer).encode() == line + b"\n" else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 

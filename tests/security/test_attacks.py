@@ -16,6 +16,8 @@ import torch
 from cltk import assets, packages
 from cltk.cli import main
 from cltk.errors import InputError
+from cltk.measure.journal import Journal, ModelJournal, _line
+from cltk.measure.prefix_tree import Requests
 from cltk.run import records
 from cltk.secrets import hidden, refuse
 from tests.conftest import TINY
@@ -345,3 +347,28 @@ def test_an_asset_s_link_does_not_lead_out(tmp_path: Path) -> None:
     (tmp_path / "a/link").symlink_to("/etc")
     with pytest.raises(InputError, match="leaves"):
         packages.inside(tmp_path / "a", "link/hostname")
+
+
+# ---- journals
+
+
+@pytest.mark.parametrize(
+    ("key", "answer"),
+    [
+        ("k", {"text": {"a": 1}}), ("k", {"text": None}), (["k"], {"logprob": -1.0, "greedy": True}),
+        ("k", {"logprob": -1.0, "greedy": "yes"}), ("k", {"logprob": -1.0, "greedy": [1]}),
+    ],
+)  # fmt: skip
+def test_a_journal_s_line_with_a_right_checksum_has_an_answer_s_types(tmp_path: Path, key: Any, answer: Any) -> None:
+    """A stranger can compute the checksum, too: what is no answer is a damaged line."""
+    good, evil = _line("a", {"logprob": -2.0, "greedy": False}), _line(key, answer)
+    (tmp_path / "journal.jsonl").write_text(good + evil + good)
+    with pytest.raises(InputError, match="line 2: the line is damaged"):
+        Journal(tmp_path / "journal.jsonl")
+
+
+def test_a_journal_s_text_is_no_score(tmp_path: Path) -> None:
+    requests = Requests([([1, 2, 3], 1)])
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.put(ModelJournal(journal, "d")._key(requests, 0, False), {"text": "evil"})
+    assert ModelJournal(Journal(tmp_path / "journal.jsonl"), "d").get(requests, False) == {}

@@ -10,6 +10,7 @@ import torch
 from cltk import tensors
 from cltk.errors import InputError
 from cltk.mitigate.interface import Mitigator, Plan, Run
+from cltk.mitigate.subspace import fused_experts
 
 
 class LoRA(Mitigator):
@@ -23,7 +24,8 @@ class LoRA(Mitigator):
     Args:
         r: rank; 0 changes nothing.
         alpha: the scale; 2 r when not given.
-        targets: names of the linear layers ("q_proj"), or "all-linear": all but the head.
+        targets: names of the linear layers ("q_proj"), or "all-linear": all but the head, experts that are fused in one
+            tensor included.
         dropout: on the adapters' input.
         rate: factor on the learning rate of the adapters. They take about ten times the rate of full fine-tuning.
 
@@ -70,9 +72,13 @@ class LoRA(Mitigator):
             from peft import LoraConfig, get_peft_model
         except ImportError:
             raise InputError("lora: needs the package peft; pip install peft") from None
+        experts = list(fused_experts(model)) if self.targets == "all-linear" else []
+        if experts and self.dropout:
+            raise InputError("lora.dropout: peft has none for experts fused in one tensor; set 0, or name the layers (targets)")
         config = LoraConfig(
             r=self.r, lora_alpha=self._alpha,  # type: ignore[arg-type]  # any number will do
             lora_dropout=self.dropout, target_modules=self.targets, task_type="CAUSAL_LM",
+            target_parameters=experts or None,
             fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
         )  # fmt: skip
         if hasattr(model, "peft_config"):

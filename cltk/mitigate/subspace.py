@@ -1,4 +1,7 @@
-"""Updates outside the old weights' main directions: OSFT. Shapes: M rows, N columns of a matrix, K protected directions."""
+"""Updates outside the old weights' main directions: OSFT. Shapes: M rows, N columns of a matrix, K protected directions.
+
+Experts that are fused in one tensor [E, M, N] are E matrices: every function takes leading dimensions.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ from cltk.mitigate.interface import Mitigator, Plan, Run
 class Basis(NamedTuple):
     """The K largest singular directions and values of a matrix, float32."""
 
-    left: Tensor  # U [M, K]
-    values: Tensor  # S [K]
-    right: Tensor  # V [N, K]
+    left: Tensor  # U [..., M, K]
+    values: Tensor  # S [..., K]
+    right: Tensor  # V [..., N, K]
 
 
 def top_directions(weight_MN: Tensor, keep: float) -> Basis:
     """The round(keep * min(M, N)) largest singular triplets."""
     u, s, vh = torch.linalg.svd(weight_MN.detach().float(), full_matrices=False)
-    k = round(keep * len(s))
-    return Basis(u[:, :k].contiguous(), s[:k].contiguous(), vh[:k].T.contiguous())
+    k = round(keep * s.shape[-1])
+    return Basis(u[..., :k].contiguous(), s[..., :k].contiguous(), vh[..., :k, :].mT.contiguous())
 
 
 Form = Literal["printed", "released"]
@@ -38,14 +41,16 @@ def outside(weight_MN: Tensor, basis: Basis, form: Form = "printed") -> Tensor:
     """
     weight_MN = weight_MN.float()
     if form == "released":
-        low_MN = weight_MN - basis.left @ (basis.left.T @ weight_MN)
-        return (basis.left * basis.values) @ basis.right.T + low_MN - (low_MN @ basis.right) @ basis.right.T
-    moved_KK = basis.left.T @ weight_MN @ basis.right - torch.diag(basis.values)
-    return weight_MN - basis.left @ moved_KK @ basis.right.T
+        low_MN = weight_MN - basis.left @ (basis.left.mT @ weight_MN)
+        old_MN = (basis.left * basis.values[..., None, :]) @ basis.right.mT
+        return old_MN + low_MN - (low_MN @ basis.right) @ basis.right.mT
+    moved_KK = basis.left.mT @ weight_MN @ basis.right - torch.diag_embed(basis.values)
+    return weight_MN - basis.left @ moved_KK @ basis.right.mT
 
 
 def linear_weights(model: Any) -> dict[str, nn.Parameter]:
-    """The trainable matrices of linear layers by parameter name: not embeddings, nor a head, nor what is tied to them."""
+    """The trainable matrices of linear layers and of fused experts [E, M, N] by parameter name: not embeddings, nor a head,
+    nor what is tied to them."""
     apart = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is not None:
@@ -54,7 +59,18 @@ def linear_weights(model: Any) -> dict[str, nn.Parameter]:
     return {
         tensors.clean(name): p for name, p in model.named_parameters()
         if name in owners and p.requires_grad and id(p) not in apart and p.dim() == 2
+    } | {tensors.clean(name): p for name, p in fused_experts(model).items() if p.requires_grad}  # fmt: skip
+
+
+def fused_experts(model: Any) -> dict[str, nn.Parameter]:
+    """Parameters [E, M, N] by name: mixtures of experts keep a matrix of each of E experts in one tensor."""
+    return {
+        f"{owner}.{name}": p for owner, module in model.named_modules() if not isinstance(module, _CONVOLUTIONS)
+        for name, p in module.named_parameters(recurse=False) if p.dim() == 3
     }  # fmt: skip
+
+
+_CONVOLUTIONS = nn.Conv1d | nn.ConvTranspose1d
 
 
 class OSFT(Mitigator):
@@ -92,7 +108,7 @@ class OSFT(Mitigator):
         if not self.keep:
             return
         found = {name: top_directions(weight, self.keep) for name, weight in linear_weights(plan.model).items()}
-        self.bases = {name: basis for name, basis in found.items() if len(basis.values)}
+        self.bases = {name: basis for name, basis in found.items() if basis.values.shape[-1]}
         if not self.bases:
             raise InputError("osft: the model has no linear layer to train whose directions could be kept; raise keep")
         plan.notes["osft"] = {"keep": self.keep, "form": self.form, "matrices": len(self.bases)}

@@ -43,7 +43,7 @@ def read_documents(run: Path, task: str, wanted: Collection[str]) -> dict[str, D
                 sample = json.loads(line)
                 if sample["doc_hash"] in wanted:
                     found[sample["doc_hash"]] = _document(sample)
-            except (KeyError, IndexError, TypeError, ValueError):
+            except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, RecursionError):
                 continue
     return found
 

@@ -62,5 +62,5 @@ def _weights(results: Path) -> str | None:
     """The digest of the weights that a results file is about."""
     try:
         return json.loads(results.read_text(encoding="utf-8"))["config"]["weights_sha256"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -18,6 +18,8 @@ from cltk.cli import main
 from cltk.errors import InputError
 from cltk.measure.journal import Journal, ModelJournal, _line
 from cltk.measure.prefix_tree import Requests
+from cltk.report.documents import read_documents
+from cltk.report.export import _weights
 from cltk.run import records
 from cltk.secrets import hidden, refuse
 from tests.conftest import TINY
@@ -372,3 +374,31 @@ def test_a_journal_s_text_is_no_score(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     journal.put(ModelJournal(journal, "d")._key(requests, 0, False), {"text": "evil"})
     assert ModelJournal(Journal(tmp_path / "journal.jsonl"), "d").get(requests, False) == {}
+
+
+# ---- what lm-eval wrote
+
+SAMPLE = {"doc_hash": "h", "arguments": {"gen_args_0": {"arg_0": "p", "arg_1": "c"}}, "filtered_resps": [[-1.0]], "target": 0}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000, '{"doc_hash": ' + "1" * 6000 + "}", '"x"', "\x00",
+        *(json.dumps(SAMPLE | odd) for odd in (
+            {"doc_hash": ["h"]}, {"arguments": 3}, {"arguments": {"gen_args_0": "x"}}, {"filtered_resps": [[10**400]]},
+            {"filtered_resps": {"a": 1}}, {"filtered_resps": [[[1]]]},
+        )),
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_an_odd_line_of_lm_eval_s_samples_leaves_the_others(line: str, tmp_path: Path) -> None:
+    (tmp_path / "lm_eval").mkdir()
+    (tmp_path / "lm_eval" / "samples_toy_2026-01-01T00-00-00.0.jsonl").write_text(f"{line}\n{json.dumps(SAMPLE)}\n")
+    assert read_documents(tmp_path, "toy", {"h"})["h"].prompt == "p"
+
+
+def test_an_odd_results_file_names_no_weights(tmp_path: Path) -> None:
+    for text in ("[" * 100_000, "[]", '{"config": 3}', "\x00"):
+        (tmp_path / "results.json").write_text(text)
+        assert _weights(tmp_path / "results.json") is None

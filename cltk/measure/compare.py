@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cltk import tensors
+from cltk import __version__, tensors
 from cltk.assets import cache_dir
 from cltk.errors import InputError
 from cltk.measure.divergence import text_divergence
@@ -72,7 +72,8 @@ def measure(
         kl_rows: rows of each text on which forward KL(base || tuned) is measured, with both models in memory; 0 for none.
 
     Returns:
-        `Result` with `.rows`, `.macro`, `.samples`, and `.divergence` when there are texts.
+        `Result` with `.rows`, `.macro`, `.samples`, `.divergence` when there are texts, and `.settings`: the models' names,
+        every task's version and number of examples, the texts, dtype, scorer, limit, prompts, seeds and versions.
 
     Raises:
         InputError: an unknown task or model, or scores that cannot be compared.
@@ -94,11 +95,29 @@ def measure(
         pair = _live(spec, dtype)
         scores.append(_score(suite, *pair, dtype, batch_size, scorer, journal and not isinstance(spec, tuple), progress, side))
         kept += [pair] if held_out and kl_rows else []
+        how = suite.prompting.exported(pair[1])
         del pair
         gc.collect()
     result = compare(scores[0], scores[1], margins=margins)
     moved, notes = text_divergence(kept[0], kept[1], held_out, kl_rows, progress) if kept else ({}, [])
-    return replace(result, divergence=moved, notes=[*suite.notes, *result.notes, *notes])
+    settings = {
+        "base": _name(base), "tuned": _name(tuned), "tasks": _asked(scores[0]), "texts": [text.name for text in held_out],
+        "limit": limit, "include_path": None if include_path is None else str(include_path), "dtype": dtype,
+        "batch_size": batch_size, "scorer": scorer, "cltk_version": __version__, **how,
+    }  # fmt: skip
+    return replace(result, divergence=moved, notes=[*suite.notes, *result.notes, *notes], settings=settings)
+
+
+def _name(model: Model) -> str:
+    """What a model is called: the name that was given; a live one's class and where it came from."""
+    if not isinstance(model, tuple):
+        return str(model)
+    return f"{type(model[0]).__name__} {getattr(model[0], 'name_or_path', '')}".strip()
+
+
+def _asked(scores: Scores) -> dict[str, dict[str, Any]]:
+    """Task or group -> its own settings: version, number of examples, and what was asked of its prompts."""
+    return {name: task.settings for name, task in scores.tasks.items() if task.settings}
 
 
 def named_model(model: Any, side: str) -> Model:

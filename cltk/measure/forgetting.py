@@ -70,6 +70,7 @@ class Result:
     post_digest: str
     divergence: dict[str, dict[str, Any]] = field(default_factory=dict)  # text -> forward KL(start || tuned), nats a token
     notes: list[str] = field(default_factory=list)  # what was asked for and is not so, what could not be compared, a line each
+    settings: dict[str, Any] = field(default_factory=dict)  # what was measured, and how: see `cltk.measure.compare.measure`
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; what is not finite becomes null."""
@@ -82,6 +83,7 @@ class Result:
             "post_digest": self.post_digest,
             "divergence": self.divergence,
             "notes": self.notes,
+            "settings": self.settings,
         })  # fmt: skip
 
 

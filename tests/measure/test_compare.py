@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,34 @@ def test_the_start_model_is_not_changed(pair: Any) -> None:
     before = tensors.digest(model)
     Suite(["toy"], include_path="tasks", texts=[TEXT]).evaluate(model, tokenizer)
     assert tensors.digest(model) == before
+
+
+def test_the_file_of_a_result_says_what_was_measured_and_how(pair: Any) -> None:
+    import json
+    from importlib.metadata import version
+
+    from cltk.cli import main
+
+    asked = ["--tasks", "toy", "--include-path", "tasks", "--limit", "4", "--text", "old.jsonl", "--dtype", "float32"]
+    assert main(["measure", "tiny-llama", "tiny-llama", *asked, "--scorer", "stock", "--json", "r.json"]) == 0
+    said = json.loads(Path("r.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert len(said["pre_digest"]) == len(said["post_digest"]) == 64
+    expected = {
+        "base": "tiny-llama", "tuned": "tiny-llama", "texts": ["old"], "limit": 4, "include_path": "tasks", "dtype": "float32",
+        "scorer": "stock", "batch_size": "auto", "num_fewshot": None, "chat_template": None, "system_instruction": None,
+        "cltk_version": cltk.__version__, "lm_eval_version": version("lm-eval"), "torch_version": version("torch"),
+        "transformers_version": version("transformers"), "fewshot_seed": 1234,
+    }  # fmt: skip
+    assert {key: said["settings"][key] for key in expected} == expected
+    assert said["settings"]["tasks"]["toy"] == {"num_fewshot": 0, "version": "Yaml", "chat_template": False, "limit": 4}
+
+    model, tokenizer = pair()
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    live = cltk.measure((model, tokenizer), pair(1), "toy", texts="old.jsonl", include_path="tasks", limit=4)
+    assert live.settings["texts"] == ["old"]
+    assert live.settings["base"] == "LlamaForCausalLM"
+    assert live.settings["chat_template"] is None
+    both = [(one, tokenizer) for one in (model, model)]
+    live = cltk.measure(*both, "toy", num_fewshot=0, include_path="tasks", limit=4, chat_template=True)
+    assert (live.settings["chat_template"], live.settings["num_fewshot"]) == (tokenizer.chat_template, 0)

@@ -15,8 +15,8 @@ from unittest import mock
 
 import pytest
 
-import cltk
 from cltk import assets
+from cltk.measure.compare import measure
 from cltk.measure.evaluate import Suite
 from cltk.measure.forgetting import compare
 
@@ -96,7 +96,7 @@ def test_lambada_and_a_group_are_forgotten_under_noise(smollm2: Any, noised: Any
         "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]\n"
     )
     names = ["local_lambada", "science"]
-    result = cltk.measure(smollm2, noised, names, limit=8, include_path=folder, members=True)
+    result = measure(smollm2, noised, names, limit=8, include_path=folder, members=True)
     rows = {(row.task, row.metric): row for row in result.rows}
     nll, perplexity, acc = (rows["local_lambada", metric] for metric in ("nll", "perplexity", "acc"))
     assert nll.verdict.startswith("forgets"), nll
@@ -117,7 +117,7 @@ def test_lambada_and_a_group_are_forgotten_under_noise(smollm2: Any, noised: Any
 def test_gsm8k_end_to_end(smollm2: Any, noised: Any) -> None:
     """Worked examples, generation, both filters. A model of this size solves few of them: none of the two may have gained."""
     given = {"num_fewshot": 1, "gen_kwargs": "max_gen_toks=24"}  # for time's sake
-    result = cltk.measure(smollm2, noised, "local_gsm8k", limit=8, include_path=TASKS, **given)
+    result = measure(smollm2, noised, "local_gsm8k", limit=8, include_path=TASKS, **given)
     rows = {row.metric: row for row in result.rows}
     assert set(rows) == {"exact_match", "exact_match,flexible-extract"}
     for row in rows.values():

@@ -65,7 +65,7 @@ def test_base_scores_are_lm_evals(name: str, both: tuple[Any, Any]) -> None:
         for key in ("doc", "target", "filter", "doc_hash", "prompt_hash"):
             assert one[key] == other[key], key
         assert [tuple(args) for args in one["arguments"]] == [tuple(args) for args in other["arguments"]]
-    rows = {(row.task, row.metric): row for row in compare(ours, ours, draws=100).rows}
+    rows: dict[Any, Any] = {(row.task, row.metric): row for row in compare(ours, ours, draws=100).rows}
     first, found = theirs["samples"][name][0]["filter"], theirs["results"][name]
     printed = {key: value for key, value in found.items() if "," in key and "_stderr" not in key}
     assert printed
@@ -97,7 +97,7 @@ def test_lambada_and_a_group_are_forgotten_under_noise(smollm2: Any, noised: Any
     )
     names = ["local_lambada", "science"]
     result = measure(smollm2, noised, names, limit=8, include_path=folder, members=True)
-    rows = {(row.task, row.metric): row for row in result.rows}
+    rows: dict[Any, Any] = {(row.task, row.metric): row for row in result.rows}
     nll, perplexity, acc = (rows["local_lambada", metric] for metric in ("nll", "perplexity", "acc"))
     assert nll.verdict.startswith("forgets"), nll
     assert nll.pre < nll.post
@@ -116,9 +116,9 @@ def test_lambada_and_a_group_are_forgotten_under_noise(smollm2: Any, noised: Any
 
 def test_gsm8k_end_to_end(smollm2: Any, noised: Any) -> None:
     """Worked examples, generation, both filters. A model of this size solves few of them: none of the two may have gained."""
-    given = {"num_fewshot": 1, "gen_kwargs": "max_gen_toks=24"}  # for time's sake
+    given: dict[str, Any] = {"num_fewshot": 1, "gen_kwargs": "max_gen_toks=24"}  # for time's sake
     result = measure(smollm2, noised, "local_gsm8k", limit=8, include_path=TASKS, **given)
-    rows = {row.metric: row for row in result.rows}
+    rows: dict[Any, Any] = {row.metric: row for row in result.rows}
     assert set(rows) == {"exact_match", "exact_match,flexible-extract"}
     for row in rows.values():
         assert row.n == 8

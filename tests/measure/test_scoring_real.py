@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,7 +11,7 @@ import pytest
 
 import cltk
 from cltk.measure.evaluate import Suite
-from cltk.measure.harness import load_tasks
+from cltk.measure.loading import load_tasks
 
 EVALS = Path(cltk.__file__).parent.parent / "evals" / "tasks"
 LIMIT = 20
@@ -33,7 +34,7 @@ def stock_results(name: str, limit: int, model: Any, tokenizer: Any) -> Any:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    tasks = list(load_tasks([name], EVALS)["tasks"].values())
+    tasks = list(load_tasks([name], EVALS, Path(tempfile.mkdtemp()))["tasks"].values())
     with mock.patch("lm_eval.evaluator.add_env_info"):
         return simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8), tasks=tasks, limit=limit, bootstrap_iters=0

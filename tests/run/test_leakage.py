@@ -69,7 +69,7 @@ def test_a_hundred_thousand_rows_take_seconds() -> None:
     begin, vocabulary = time.process_time(), {}
     equal, near = compare(Texts(rows, vocabulary), Texts([*rows[:500], "x " + rows[7]], vocabulary))
     assert (equal, near) == (500, 1)
-    assert time.process_time() - begin < 60  # 3 s on a slow core
+    assert time.process_time() - begin < 60  # pairs of rows would take hours; under 2.5 s measured on a Zen 5 core
 
 
 @pytest.fixture

@@ -202,16 +202,22 @@ def stopped(study: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("CLTK_CACHE", str(study / "cache"))
     Path("x.yaml").write_text(EXPERIMENT)
     assert main(["run", "x.yaml", "--out", "peace"]) == 0
-    take, steps = Counter.take, []
+    watch, steps = Counter.watch, []
 
-    def interrupted(self: Counter, batches: int) -> None:
-        take(self, batches)
-        steps.append(batches)
-        if len(steps) == 5:
-            raise KeyboardInterrupt
+    def interrupted(self: Counter, trainer: Any) -> None:
+        watch(self, trainer)
+        step = trainer.training_step
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            steps.append(1)
+            if len(steps) > 5:
+                raise KeyboardInterrupt
+            return step(*args, **kwargs)
+
+        trainer.training_step = counted
 
     with monkeypatch.context() as patch:
-        patch.setattr(Counter, "take", interrupted)
+        patch.setattr(Counter, "watch", interrupted)
         assert main(["run", "x.yaml", "--out", "out"]) == 130
     assert sorted(path.name for path in Path("out").glob("*/checkpoints/*")) == ["checkpoint-2", "checkpoint-4"]
     return results(Path("peace"))

@@ -9,10 +9,10 @@ from typing import Any
 
 from cltk.errors import InputError
 from cltk.measure.evaluate import Suite
+from cltk.run.arguments import training_arguments
 from cltk.run.config import Cell
 from cltk.run.methods import nearest
 from cltk.run.needs import split
-from cltk.run.train import training_arguments
 
 CHOICE = ("logprob", "margin")  # of every multiple-choice task, beside its own
 EVALUATED = ("eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")  # what Trainer's evaluation gives

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from cltk.errors import InputError
 from cltk.run.methods import nearest
 
+KEPT_CHECKPOINTS = 2  # the newest is read; the one before it where the newest was damaged
+
 
 @cache
 def train_model() -> type[BaseModel]:
@@ -61,10 +63,28 @@ def check_train(train: dict[str, Any], where: Any) -> dict[str, Any]:
         raise InputError(
             f"{where((field,))}: train.{field}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {got}"
         ) from None
-    from cltk.run.train import training_arguments
-
     training_arguments(checked, 0, Path("unused"), where)
     return checked
+
+
+def training_arguments(train: dict[str, Any], seed: int, output: Path, where: Any = None) -> Any:
+    """transformers.TrainingArguments from the YAML's `train`. Ours by default: no reports, a log line every 10 steps."""
+    import torch
+    from transformers import TrainingArguments
+
+    if train.get("fp16") and not torch.cuda.is_available():  # accelerate casts to float16 on GPUs only, and says nothing
+        place = where(("fp16",)) + ": " if where else ""
+        raise InputError(f"{place}train.fp16: there is no GPU, so it would have no effect; remove it, or use bf16")
+    defaults = {
+        "report_to": "none", "logging_steps": 10, "disable_tqdm": True, "seed": seed, "remove_unused_columns": False,
+        "save_total_limit": KEPT_CHECKPOINTS,
+        "dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available(),
+    }  # fmt: skip
+    try:
+        return TrainingArguments(**{**defaults, **train, "output_dir": str(output)})
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)
+        raise InputError(f"{where(()) + ': ' if where else ''}train: {reason}") from None
 
 
 def check_sharding(train: dict[str, Any], where: str) -> None:

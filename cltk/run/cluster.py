@@ -9,19 +9,24 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cltk.errors import InputError
 from cltk.run import records
 from cltk.run.cells import FAILED, Tell
-from cltk.run.experiment import ExperimentRun, load
+
+if TYPE_CHECKING:
+    from cltk.run.experiment import ExperimentRun
 
 RETRIES = 3  # of a task whose worker died; its checkpoints, scores and journals are taken up
 
 
-def run_cells(run: ExperimentRun, todo: list[int], address: str, say: Tell) -> dict[int, str]:
+def run_cells(
+    run: ExperimentRun, todo: list[int], address: str, say: Tell, load: Callable[..., ExperimentRun]
+) -> dict[int, str]:
     """Do the cells `todo`. Returns what went wrong, by the cell's place; its `failed.json` says the same.
 
     Args:
@@ -29,6 +34,7 @@ def run_cells(run: ExperimentRun, todo: list[int], address: str, say: Tell) -> d
         todo: places in `run.cells`.
         address: of the cluster ("auto", "ray://host:port"), or "local" for one on this machine, that ends with the run.
         say: progress, when a cell ends.
+        load: reads the experiment again in a worker, from (file, out, trust).
 
     Raises:
         InputError: Ray is not installed, the cluster is not there, or no node has the cores that a cell needs.
@@ -48,7 +54,7 @@ def run_cells(run: ExperimentRun, todo: list[int], address: str, say: Tell) -> d
         raise InputError(f"--ray {address}: {str(error).splitlines()[0]}") from None
     try:
         _check_cores(ray, cores, address)
-        return _run(ray, run, todo, cores, say)
+        return _run(ray, run, todo, cores, say, load)
     finally:
         ray.shutdown()
 
@@ -62,10 +68,12 @@ def _check_cores(ray: Any, cores: int, address: str) -> None:
         )
 
 
-def _run(ray: Any, run: ExperimentRun, todo: list[int], cores: int, say: Tell) -> dict[int, str]:
+def _run(
+    ray: Any, run: ExperimentRun, todo: list[int], cores: int, say: Tell, load: Callable[..., ExperimentRun]
+) -> dict[int, str]:
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     task = ray.remote(_task).options(num_cpus=cores, num_gpus=gpus, max_retries=RETRIES, name="cltk cell")
-    call = (str(Path.cwd()), str(run.plan.file), str(run.out), run.trust, sys.argv, cores)
+    call = (load, str(Path.cwd()), str(run.plan.file), str(run.out), run.trust, sys.argv, cores)
     work = run.work()
     folders = {order: work.base_folder(run.cells[order]) for order in todo}
     firsts = {folder: order for order, folder in reversed(folders.items())}  # scores the start model for all that share it
@@ -88,9 +96,11 @@ def _run(ray: Any, run: ExperimentRun, todo: list[int], cores: int, say: Tell) -
     return dict(sorted(failed.items()))
 
 
-def _task(call: tuple[str, str, str, bool, list[str], int], order: int, base: bool, _after: Any = None) -> str:
+def _task(
+    call: tuple[Callable[..., ExperimentRun], str, str, str, bool, list[str], int], order: int, base: bool, _after: Any = None
+) -> str:
     """In a worker: score the start model, or do a cell. What went wrong, or ""."""
-    folder, file, out, trust, command, cores = call
+    load, folder, file, out, trust, command, cores = call
     import torch
 
     from cltk.run.speed import tune_allocator

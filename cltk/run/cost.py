@@ -10,8 +10,9 @@ from typing import Any
 from cltk.mitigate.generate import SelfReplay
 from cltk.mitigate.interface import Plan
 from cltk.mitigate.replay import Replay, Reservoir, mix
+from cltk.run.arguments import training_arguments
 from cltk.run.config import Cell
-from cltk.run.train import Prepared, training_arguments
+from cltk.run.train import Prepared
 
 
 def cost_in_tokens(cell: Cell, prepared: Prepared, mitigators: Sequence[Any] = (), tokenizer: Any = None) -> dict[str, int]:

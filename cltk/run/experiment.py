@@ -184,7 +184,7 @@ class ExperimentRun:
         if ray is not None:
             from cltk.run.cluster import run_cells
 
-            failed = run_cells(self, todo, ray, say)
+            failed = run_cells(self, todo, ray, say, load)
         else:
             failed = {order: error for order in todo if (error := self.attempt(order, say))}
         if first() and not self.missing():

@@ -11,6 +11,7 @@ from typing import Any
 from cltk.data import IGNORED, Collator, Row, blocks, filled, pad_id, pairs, read_rows, split_by
 from cltk.errors import InputError, RunError
 from cltk.ranks import agreed, decided, first, gathered
+from cltk.run.arguments import training_arguments
 from cltk.run.config import Cell
 from cltk.run.methods import resolve_path
 from cltk.run.spec import DataSpec, Source
@@ -47,9 +48,6 @@ class Trained:
     parameters: int  # that were trained
     peak_bytes: int  # of the GPU during training; without one, of the process since it began
     notes: dict[str, Any] = field(default_factory=dict)
-
-
-KEPT_CHECKPOINTS = 2  # the newest is read; the one before it where the newest was damaged
 
 
 class DivergedError(RunError):
@@ -128,26 +126,6 @@ def _prompt(source: Source) -> str:
 
 def _completion(source: Source) -> str:
     return source.completion or "completion"
-
-
-def training_arguments(train: dict[str, Any], seed: int, output: Path, where: Any = None) -> Any:
-    """transformers.TrainingArguments from the YAML's `train`. Ours by default: no reports, a log line every 10 steps."""
-    import torch
-    from transformers import TrainingArguments
-
-    if train.get("fp16") and not torch.cuda.is_available():  # accelerate casts to float16 on GPUs only, and says nothing
-        place = where(("fp16",)) + ": " if where else ""
-        raise InputError(f"{place}train.fp16: there is no GPU, so it would have no effect; remove it, or use bf16")
-    defaults = {
-        "report_to": "none", "logging_steps": 10, "disable_tqdm": True, "seed": seed, "remove_unused_columns": False,
-        "save_total_limit": KEPT_CHECKPOINTS,
-        "dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available(),
-    }  # fmt: skip
-    try:
-        return TrainingArguments(**{**defaults, **train, "output_dir": str(output)})
-    except Exception as error:
-        reason = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)
-        raise InputError(f"{where(()) + ': ' if where else ''}train: {reason}") from None
 
 
 def train_cell(

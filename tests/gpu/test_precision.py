@@ -11,7 +11,7 @@ import torch
 import cltk
 from cltk import tensors
 from cltk.data import Collator
-from cltk.run.train import training_arguments
+from cltk.run.arguments import training_arguments
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 ROWS = [{"input_ids": [(7 * i + j) % 290 + 2 for j in range(12)]} for i in range(32)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pytest
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ONEDNN = os.environ.get("CLTK_TEST_ONEDNN")  # "1", "0": products by oneDNN wherever that is measured, or nowhere
 
 WORDS = "the a cat dog bird sat ran flew on under over mat tree house red blue green big small and then it was not".split()
 
@@ -23,6 +25,15 @@ def sentences(n: int, seed: int = 0) -> list[str]:
 
     rng = random.Random(seed)
     return [" ".join(rng.choice(WORDS) for _ in range(rng.randint(5, 14))) + "." for _ in range(n)]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def products() -> Iterator[None]:
+    """By default what is faster on this machine, as for users; CLTK_TEST_ONEDNN decides for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        if ONEDNN:
+            patch.setattr("cltk.run.machine.onednn_gain", lambda: 9.0 if ONEDNN == "1" else 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -44,10 +44,20 @@ def identity(model: Any, tokenizer: Any = None, digest: str | None = None) -> st
         "dtypes": sorted({str(p.dtype) for p in model.parameters()}),
         "attention": getattr(model.config, "_attn_implementation", None),
         "tokenizer": _tokenizer(tokenizer) if tokenizer is not None else None,
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": versions(),
         "device": sorted({_device(p.device) for p in model.parameters()}),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that scores follow from."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def device() -> str:
+    """The kind of device that a model is loaded on."""
+    return _device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _inner(model: Any) -> Any:

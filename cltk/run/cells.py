@@ -18,6 +18,7 @@ from cltk.errors import InputError
 from cltk.files import locked, sync_tree
 from cltk.measure.divergence import distance, divergence
 from cltk.measure.evaluate import token_rows
+from cltk.measure.identity import device, versions
 from cltk.measure.journal import Journal
 from cltk.measure.scores import Scores
 from cltk.mitigate.interface import Plan, Run
@@ -86,7 +87,9 @@ class Work:
         return scores
 
     def base_folder(self, cell: Cell) -> Path:
-        return self.out / f"base-{self.inputs.measured(cell)[:10]}"
+        """By the measurement, and by the libraries and the device that make it: scores of two of them are not mixed."""
+        made = records.digest_of([versions(), device()])
+        return self.out / f"base-{self.inputs.measured(cell)[:10]}-{made[:6]}"
 
     def kept(self, training: str) -> Path:
         """Where a training that several cells share stays until all of them are done, by its digest."""

@@ -28,6 +28,7 @@ class Inputs:
     _prepared: dict[str, Prepared] = field(default_factory=dict)
     _suites: dict[str, Suite] = field(default_factory=dict)
     _tasks: dict[str, tuple[dict[str, str], dict[str, str]]] = field(default_factory=dict)
+    leaks: dict[Any, Any] = field(default_factory=dict)  # (learned, measured) -> what `cltk.run.leakage` found
 
     def tokenizer(self, cell: Cell) -> Any:
         spec = cell.config.model

@@ -7,10 +7,11 @@ from are a template, and do not count. Source: Brown et al. 2020 (arXiv 2005.141
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,41 +95,57 @@ def compare(learned: Texts, measured: Texts) -> tuple[int, int]:
 
 
 def leaks(inputs: Inputs, cells: Sequence[Cell]) -> list[Leak]:
-    """What the cells learn from (or choose by) and measure on: training, validation, memories; held-out rows and texts."""
+    """What the cells learn from (or choose by) and measure on: training, validation, memories; held-out rows and texts.
+
+    What was compared once is known to `inputs`: a record of each cell asks again.
+    """
     vocabulary: dict[str, int] = {}
     texts: dict[Any, Texts] = {}
-    found: dict[Any, Leak | None] = {}
+    chosen: list[Leak | None] = []
+
+    def read(which: _Set) -> Texts:
+        if which.key not in texts:
+            texts[which.key] = Texts(which.rows(), vocabulary)
+        return texts[which.key]
+
     for cell in cells:
         sets = list(_sets(inputs, cell))
-        for key, _, rows, _ in sets:
-            if key not in texts:
-                texts[key] = Texts(rows(), vocabulary)
-        for one, learned, _, kind in sets:
-            for other, measured, _, what in sets:
-                if kind == "measured" or (what != "measured" and (kind, what) != ("train", "validation")):
-                    continue
-                if (one, other) not in found:
-                    equal, near = compare(texts[one], texts[other])
-                    size = len(texts[other].keys)
-                    found[one, other] = Leak(learned, measured, size, equal, near) if equal or near else None
-    return list(dict.fromkeys(leak for leak in found.values() if leak))
+        for one, other in product(sets, sets):
+            if one.kind == "measured" or (other.kind != "measured" and (one.kind, other.kind) != ("train", "validation")):
+                continue
+            pair = one.key, other.key
+            if pair not in inputs.leaks:
+                equal, near = compare(read(one), read(other))
+                found = Leak(one.name, other.name, len(read(other).keys), equal, near)
+                inputs.leaks[pair] = found if equal or near else None
+            chosen.append(inputs.leaks[pair])
+    return list(dict.fromkeys(leak for leak in chosen if leak))
 
 
-def _sets(inputs: Inputs, cell: Cell) -> Iterator[tuple[Any, str, Any, str]]:
-    """(key, name, what reads its texts, kind) of every set of a cell; equal keys hold equal rows."""
+class _Set(NamedTuple):
+    """A set of a cell; equal keys hold equal rows."""
+
+    key: Any
+    name: str
+    rows: Callable[[], Sequence[str]]
+    kind: str  # train, validation, memory or measured
+
+
+def _sets(inputs: Inputs, cell: Cell) -> Iterator[_Set]:
     for training in cell.trainings:
         data = inputs.data(training)
         for part in ("train", "validation", "heldout"):
             rows = getattr(data, part)
             name = ": ".join(filter(None, [training.stage, f"data.{part}"]))
             kind = "measured" if part == "heldout" else part
-            yield id(rows), name, lambda rows=rows: _decoded(rows, inputs.tokenizer(cell)), kind
+            yield _Set(id(rows), name, lambda rows=rows: _decoded(rows, inputs.tokenizer(cell)), kind)
     for text in inputs.suite(cell).texts:
         if text.rows and "input_ids" not in text.rows[0]:
-            yield id(text.rows), text.name, lambda text=text: [text_of(row, text.name) for row in text.rows], "measured"
+            words: Any = lambda text=text: [text_of(row, text.name) for row in text.rows]  # noqa: E731
+            yield _Set(id(text.rows), text.name, words, "measured")
     for memory in sorted({path for _, path in memories(cell.config.mitigators)}):
         path = resolve_path(memory, inputs.plan.folder, "memory")
-        yield memory, f"memory {memory}", lambda path=path: _memory(path), "memory"
+        yield _Set(memory, f"memory {memory}", lambda path=path: _memory(path), "memory")
 
 
 def _decoded(rows: Sequence[Any], tokenizer: Any) -> list[str]:

@@ -16,6 +16,7 @@ from cltk.measure.stream import summarise
 from cltk.run import records
 from cltk.run.config import Cell
 from cltk.run.inputs import Inputs
+from cltk.run.leakage import leaks
 from cltk.run.train import Trained
 
 
@@ -47,7 +48,7 @@ def record(inputs: Inputs, cell: Cell, order: int, pre: Scores, legs: list[Leg])
             "model_files": inputs.model_digest(cell.config.model.pretrained),
             "tasks": inputs.documents(cell), "rules": inputs.rules(cell), "files": inputs.files(cell),
         },
-        "environment": records.environment(),
+        "environment": records.environment(), "leakage": [asdict(leak) for leak in leaks(inputs, [cell])],
         "train": _training(cell, legs),
         **{role: without_samples(result) for role, result in results.items()},
         **({"stream": stream(cell, [pre, *(leg.scores for leg in legs)])} if cell.config.stages else {}),

@@ -200,7 +200,7 @@ def _base(file: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any
     """The start model's scores that the record was made with: by its measurement, else those that are most like `new`."""
     own = old["digests"].get("measurement", "")[:10]
     files = records.base_files(file)
-    named = [path for path in files if own and f"base-{own}" in (path.parent.name, path.name.split(".")[0])]
+    named = [path for path in files if own and f"base-{own}" in (path.parent.name[:15], path.name[:15])]
     found = [scores for scores in map(records.read_json, named or files) if named or scores["digest"] == new["digest"]]
     now = documents_of(new, "")
     return min(found, key=lambda scores: sum(1 for _ in differences(documents_of(scores, ""), now)), default=None)

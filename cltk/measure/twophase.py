@@ -51,7 +51,7 @@ class _Drawn:
 
     def sums(self, values: Floats) -> Floats:
         """[n] -> [m]: sums over the drawn clusters."""
-        return np.bincount(self.unit[self.at], values, len(self.sizes))[self.drawn]
+        return np.bincount(self.unit[self.at], values, len(self.sizes))[self.drawn].astype(np.float64)
 
 
 def two_phase(
@@ -117,7 +117,7 @@ def _estimate(
     pi, e, shrunk = drawn.chance[drawn.drawn], drawn.sums(residuals), 1 - 1 / m
     elsewhere[drawn.at] = values - residuals  # g
     mean = float(elsewhere.sum() + (e / pi).sum()) / total
-    psi = np.bincount(drawn.unit, elsewhere, groups)
+    psi = np.bincount(drawn.unit, elsewhere, groups).astype(np.float64)
     psi[drawn.drawn] += e + (1 / pi - 1) * math.sqrt(shrunk) * e
     variance = groups / (groups - 1) * float(((psi - drawn.sizes * mean) ** 2).sum()) / total**2
     residual = shrunk * float(((e / pi) ** 2).sum()) / total**2

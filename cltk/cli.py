@@ -132,7 +132,11 @@ def _measuring(command: Command) -> None:
     sub.add_argument(
         "--text", action="append", default=[], metavar="FILE", help="held-out text whose NLL is compared; repeatable"
     )
-    sub.add_argument("--limit", type=int, help="documents of each task")
+    sub.add_argument("--limit", type=int, help="the first documents of each task")
+    sub.add_argument(
+        "--sample", type=_number, metavar="N", help="random documents of each task and text, or a fraction of them"
+    )
+    sub.add_argument("--sample-seed", type=int, default=0, metavar="SEED", help="of the sample (default: 0)")
     sub.add_argument("--num-fewshot", type=int)
     sub.add_argument("--include-path", type=Path, help="folder of task YAML, such as evals/tasks")
     sub.add_argument("--batch-size", default="auto")
@@ -154,7 +158,11 @@ def _measuring(command: Command) -> None:
     sub = command("power", power, "before a run: what forgetting can these tasks show?")
     sub.add_argument("--tasks", required=True, help="lm-eval tasks, groups, tags, patterns or files, separated by commas")
     sub.add_argument("--include-path", type=Path, help="folder of task YAML, such as evals/tasks")
-    sub.add_argument("--limit", type=int, help="documents of each task")
+    sub.add_argument("--limit", type=int, help="the first documents of each task")
+    sub.add_argument(
+        "--sample", type=_number, metavar="N", help="random documents of each task and text, or a fraction of them"
+    )
+    sub.add_argument("--sample-seed", type=int, default=0, metavar="SEED", help="of the sample (default: 0)")
     sub.add_argument("--effect", type=float, default=0.03, help="the accuracy lost that you want to show; 0.03 is 3 pp")
     sub.add_argument("--discordance", type=float, default=0.10, help="documents that flip, either way; 0.10 is 10 %%")
     sub.add_argument("--base", help="score this model too: folder, hub id or asset:NAME; without it no weights are loaded")
@@ -185,6 +193,11 @@ def _looking_up(command: Command) -> None:
     sub.add_argument("names", nargs="*", metavar="NAME")
 
     command("schema", schema, "print the JSON schema of an experiment file")
+
+
+def _number(text: str) -> int | float:
+    """A whole number, or one with a point."""
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -247,6 +260,9 @@ def dry_run(experiment: Any) -> int:
     suite, tokenizer = experiment.inputs.suite(first), experiment.inputs.tokenizer(first)
     sizes = ", ".join(f"{name} {n}" for name, n in suite.sizes().items())
     print(f"  measured before and after each: {sizes} documents; {suite.tokens(tokenizer)} tokens a model")
+    for name, notes in suite.about().items():
+        for note in notes:
+            print(f"    {name}: {note}")
     for line in leaks:
         print(f"  {line}")
     texts = {text.name for text in suite.texts}
@@ -274,7 +290,8 @@ def measure(options: argparse.Namespace) -> int:
             options.batch_size, options.dtype, texts=texts, chat_template=options.chat_template,
             system_instruction=options.system_instruction, fewshot_as_multiturn=options.fewshot_as_multiturn,
             gen_kwargs=options.gen_kwargs, confirm_run_unsafe_code=options.confirm_run_unsafe_code,
-            members=options.members, scorer=options.scorer, progress=bar,
+            sample=options.sample, sample_seed=options.sample_seed, members=options.members, scorer=options.scorer,
+            progress=bar,
         )  # fmt: skip
     for table in (measured(result.to_json()), moved(result.to_json())):
         if table is not None:
@@ -300,7 +317,8 @@ def power(options: argparse.Namespace) -> int:
     if options.base:
         locate_model(options.base)
     tasks = [task.strip() for task in options.tasks.split(",") if task.strip()]
-    suite = Suite(tasks, limit=options.limit, include_path=options.include_path)
+    chosen = {"limit": options.limit, "sample": options.sample, "sample_seed": options.sample_seed}
+    suite = Suite(tasks, include_path=options.include_path, **chosen)
     rows = plan(suite.sizes(), discordance=options.discordance, effect=options.effect)
     if options.base:
         dtype = common_dtype(options.base, options.base, "auto")
@@ -311,6 +329,9 @@ def power(options: argparse.Namespace) -> int:
     for row in rows:
         for warning in row.warnings:
             print(f"warning: {row.task}: {warning}")
+    for name, notes in suite.about().items():
+        for note in notes:
+            print(f"note: {name}: {note}")
     return 0
 
 

@@ -16,6 +16,7 @@ from cltk.errors import InputError
 from cltk.measure.divergence import text_divergence
 from cltk.measure.evaluate import Progress, Suite, TextTask
 from cltk.measure.forgetting import Result, compare
+from cltk.measure.sampling import Sample
 from cltk.measure.scores import Scores
 from cltk.measure.settings import fast_dtype, options
 from cltk.models import load_model, load_tokenizer, locate_model
@@ -34,6 +35,8 @@ def measure(
     dtype: str = "auto",
     *,
     texts: Sequence[TextTask | str | Path] | str | Path = (),
+    sample: Sample | Mapping[str, Sample] | None = None,
+    sample_seed: int = 0,
     chat_template: bool = False,
     system_instruction: str | None = None,
     fewshot_as_multiturn: bool = True,
@@ -55,13 +58,14 @@ def measure(
     Args:
         base, tuned: a folder, hub id, "asset:NAME", or a live pair (model, tokenizer).
         tasks: lm-eval's names of tasks, groups and tags, patterns and task files; see `Suite`.
-        limit: documents of each task; all when None.
+        limit: the first documents of each task; all when None.
         num_fewshot: examples in the prompt; each task's own number when None. A task whose file says 0 keeps it, which
             `.notes` says.
         include_path: folder of task YAML, such as `evals/tasks`.
         batch_size: rows a forward pass of the stock path; "auto" decides by tokens.
         dtype: "auto" (bfloat16 where this machine runs it faster), or a torch dtype's name; live models keep theirs.
         texts: held-out texts whose token NLL is compared too: `TextTask`s, or files of texts.
+        sample, sample_seed: random documents of each task and text instead of the first; see `Suite`.
         chat_template: whether the tokenizers' chat template is applied; the two must give the same prompts.
         system_instruction, fewshot_as_multiturn, gen_kwargs, confirm_run_unsafe_code: as in lm-eval, with its defaults; see
             `Suite`.
@@ -73,17 +77,19 @@ def measure(
 
     Returns:
         `Result` with `.rows`, `.macro`, `.samples`, `.divergence` when there are texts, and `.settings`: the models' names,
-        every task's version and number of examples, the texts, dtype, scorer, limit, prompts, seeds and versions.
+        every task's version and number of examples, the texts, dtype, scorer, limit, sample, prompts, seeds and versions.
 
     Raises:
         InputError: an unknown task or model, or scores that cannot be compared.
     """
     held_out = [_text(one) for one in ([texts] if isinstance(texts, str | Path | TextTask) else texts)]
     suite = Suite(
-        tasks, texts=held_out, limit=limit, num_fewshot=num_fewshot, include_path=include_path, chat_template=chat_template,
+        tasks, texts=held_out, limit=limit, sample=sample, sample_seed=sample_seed, num_fewshot=num_fewshot,
+        include_path=include_path, chat_template=chat_template,
         system_instruction=system_instruction, fewshot_as_multiturn=fewshot_as_multiturn, gen_kwargs=gen_kwargs,
         confirm_run_unsafe_code=confirm_run_unsafe_code, members=members,
     )  # fmt: skip
+    held_out = suite.texts
     options(scorer, batch_size)
     base, tuned = named_model(base, "base"), named_model(tuned, "tuned")
     sides = ((base, "base"), (tuned, "tuned"))
@@ -102,7 +108,8 @@ def measure(
     moved, notes = text_divergence(kept[0], kept[1], held_out, kl_rows, progress) if kept else ({}, [])
     settings = {
         "base": _name(base), "tuned": _name(tuned), "tasks": _asked(scores[0]), "texts": [text.name for text in held_out],
-        "limit": limit, "include_path": None if include_path is None else str(include_path), "dtype": dtype,
+        "limit": limit, "sample": dict(sample) if isinstance(sample, Mapping) else sample, "sample_seed": sample_seed,
+        "include_path": None if include_path is None else str(include_path), "dtype": dtype,
         "batch_size": batch_size, "scorer": scorer, "cltk_version": __version__, **how,
     }  # fmt: skip
     return replace(result, divergence=moved, notes=[*suite.notes, *result.notes, *notes], settings=settings)

@@ -23,7 +23,9 @@ from cltk.measure.identity import identity
 from cltk.measure.loading import Scratch, check, load_tasks, something
 from cltk.measure.prompting import FEWSHOT_SEED, Prompting, own_randomness, restore, seed, states
 from cltk.measure.rules import rules_digest
+from cltk.measure.sampling import Sample
 from cltk.measure.scores import Scores, TaskScores
+from cltk.measure.selection import Chosen, Selection, row_notes, with_notes
 from cltk.measure.settings import options
 from cltk.measure.stderr import fill_stderr
 from cltk.measure.texts import TextTask, check_ids, score_text, scored_rows, token_rows
@@ -59,7 +61,10 @@ class Suite:
         tasks: names of lm-eval tasks, groups or tags, patterns ("mmlu_*") or task files (.yaml), from lm-eval itself (needs a
             hub) or from `include_path`: a list, or one string with commas. A group has one row, weighted as its file says.
         texts: held-out texts whose token NLL is measured too.
-        limit: the first N documents of each lm-eval task; all when None.
+        limit: the first N documents of each lm-eval task, as lm-eval's own; all when None.
+        sample: N random documents of each task and text instead, the same for every model; a fraction of them; or a mapping
+            of names to such numbers. Clusters stay whole and strata have their shares (`cltk.measure.sampling.choose`).
+        sample_seed: of the sample.
         num_fewshot: examples in the prompt; each task's own number when None. A task whose file says 0 keeps it (`notes`).
         include_path: a folder of task YAML that the user named; `!function` in it runs its Python.
         trust: whether tasks may run Python: the folder's own, and what lm-eval's tasks call on data and answers.
@@ -71,8 +76,8 @@ class Suite:
         members: whether the tasks of a group have rows too; averages count the group alone.
 
     Raises:
-        InputError: an unknown task, two measures of one name, a task whose data cannot be had, a limit below 1, a setting out
-            of range.
+        InputError: an unknown task, two measures of one name, a task whose data cannot be had, a limit below 1, a limit beside
+            a sample, a setting out of range.
     """
 
     def __init__(
@@ -81,6 +86,8 @@ class Suite:
         *,
         texts: Sequence[TextTask] = (),
         limit: int | None = None,
+        sample: Sample | Mapping[str, Sample] | None = None,
+        sample_seed: int = 0,
         num_fewshot: int | None = None,
         include_path: str | Path | None = None,
         chat_template: bool = False,
@@ -91,9 +98,9 @@ class Suite:
         confirm_run_unsafe_code: bool = False,
         members: bool = False,
     ) -> None:
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-            raise InputError(f"limit: expected a whole number of documents from 1, got {limit!r}")
-        self.names, self.texts, self.limit, self.include_path = _names(tasks), list(texts), limit, include_path
+        self.selection = Selection(limit, sample, sample_seed)
+        self.names, self.limit, self.include_path = _names(tasks), limit, include_path
+        self.texts = [self.selection.text(text) for text in texts]
         if not self.names and not self.texts:
             raise InputError("tasks: name at least one task to measure")
         self.trust = trust
@@ -102,7 +109,10 @@ class Suite:
         self.notes: list[str] = []  # what was asked for and is not done
         self._loaded: Any = None
         self._seeded: Any = None  # the random states in which lm-eval builds its requests
+        self._chosen: dict[str, Chosen] = {}  # task -> its documents that are scored
         self._check_names(self.names)
+        if not self.names:
+            self.selection.check_names(text.name for text in self.texts)
 
     def load(self) -> Any:
         """The lm-eval tasks, built once, from lm-eval's seeds."""
@@ -119,6 +129,8 @@ class Suite:
                     attempt(name, check, name, task, self.confirm_run_unsafe_code)
                 if not self.texts:
                     something(loaded["tasks"])
+                self.selection.check_names([*self.names, *loaded["tasks"], *(text.name for text in self.texts)])
+                self._chosen = self.selection.tasks(loaded)
             self._check_names([*loaded["tasks"], *loaded["groups"]])
             self._loaded = loaded
         return self._loaded
@@ -130,7 +142,7 @@ class Suite:
             raise InputError(f"{twice!r} names two measures (tasks or texts); list it once, or give the text another name")
 
     def with_texts(self, texts: Sequence[TextTask]) -> Suite:
-        """The same tasks, loaded once for both, and these texts."""
+        """The same tasks, loaded once for both, and these texts as they are."""
         self.load()
         other = copy.copy(self)
         other.texts = list(texts)
@@ -141,7 +153,9 @@ class Suite:
         """sha256 (hex) of every task's documents, right answers, metrics and filters: what its requests do not show."""
         loaded = self.load()
         tasks = loaded["tasks"] if loaded else {}
-        found = {name: rules_digest(task, self.limit, self.include_path) for name, task in tasks.items()}
+        found = {
+            name: rules_digest(task, self._chosen[name].of(task.eval_docs), self.include_path) for name, task in tasks.items()
+        }
         return found | {group.name: hashlib.sha256(repr(group).encode()).hexdigest() for group in self.groups()}
 
     def rows(self, name: str) -> list[str]:
@@ -154,11 +168,15 @@ class Suite:
         named = {row for name in self.names for row in self.rows(name)}
         return [Group.of(g) for name, g in (loaded["groups"].items() if loaded else ()) if name in named or self.members]
 
+    def about(self) -> dict[str, list[str]]:
+        """Row -> what a reader must know of its documents: which sample they are, or that the first are not like the rest."""
+        self.load()
+        return row_notes(self.groups(), self._chosen, self.selection.seed) | {t.name: [t.note] for t in self.texts if t.note}
+
     def sizes(self) -> dict[str, int]:
         """Documents that will be scored, by row."""
         loaded = self.load()
-        counts = {} if loaded is None else {name: len(task.eval_docs) for name, task in loaded["tasks"].items()}
-        counts = {name: min(n, self.limit or n) for name, n in counts.items()}
+        counts = {name: self._chosen[name].count for name in (loaded["tasks"] if loaded else ())}
         grouped = {group.name: sum(counts[name] for name in group.members) for group in self.groups()}
         inside = {name for group in self.groups() for name in group.members}
         return (
@@ -173,7 +191,8 @@ class Suite:
         with quiet(), own_randomness():
             restore(self._seeded or states())
             for name, task in loaded["tasks"].items() if loaded else ():
-                asked[name] = [one.args for one in attempt(name, self.prompting.build, task, self.limit, tokenizer)]
+                samples = self._chosen[name].indices
+                asked[name] = [one.args for one in attempt(name, self.prompting.build, task, self.limit, samples, tokenizer)]
         return asked
 
     def check(self, tokenizers: Mapping[str, Any]) -> None:
@@ -255,6 +274,7 @@ class Suite:
             named = [row for name in self.names for row in self.rows(name)]
             tasks, inside, notes = grouped(tasks, self.groups(), named, self.members)
             self.notes += [note for note in notes if note not in self.notes]
+            tasks = {name: with_notes(one, self.about().get(name, [])) for name, one in tasks.items()}
             for text in self.texts:
                 tasks[text.name] = score_text(text, model, tokenizer, key, journal, progress)
         return Scores(digest, tasks, raw, inside)
@@ -267,7 +287,8 @@ class Suite:
             return {}, {}
         from lm_eval.evaluator import evaluate
 
-        documents = sum(min(len(task.eval_docs), self.limit or len(task.eval_docs)) for task in loaded["tasks"].values())
+        documents = sum(one.count for one in self._chosen.values())
+        samples = {name: one.indices for name, one in self._chosen.items() if one.indices is not None}
         has_start(tokenizer)
         lm = make_lm(model, tokenizer, digest, batch_size, journal, progress and by_document(progress, documents), scorer)
         fits_positions(lm, loaded["tasks"])
@@ -275,11 +296,15 @@ class Suite:
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
         restore(self._seeded)
         settings = {**self.prompting.arguments(), "confirm_run_unsafe_code": self.confirm_run_unsafe_code}
-        raw: Any = run(loaded["tasks"], lambda: evaluate(lm, loaded, limit=self.limit, bootstrap_iters=0, **settings))
+        settings |= {"limit": self.limit, "samples": samples or None, "bootstrap_iters": 0}
+        raw: Any = run(loaded["tasks"], lambda: evaluate(lm, loaded, **settings))
         if raw is None:  # not the first rank
             return {}, {}
         fill_stderr(raw)
         raw["config"] = {**self.prompting.exported(tokenizer), "limit": self.limit}
-        settings = {**self.prompting.settings(), "limit": self.limit}
-        found = raw["samples"].items()
-        return {name: task_scores(loaded["tasks"][name], name, samples, raw, settings) for name, samples in found}, raw
+        raw["config"] |= {"samples": samples, "sample_seed": self.selection.seed} if samples else {}
+        common = {**self.prompting.settings(), "limit": self.limit}
+        return {
+            name: task_scores(loaded["tasks"][name], name, found, raw, {**common, **self._chosen[name].settings})
+            for name, found in raw["samples"].items()
+        }, raw

@@ -105,6 +105,7 @@ def pair_all(pre: Scores, post: Scores) -> tuple[dict[str, Pair], dict[str, str]
 def _pair(pre: TaskScores, post: TaskScores) -> Pair:
     for side, scores in (("before", pre), ("after", post)):
         _check(side, scores)
+    _check_documents(pre, post)
     lost = {metric: reason for scores in (post, pre) for metric, reason in scores.left_out.items()}
     order = _join(pre, post)
     other = _other_tokens(pre, post, order)
@@ -203,6 +204,23 @@ def _check(side: str, scores: TaskScores) -> None:
             )
 
 
+def _check_documents(pre: TaskScores, post: TaskScores) -> None:
+    """Refuse two samples, or a sample and something else, by their names: their documents are other ones."""
+    ours, theirs = _documents(pre), _documents(post)
+    if ours != theirs and "sample" in {*pre.settings, *post.settings}:
+        raise InputError(
+            f"task {pre.task}: other documents were scored: {ours} before and {theirs} after; measure both on the same"
+        )
+
+
+def _documents(scores: TaskScores) -> str:
+    """Which of a task's documents these are, by its settings."""
+    limit, sample, seed = (scores.settings.get(key) for key in ("limit", "sample", "sample_seed"))
+    if sample is not None:
+        return f"sample {sample} (seed {seed})"
+    return "all documents" if limit is None else f"the first {limit} documents"
+
+
 def _check_same(pre: TaskScores, post: TaskScores) -> None:
     ours, theirs = {*pre.values, *pre.corpus}, {*post.values, *post.corpus}
     if odd := ", ".join(sorted(ours ^ theirs) or sorted(pre.corpus.keys() ^ post.corpus.keys())):
@@ -223,7 +241,7 @@ def _join(pre: TaskScores, post: TaskScores) -> list[int]:
     if count:
         raise InputError(
             f"task {pre.task}: {count} documents differ before and after ({len(pre)} and {len(post)}); "
-            "use the same data and limit"
+            "use the same data, limit and sample"
         )
     places: defaultdict[str, list[int]] = defaultdict(list)
     for index, key in enumerate(post.doc_hash):

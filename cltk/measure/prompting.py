@@ -71,10 +71,13 @@ class Prompting:
             task.set_config(key="generation_kwargs", value=self.generation(), update=True)
         return note
 
-    def build(self, task: Any, limit: int | None, tokenizer: Any = None) -> list[Any]:
-        """The requests that lm-eval will make of the task's first `limit` documents; few-shot examples are drawn anew."""
+    def build(self, task: Any, limit: int | None, samples: list[int] | None = None, tokenizer: Any = None) -> list[Any]:
+        """The requests that lm-eval will make of the task's first `limit` documents, or of those at `samples`.
+
+        Few-shot examples are drawn anew.
+        """
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        task.build_all_requests(limit=limit, rank=0, world_size=1, **self._arguments(tokenizer))
+        task.build_all_requests(limit=limit, samples=samples, rank=0, world_size=1, **self._arguments(tokenizer))
         return task.instances
 
     def arguments(self) -> dict[str, Any]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ RULES = (
 )  # fmt: skip  # fields of lm-eval's TaskConfig that decide what an answer is worth
 
 
-def rules_digest(task: Any, limit: int | None, include_path: str | Path | None) -> str:
-    """sha256 (hex) of the documents with their right answers, and of the metrics and filters of an lm-eval task.
+def rules_digest(task: Any, documents: Iterable[Any], include_path: str | Path | None) -> str:
+    """sha256 (hex) of `documents` with their right answers, and of the metrics and filters of an lm-eval task.
 
     Two tasks may ask the same of a model and score it otherwise: another label, another metric. Where a field is Python, the
     files of `include_path` and the version of lm-eval stand for it.
@@ -28,7 +27,7 @@ def rules_digest(task: Any, limit: int | None, include_path: str | Path | None) 
         sha.update(metadata.version("lm-eval").encode())
         for file in sorted(Path(include_path).rglob("*.py")) if include_path else ():
             sha.update(file.read_bytes())
-    for doc in islice(task.eval_docs, limit):
+    for doc in documents:
         sha.update(json.dumps(doc, sort_keys=True, ensure_ascii=False, default=_named).encode(errors="surrogatepass"))
     return sha.hexdigest()
 

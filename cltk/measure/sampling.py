@@ -79,6 +79,21 @@ def choose(
     return sorted(found)
 
 
+def described(
+    sample: Sample, seed: int, indices: Sequence[int], total: int, clusters: Sequence[Hashable] = (),
+    strata: Sequence[Hashable] = (), what: str = "documents",
+) -> str:  # fmt: skip
+    """One line about a sample: how much of what it is."""
+    if len(indices) == total:
+        return f"all of its {total} {what} (sample {sample})"
+    parts = [f"{len(indices)} of {total} {what}, drawn at random (sample {sample}, seed {seed})"]
+    if clusters:
+        parts.append(f"in {len({clusters[i] for i in indices})} of {len(set(clusters))} clusters")
+    if strata:
+        parts.append(f"spread over {len({strata[i] for i in indices})} of {len(set(strata))} strata")
+    return ", ".join(parts)
+
+
 def _units(n_documents: int, clusters: Sequence[Hashable], strata: Sequence[Hashable]) -> list[list[int]]:
     """The documents of every cluster that can be drawn whole; single documents elsewhere."""
     if not clusters or (strata and len(set(zip(strata, clusters, strict=True))) == len(set(strata))):

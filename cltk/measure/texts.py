@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from cltk.data import IGNORED, Row, read_rows, text_of
 from cltk.errors import InputError
 from cltk.measure.harness import Progress
+from cltk.measure.sampling import Sample, choose, described
 from cltk.measure.scores import TaskScores
 from cltk.probe import row_nll
 from cltk.ranks import shared
@@ -31,16 +32,28 @@ class TextTask:
     rows: Sequence[Row]
     max_length: int | None = None
     cluster: str | None = None  # column that groups dependent rows
+    stratum: str | None = None  # column of the sources or subjects that samples are spread over
+    note: str = ""  # which of a text's rows these are
 
     @classmethod
-    def read(cls, name: str, path: str, *, limit: int | None = None, cluster: str | None = None) -> TextTask:
+    def read(
+        cls, name: str, path: str, *, limit: int | None = None, cluster: str | None = None, stratum: str | None = None
+    ) -> TextTask:
         """From a file of texts; `limit` takes evenly spread rows, so that every part of the file is represented."""
         rows = read_rows(path)
         if limit is not None and limit < len(rows):
             rows = [rows[i * len(rows) // limit] for i in range(limit)]
-        if cluster and cluster not in rows[0]:
-            raise InputError(f"{path}: cluster column {cluster!r} is missing; the columns are {', '.join(rows[0])}")
-        return cls(name, rows, cluster=cluster)
+        for kind, column in (("cluster", cluster), ("stratum", stratum)):
+            if column and (odd := next((row for row in rows if column not in row), None)) is not None:
+                raise InputError(f"{path}: {kind} column {column!r} is missing; the columns are {', '.join(odd)}")
+        return cls(name, rows, cluster=cluster, stratum=stratum)
+
+    def sampled(self, sample: Sample, seed: int = 0) -> TextTask:
+        """Random rows, whole clusters, spread over strata: `cltk.measure.sampling.choose`, seeded by seed and name."""
+        strata = [str(row[self.stratum]) for row in self.rows] if self.stratum else []
+        indices = choose(len(self.rows), sample, f"{seed} {self.name}", self.labels(), strata)
+        note = described(sample, seed, indices, len(self.rows), self.labels(), strata, "rows")
+        return replace(self, rows=[self.rows[i] for i in indices], note=note)
 
     def labels(self, kept: Sequence[int] | None = None) -> list[str]:
         """The cluster of each row, or of those at `kept`; empty without a cluster column."""
@@ -182,7 +195,7 @@ def _nll(
 
 def _notes(text: TextTask, kept: Sequence[int], tokenizer: Any) -> list[str]:
     """How many rows are not measured, or not whole."""
-    notes = []
+    notes = [text.note] if text.note else []
     if len(kept) < len(text.rows):
         notes.append(f"{len(text.rows) - len(kept)} of {len(text.rows)} rows have no token to predict and are left out")
     if text.max_length is not None:

@@ -227,7 +227,7 @@ def test_documents_of_any_kind_have_a_digest_of_their_own() -> None:
     from cltk.measure.rules import rules_digest
 
     def digest(*docs: object, **fields: object) -> str:
-        return rules_digest(SimpleNamespace(config=SimpleNamespace(**fields), eval_docs=list(docs)), None, None)
+        return rules_digest(SimpleNamespace(config=SimpleNamespace(**fields)), list(docs), None)
 
     assert digest({"a": date(2020, 1, 1)}) != digest({"a": date(2020, 1, 2)})
     assert digest({"a": np.float64(1)}) != digest({"a": np.float64(2)})

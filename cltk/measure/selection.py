@@ -1,0 +1,166 @@
+"""Which documents of every measure are scored: the first ones, random ones, or all; and what a reader must know of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from cltk.errors import InputError
+from cltk.measure.documents import clusters
+from cltk.measure.groups import Group
+from cltk.measure.sampling import Sample, check_sample, choose, described, documents_in, unlike_the_whole
+from cltk.measure.texts import TextTask
+
+NAMED, FOUND = 1e-3, 1e-6  # p of first documents that are like the whole: of a field that the task names, and of any other
+FEW = 10  # documents of a label on average, in a field that the task does not name
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The documents of one task that are scored."""
+
+    total: int  # documents of the task
+    limit: int | None = None
+    indices: list[int] | None = None  # of a sample, ascending; None: the first `limit`, or all
+    settings: dict[str, Any] = field(default_factory=dict)  # what must be equal before and after
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return min(self.total, self.limit or self.total) if self.indices is None else len(self.indices)
+
+    def of(self, documents: Iterable[Any]) -> list[Any]:
+        """Those of the task's documents."""
+        if self.indices is None:
+            return list(islice(documents, self.limit))
+        wanted = set(self.indices)
+        return [document for i, document in enumerate(documents) if i in wanted]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The first `limit` documents of every lm-eval task, as lm-eval's own, or a random `sample` of tasks and texts.
+
+    Args:
+        sample: documents or a fraction of them; by the names that were given (task, group, tag, pattern, text) where it
+            is a mapping, in which what is not named has all its documents. Of a group or tag it is that of each task.
+        seed: of all samples; every task and text has its own draw by its name, whatever stands beside it.
+
+    Raises:
+        InputError: both; a limit below 1; a sample that is no number of documents; a seed that is no whole number.
+    """
+
+    limit: int | None = None
+    sample: Sample | Mapping[str, Sample] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and (not isinstance(self.limit, int) or isinstance(self.limit, bool) or self.limit < 1):
+            raise InputError(f"limit: expected a whole number of documents from 1, got {self.limit!r}")
+        given = self.sample if isinstance(self.sample, Mapping) else {"": self.sample}
+        for name, one in given.items():
+            if one is not None or name:
+                check_sample(one, f"sample of {name}" if name else "sample")
+        if self.limit is not None and self.sample is not None:
+            raise InputError("limit, sample: limit takes the first documents and sample random ones; give one of the two")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise InputError(f"sample_seed: expected a whole number, got {self.seed!r}")
+
+    def check_names(self, known: Iterable[str]) -> None:
+        """Raises InputError for a sample of something that is not measured."""
+        names = list(dict.fromkeys(known))
+        for name in self.sample if isinstance(self.sample, Mapping) else ():
+            if name not in names:
+                raise InputError(f"sample: {name!r} is not measured; what is: {', '.join(names)}")
+
+    def text(self, text: TextTask) -> TextTask:
+        """The text with the rows that are scored."""
+        asked = self.sample.get(text.name) if isinstance(self.sample, Mapping) else self.sample
+        return text if asked is None else text.sampled(asked, self.seed)
+
+    def tasks(self, loaded: Mapping[str, Mapping[str, Any]]) -> dict[str, Chosen]:
+        """Of every task of `cltk.measure.loading.load_tasks`."""
+        asked: dict[str, Any] = {}
+        for given, rows in loaded["named"].items():
+            one = self.sample.get(given) if isinstance(self.sample, Mapping) else self.sample
+            for row in rows:
+                leaves = [t.task_name for t in loaded["groups"][row].get_all_tasks()] if row in loaded["groups"] else [row]
+                asked |= dict.fromkeys(leaves, one)
+        if isinstance(self.sample, Mapping):
+            asked |= {name: self.sample[name] for name in loaded["tasks"] if name in self.sample}
+        return {name: self._task(name, task, asked.get(name)) for name, task in loaded["tasks"].items()}
+
+    def _task(self, name: str, task: Any, sample: Sample | None) -> Chosen:
+        documents = task.eval_docs
+        total = len(documents)
+        if sample is None:
+            return Chosen(total, self.limit, notes=_order(name, task, documents, self.limit))
+        asked = documents_in(total, sample)
+        if asked == total:
+            return Chosen(total, notes=[described(sample, self.seed, range(total), total)])
+        config, listed = task.dump_config(), list(documents)
+        labels, strata = clusters(name, config, listed), strata_of(name, config, listed)
+        indices = choose(total, sample, f"{self.seed} {name}", labels, strata)
+        note = described(sample, self.seed, indices, total, labels, strata)
+        return Chosen(total, None, indices, {"sample": asked, "sample_seed": self.seed}, [note])
+
+
+def strata_of(name: str, config: dict[str, Any], documents: Sequence[Any]) -> list[str]:
+    """What samples are spread over: the column, or template, that the task's `metadata: {stratum: ...}` names."""
+    from lm_eval.utils import apply_template
+
+    column = (config.get("metadata") or {}).get("stratum")
+    if not column:
+        return []
+    if "{{" in str(column):
+        return [apply_template(column, document) for document in documents]
+    if (odd := next((document for document in documents if column not in document), None)) is not None:
+        raise InputError(f"task {name}: metadata.stratum names {column!r}, which is no column; they are {', '.join(odd)}")
+    return [str(document[column]) for document in documents]
+
+
+def _order(name: str, task: Any, documents: Any, limit: int | None) -> list[str]:
+    """A note where the first documents are not like the whole: a field that the task names, or any with few labels."""
+    if limit is None or limit >= len(documents):
+        return []
+    config, listed = task.dump_config(), list(documents)
+    named = {"stratum": strata_of(name, config, listed), "cluster": clusters(name, config, listed)}
+    found = [(NAMED, (config.get("metadata") or {}).get(kind), labels) for kind, labels in named.items() if labels]
+    for column in listed[0] if isinstance(listed[0], Mapping) else ():
+        labels = [document.get(column) for document in listed]
+        if all(isinstance(label, str | int) for label in labels) and 2 <= len(set(labels)) <= len(listed) / FEW:
+            found.append((FOUND, column, labels))
+    for bound, column, labels in found:
+        odd = unlike_the_whole(labels, limit)
+        if odd is not None and odd[3] < bound:
+            label, first, whole, _ = odd
+            return [
+                f"its first {limit} documents are not like all {len(listed)}: {first} of them have {column} {str(label)[:40]!r}"
+                f" and {whole} of all; `sample` instead of `limit` draws at random"
+            ]
+    return []
+
+
+def row_notes(groups: Sequence[Group], chosen: Mapping[str, Chosen], seed: int) -> dict[str, list[str]]:
+    """Task or group -> what a reader must know of its documents; of a group in one line."""
+    found = {name: one.notes for name, one in chosen.items() if one.notes}
+    for group in groups:
+        members = [chosen[name] for name in group.members]
+        noted = [f"{name}: {note}" for name, one in zip(group.members, members, strict=True) for note in one.notes]
+        if any(one.indices is not None for one in members):
+            n, total = sum(one.count for one in members), sum(one.total for one in members)
+            note = f"a sample is of each of its {len(members)} tasks: {n} of {total} documents (seed {seed})"
+            uneven = {round(one.count - one.total * n / total) for one in members} - {-1, 0, 1}
+            if uneven and next(iter(group.metrics.values()), True):
+                note += "; they weigh by the documents that were drawn, as in lm-eval: a fraction keeps each task's own weight"
+            found[group.name] = [note]
+        elif noted:
+            found[group.name] = [noted[0] + (f" (and so {len(noted) - 1} more of its tasks)" if noted[1:] else "")]
+    return found
+
+
+def with_notes(task: Any, notes: Sequence[str]) -> Any:
+    """Scores with these notes too."""
+    return replace(task, notes=[*task.notes, *(note for note in notes if note not in task.notes)])

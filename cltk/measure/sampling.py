@@ -120,6 +120,6 @@ def unlike_the_whole(labels: Sequence[Hashable], first: int) -> tuple[Hashable, 
     if len(names) < 2 or not 0 < first < len(labels):
         return None
     whole, begin = np.bincount(which), np.bincount(which[:first], minlength=len(names))
-    p = hypergeom.sf(begin - 1, len(labels), whole, first)
+    p = np.asarray(hypergeom.sf(begin - 1, len(labels), whole, first))
     worst = int(np.argmin(p))
     return str(names[worst]), int(begin[worst]), int(whole[worst]), min(1.0, float(p[worst]) * len(names))

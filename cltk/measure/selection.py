@@ -152,8 +152,8 @@ def row_notes(groups: Sequence[Group], chosen: Mapping[str, Chosen], seed: int) 
         if any(one.indices is not None for one in members):
             n, total = sum(one.count for one in members), sum(one.total for one in members)
             note = f"a sample is of each of its {len(members)} tasks: {n} of {total} documents (seed {seed})"
-            uneven = {round(one.count - one.total * n / total) for one in members} - {-1, 0, 1}
-            if uneven and next(iter(group.metrics.values()), True):
+            uneven = any(abs(one.count - one.total * n / total) > 1 for one in members)
+            if uneven and (not group.metrics or any(group.metrics.values())):
                 note += "; they weigh by the documents that were drawn, as in lm-eval: a fraction keeps each task's own weight"
             found[group.name] = [note]
         elif noted:

@@ -157,13 +157,13 @@ def _explain(problem: Any, cls: type[BaseModel], above: Keys, where: Where) -> s
         return f"{where(keys)}: {dotted}: unknown key{nearest(str(keys[-1]), _names_at(cls, keys[:-1]))}"
     if problem["type"] == "missing":
         return f"{where(keys[:-1])}: {dotted}: this key is required"
-    got = repr(problem["input"])
-    return f"{where(keys)}: {dotted}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {got[:60]}"
+    got, words = repr(problem["input"]), problem["msg"].removeprefix("Value error, ")
+    return f"{where(keys)}: {dotted}: {words[0].lower()}{words[1:]}, got {got[:60]}"
 
 
 def _is_branch(key: Any) -> bool:
     """pydantic puts the name of a union's branch into the path; those are no keys of the file."""
-    return isinstance(key, str) and (key in ("Source", "TextSpec", "str", "float", "int") or "[" in key)
+    return isinstance(key, str) and (key in ("Source", "TaskSpec", "TextSpec", "str", "float", "int") or "[" in key)
 
 
 def _names_at(cls: Any, keys: Keys) -> list[str]:

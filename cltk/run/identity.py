@@ -34,7 +34,7 @@ def measurement(inputs: Inputs, cell: Cell, version: str = __version__) -> dict[
         "cltk": version,
         "model": {**cell.config.model.model_dump(), "digest": inputs.model_digest(cell.config.model.pretrained)},
         "settings": settings,
-        "measured": [entry if isinstance(entry, str) else entry.model_dump() for entry in measured],
+        "measured": [entry.model_dump() for entry in measured],
         "new": [[one.stage, one.data.model_dump()] for one in cell.trainings],
         "files": inputs.measured_files(cell),
         "tasks": inputs.tasks(cell),

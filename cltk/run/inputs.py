@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cltk import models
@@ -13,7 +15,7 @@ from cltk.measure.evaluate import Suite, TextTask
 from cltk.run import identity, records
 from cltk.run.config import Cell, Plan
 from cltk.run.methods import PATH_KEYS, PATH_LISTS, resolve_path
-from cltk.run.spec import Source, TextSpec
+from cltk.run.spec import EvalSpec, Source, TaskSpec, TextSpec
 from cltk.run.train import Prepared, prepare_data
 from cltk.run.yaml import read_yaml
 
@@ -54,8 +56,7 @@ class Inputs:
             texts = [TextTask(one.stage or "heldout", self.data(one).heldout) for one in cell.trainings]
             for entry in self.entries([*evals.retain, *evals.learn]):
                 if isinstance(entry, TextSpec):
-                    path = resolve_path(entry.text, self.plan.folder, "evals.text")
-                    texts.append(TextTask.read(entry.label, path, limit=entry.limit, cluster=entry.cluster))
+                    texts.append(self._text(entry, evals))
             harness = self.harness(cell)
             self._suites[key] = harness.with_texts(texts) if harness else Suite([], texts=texts)
         return self._suites[key]
@@ -64,17 +65,27 @@ class Inputs:
         """The lm-eval tasks of the suite alone, for which no row is read; None where there are none."""
         evals = cell.config.evals
         settings = evals.model_dump(exclude={"retain", "learn", *identity.AFTER})
-        tasks = [entry for entry in self.entries([*evals.retain, *evals.learn]) if isinstance(entry, str)]
-        key = records.digest_of([tasks, settings])
+        listed = self.entries([*evals.retain, *evals.learn])
+        tasks = [entry.task for entry in listed if isinstance(entry, TaskSpec)]
+        samples = {entry.task: entry.sample or evals.sample for entry in listed if isinstance(entry, TaskSpec)}
+        key = records.digest_of([tasks, samples, settings])
         if tasks and key not in self._suites:
             self._suites[key] = Suite(
-                tasks, limit=evals.limit, num_fewshot=evals.num_fewshot,
+                tasks, limit=evals.limit, sample={name: one for name, one in samples.items() if one} or None,
+                sample_seed=evals.sample_seed, num_fewshot=evals.num_fewshot,
                 include_path=self.plan.folder / evals.include_path if evals.include_path else None,
                 chat_template=evals.chat_template, system_instruction=evals.system_instruction,
                 fewshot_as_multiturn=evals.fewshot_as_multiturn, gen_kwargs=evals.gen_kwargs, trust=self.trust,
                 confirm_run_unsafe_code=evals.confirm_run_unsafe_code, members=evals.members,
             )  # fmt: skip
         return self._suites.get(key)
+
+    def _text(self, entry: TextSpec, evals: EvalSpec) -> TextTask:
+        """The rows of a text that are measured: by its own limit or sample, else by the sample of all measures."""
+        path = resolve_path(entry.text, self.plan.folder, "evals.text")
+        text = TextTask.read(entry.label, path, limit=entry.limit, cluster=entry.cluster, stratum=entry.stratum)
+        sample = entry.sample or (evals.sample if entry.limit is None else None)
+        return text if sample is None else text.sampled(sample, evals.sample_seed)
 
     def measured(self, cell: Cell) -> str:
         """The digest of the measurement: cells with the same one share Perf_pre."""
@@ -84,24 +95,21 @@ class Inputs:
         """The measures of the gain: held-out NLL of every new task, then evals.learn."""
         listed = self.entries(cell.config.evals.learn)
         suite = self.suite(cell)
-        names = [row for e in listed for row in ([e.label] if isinstance(e, TextSpec) else suite.rows(e))]
+        names = [row for e in listed for row in ([e.label] if isinstance(e, TextSpec) else suite.rows(e.task))]
         inside = [name for group in suite.groups() if group.name in names for name in group.members]
         return [*(one.stage or "heldout" for one in cell.trainings), *names, *inside]
 
-    def entries(self, listed: list[str | TextSpec]) -> list[str | TextSpec]:
-        """Task names and texts, with suite files replaced by what they list."""
-        done: list[str | TextSpec] = []
+    def entries(self, listed: Sequence[str | TaskSpec | TextSpec]) -> list[TaskSpec | TextSpec]:
+        """Tasks and texts, with suite files replaced by what they list."""
+        done: list[TaskSpec | TextSpec] = []
         for entry in listed:
-            file = self.plan.folder / f"{entry}" if isinstance(entry, str) else None
-            if file is not None and file.suffix != ".yaml" and "/" in str(entry):
+            one = TaskSpec(task=entry) if isinstance(entry, str) else entry
+            file = None if isinstance(one, TextSpec) else self.plan.folder / one.task
+            if file is not None and file.suffix != ".yaml" and "/" in one.label:
                 file = file.with_name(file.name + ".yaml")
-            if file is not None and file.suffix == ".yaml":
-                tasks = read_yaml(file)[0].get("tasks")
-                if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
-                    raise InputError(f"{file}: a suite is a mapping with `tasks`, a list of task names")
-                done += tasks
-            else:
-                done.append(entry)
+            suite = suite_file(file) if file is not None and file.suffix == ".yaml" else None
+            own = None if isinstance(one, TextSpec) else one.sample
+            done += [one] if suite is None else [TaskSpec(task=task.task, sample=own or task.sample) for task in suite]
         return done
 
     def training(self, cell: Cell) -> str:
@@ -177,6 +185,22 @@ class Inputs:
             else:
                 self._digests[key] = records.digest_of(read_rows(spec, name=name, split=split))
         return self._digests[key]
+
+
+def suite_file(file: Path) -> list[TaskSpec]:
+    """The tasks of a suite: a mapping with `tasks`, and with `sample` where not all of their documents are meant."""
+    data = read_yaml(file)[0]
+    tasks, sample = data.get("tasks"), data.get("sample")
+    try:
+        if not isinstance(tasks, list) or set(data) - {"tasks", "sample"}:
+            raise ValueError
+        found = [TaskSpec(**({"task": task} if isinstance(task, str) else task)) for task in tasks]
+        return [TaskSpec(task=one.task, sample=one.sample or sample) for one in found]
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{file}: a suite is a mapping with `tasks`, a list of task names (or of {{task: NAME, sample: N}}), and `sample`"
+            " where not all documents are meant"
+        ) from None
 
 
 def memories(entries: list[Any]) -> list[tuple[str, str]]:

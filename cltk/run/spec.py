@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from cltk.errors import InputError
+from cltk.measure.sampling import check_sample
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -58,13 +61,46 @@ class DataSpec(Section):
     drop_long: bool = Field(False, description="leave rows out whose prompt alone fills max_length (counted in the record)")
 
 
+def _is_sample(sample: Any) -> Any:
+    try:
+        check_sample(sample)
+    except InputError as error:
+        raise ValueError(str(error).removeprefix("sample: ").partition(", got")[0]) from None
+    return sample
+
+
+Sample = Annotated[int | float, BeforeValidator(_is_sample)]
+
+
+class TaskSpec(Section):
+    """An lm-eval task, group, tag, pattern or file with documents of its own number."""
+
+    task: str = Field(description="its name")
+    sample: Sample | None = Field(
+        None, description="random documents of each task, or a fraction of them, instead of evals.sample"
+    )
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return self.task
+
+
 class TextSpec(Section):
     """Held-out text whose token NLL is measured."""
 
     text: str = Field(description="file, asset:NAME/FILE or hub id")
     name: str | None = Field(None, description="the row's name in tables; the file's name when not given")
     limit: Count | None = Field(None, description="N rows, evenly spread over the file")
-    cluster: str | None = Field(None, description="column that groups dependent rows")
+    sample: Sample | None = Field(None, description="N random rows, or a fraction of them, instead of evals.sample")
+    cluster: str | None = Field(None, description="column that groups dependent rows; samples take them whole")
+    stratum: str | None = Field(None, description="column of the sources or subjects that samples are spread over")
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.limit is not None and self.sample is not None:
+            raise ValueError("limit takes evenly spread rows and sample random ones; give one of the two")
+        return self
 
     @property
     def label(self) -> str:
@@ -72,14 +108,29 @@ class TextSpec(Section):
         return self.name or Path(self.text).stem
 
 
+def _kind(entry: Any) -> str:
+    """Which of the three an entry is; what is none of them is told that a name was expected."""
+    if isinstance(entry, dict):
+        return "TaskSpec" if "task" in entry else "TextSpec"
+    return type(entry).__name__ if isinstance(entry, TaskSpec | TextSpec) else "str"
+
+
+Entry = Annotated[
+    Annotated[str, Tag("str")] | Annotated[TaskSpec, Tag("TaskSpec")] | Annotated[TextSpec, Tag("TextSpec")],
+    Discriminator(_kind),
+]
+
+
 class EvalSpec(Section):
     """What is measured before and after."""
 
-    retain: list[str | TextSpec] = Field(
-        default_factory=list, description="lm-eval tasks, groups, tags, patterns, suite files, texts"
+    retain: list[Entry] = Field(default_factory=list, description="lm-eval tasks, groups, tags, patterns, suite files, texts")
+    learn: list[Entry] = Field(default_factory=list, description="more measures of the gain, beside held-out NLL")
+    limit: Count | None = Field(None, description="the first documents of each lm-eval task")
+    sample: Sample | None = Field(
+        None, description="random documents of each lm-eval task and text, or a fraction of them; the same for every cell"
     )
-    learn: list[str | TextSpec] = Field(default_factory=list, description="more measures of the gain, beside held-out NLL")
-    limit: Count | None = Field(None, description="documents of each lm-eval task")
+    sample_seed: int = Field(0, description="of the samples")
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     include_path: str | None = Field(None, description="folder of task YAML; its !function runs Python")
     chat_template: bool = Field(False, description="apply the tokenizer's chat template")
@@ -92,6 +143,14 @@ class EvalSpec(Section):
     kl_rows: Annotated[int, Field(ge=0)] = Field(16, description="rows of each text on which KL(start || tuned) is measured")
     margins: dict[str, float] = Field(default_factory=dict, description="{metric: loss that does not matter}")
     scorer: Literal["prefix", "stock"] = Field("prefix", description="contexts computed once, or lm-eval's own HFLM")
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        own = [entry.task for entry in [*self.retain, *self.learn] if isinstance(entry, TaskSpec) and entry.sample is not None]
+        if self.limit is not None and (self.sample is not None or own):
+            where = "sample" if self.sample is not None else f"sample of {own[0]}"
+            raise ValueError(f"limit takes the first documents and {where} random ones; give one of the two")
+        return self
 
 
 Switch = Literal["auto", True, False]

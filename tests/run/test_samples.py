@@ -1,0 +1,122 @@
+"""`sample` in an experiment's YAML: for all measures, one task, one text and a suite; in records, exports and dry runs.
+
+What people met: other random documents for the second model (UKGovernmentBEIS/inspect_ai#2118), single tasks' documents
+(EleutherAI/lm-evaluation-harness#2520).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import cltk
+from cltk.cli import main
+from cltk.errors import InputError
+from cltk.measure.sampling import choose
+from cltk.run.config import load_config
+from tests.conftest import TINY
+
+TRAIN = 'train: {learning_rate: 3.0e-3, max_steps: 2, per_device_train_batch_size: 4, save_strategy: "no"}\nkeep_model: false\n'
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study)
+    monkeypatch.setenv("CLTK_CACHE", str(study / "cache"))
+    toy = Path("tasks/toy.yaml").read_text()
+    for name in ("other", "third"):
+        Path(f"tasks/{name}.yaml").write_text(toy.replace("task: toy", f"task: {name}"))
+
+
+def write(evals: str, grid: str = "") -> Path:
+    Path("x.yaml").write_text(TINY + TRAIN + f"evals:\n  include_path: tasks\n  {evals}\n{grid}")
+    return Path("x.yaml")
+
+
+def sizes(evals: str) -> dict[str, int]:
+    experiment = cltk.load(write(evals), "out")
+    found = experiment.inputs.suite(experiment.cells[0]).sizes()
+    return {name: n for name, n in found.items() if name != "heldout"}
+
+
+def test_of_all_measures_of_one_and_of_a_suite() -> None:
+    old = "{text: old.jsonl, name: old}"
+    assert sizes(f"retain: [toy, {old}]\n  sample: 5") == {"toy": 5, "old": 5}
+    assert sizes(f"retain: [toy, {{task: other, sample: 0.25}}, {old}]\n  sample: 5") == {"toy": 5, "other": 3, "old": 5}
+    assert sizes("retain: [toy, {task: other, sample: 4}]") == {"toy": 12, "other": 4}
+    texts = "{text: old.jsonl, name: a, sample: 7}, {text: old.jsonl, name: b, limit: 9}, {text: old.jsonl, name: c}"
+    assert sizes(f"retain: [{texts}]\n  sample: 5") == {"a": 7, "b": 9, "c": 5}
+    Path("some.yaml").write_text("tasks: [toy, {task: other, sample: 2}]\nsample: 6\n")
+    assert sizes("retain: [some.yaml, third]\n  sample: 5") == {"toy": 6, "other": 2, "third": 5}
+    assert sizes("retain: [{task: some.yaml, sample: 3}]") == {"toy": 3, "other": 3}
+
+
+def test_new_rows_are_not_sampled() -> None:
+    experiment = cltk.load(write("retain: [toy]\n  sample: 2"), "out")
+    suite, data = experiment.inputs.suite(experiment.cells[0]), experiment.inputs.data(experiment.cells[0])
+    assert suite.sizes()["heldout"] == len(data.heldout) > 2
+
+
+@pytest.mark.parametrize(
+    ("evals", "line"),
+    [
+        (
+            "retain: [toy]\n  limit: 3\n  sample: 3",
+            r"x.yaml:\d+: evals: limit takes the first documents and sample random ones",
+        ),
+        ("retain: [{task: toy, sample: 3}]\n  limit: 3", "evals: .*limit takes the first documents and sample of toy random"),
+        (
+            "retain: [toy]\n  sample: 0",
+            "x.yaml:12: evals.sample: expected a whole number of documents from 1, or a fraction .*, got 0$",
+        ),
+        ("retain: [toy]\n  sample: 1.5", "evals.sample: .*got 1.5"),
+        ("retain: [{task: toy, sample: many}]", "x.yaml:11: evals.retain.0.sample: expected a whole number"),
+        ("retain: [{task: toy, samples: 3}]", "x.yaml:11: evals.retain.0.samples: unknown key; did you mean 'sample'"),
+        ("retain: [{text: old.jsonl, sample: 3, limit: 3}]", "evals.retain.0: .*limit takes evenly spread rows and sample"),
+        ("retain: [{txt: old.jsonl}]", "evals.retain.0.text: this key is required"),
+        ("retain: [5]", "evals.retain.0: input should be a valid string"),
+        ("retain: [{task: toy, sample: 3}, toy]", "evals.retain.1: the name 'toy' is taken"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_line(evals: str, line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        load_config(write(evals))
+
+
+@pytest.mark.parametrize(
+    "body", ["tasks: [toy]\nsample: 0\n", "tasks: [toy]\nsize: 3\n", "tasks: [{sample: 3}]\n", "tasks: 3\n"]
+)
+def test_a_suite_that_is_none_is_refused(body: str) -> None:
+    Path("some.yaml").write_text(body)
+    with pytest.raises(InputError, match=r"some\.yaml: a suite is a mapping with `tasks`"):
+        sizes("retain: [some.yaml]")
+
+
+def test_every_cell_has_the_same_documents_and_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the record, the scores, lm-eval's own files, the report's copies of these, and before the run."""
+    grid = "grid: {mitigators: {plain: [], low: [low_lr: {factor: 0.5}]}}\n"
+    file = write("retain: [toy, {text: old.jsonl, name: old, cluster: document}]\n  sample: 6\n  sample_seed: 3", grid)
+    assert main(["run", str(file), "--out", "out", "--dry-run"]) == 0
+    assert "toy: 6 of 12 documents, drawn at random (sample 6, seed 3)" in capsys.readouterr().out
+    records = cltk.load(file, "out").run()
+    wanted = choose(12, 6, "3 toy")
+    for record in records:
+        assert record["config"]["evals"] | {"sample": 6, "sample_seed": 3} == record["config"]["evals"]
+        (row,) = [row for row in record["retain"]["rows"] if (row["task"], row["metric"]) == ("toy", "acc")]
+        assert row["n"] == 6
+        assert "toy: 6 of 12 documents, drawn at random (sample 6, seed 3)" in record["retain"]["notes"]
+    cltk.report("out", lm_eval="lm")
+    results = list(Path("lm").rglob("results_*.json"))
+    assert len(results) == 3
+    for result in results:
+        assert json.loads(result.read_text())["config"]["samples"] == {"toy": wanted}
+    for samples in Path("lm").rglob("samples_toy_*.jsonl"):
+        assert [json.loads(line)["doc_id"] for line in samples.read_text().splitlines()] == wanted
+
+
+def test_a_grid_of_samples_measures_the_start_model_for_each() -> None:
+    found = cltk.load(write("retain: [toy]", "grid: {evals.sample: [4, 6]}\n"), "out")
+    assert [found.inputs.suite(cell).sizes()["toy"] for cell in found.cells] == [4, 6]
+    assert len({found.inputs.measured(cell) for cell in found.cells}) == 2

@@ -157,8 +157,9 @@ def _explain(problem: Any, cls: type[BaseModel], above: Keys, where: Where) -> s
         return f"{where(keys)}: {dotted}: unknown key{nearest(str(keys[-1]), _names_at(cls, keys[:-1]))}"
     if problem["type"] == "missing":
         return f"{where(keys[:-1])}: {dotted}: this key is required"
-    got, words = repr(problem["input"]), problem["msg"].removeprefix("Value error, ")
-    return f"{where(keys)}: {dotted}: {words[0].lower()}{words[1:]}, got {got[:60]}"
+    words = problem["msg"].removeprefix("Value error, ")
+    got = "" if problem["type"] == "value_error" and isinstance(problem["input"], dict) else f", got {problem['input']!r:.60}"
+    return f"{where(keys)}: {dotted}: {words[0].lower()}{words[1:]}{got}"
 
 
 def _is_branch(key: Any) -> bool:

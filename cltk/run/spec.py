@@ -149,7 +149,9 @@ class EvalSpec(Section):
         own = [entry.task for entry in [*self.retain, *self.learn] if isinstance(entry, TaskSpec) and entry.sample is not None]
         if self.limit is not None and (self.sample is not None or own):
             where = "sample" if self.sample is not None else f"sample of {own[0]}"
-            raise ValueError(f"limit takes the first documents and {where} random ones; give one of the two")
+            raise ValueError(
+                f"limit takes the first documents and {where} random ones; give one of the two (null undoes a base's)"
+            )
         return self
 
 

@@ -27,7 +27,7 @@ train: {{bf16: false, tf32: false}} # there is no GPU, and bfloat16 is slow on m
 evals:
   retain: [toy, {{text: old.jsonl, name: old_text, limit: 12, cluster: document}}]
   include_path: tasks
-  limit: 8
+  sample: 8
 """
 
 

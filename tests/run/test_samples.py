@@ -120,3 +120,14 @@ def test_a_grid_of_samples_measures_the_start_model_for_each() -> None:
     found = cltk.load(write("retain: [toy]", "grid: {evals.sample: [4, 6]}\n"), "out")
     assert [found.inputs.suite(cell).sizes()["toy"] for cell in found.cells] == [4, 6]
     assert len({found.inputs.measured(cell) for cell in found.cells}) == 2
+
+
+def test_a_limit_over_the_sample_of_a_base() -> None:
+    write("retain: [toy]\n  sample: 5")
+    for evals, refused in (("{limit: 3}", True), ("{limit: 3, sample: null}", False)):
+        Path("y.yaml").write_text(f"base: x.yaml\nevals: {evals}\n")
+        if refused:
+            with pytest.raises(InputError, match=r"y\.yaml:2: evals: limit .* give one of the two \(null undoes a base's\)$"):
+                load_config("y.yaml")
+        else:
+            assert load_config("y.yaml").experiment.evals.sample is None

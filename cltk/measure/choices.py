@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,8 @@ class Choice:
     def margin(self, per_byte: bool = False) -> float:
         """The likeliest right choice's log-probability minus the likeliest wrong one's, in nats or nats per byte.
 
-        A document whose choices have no such difference (none or all are right, an empty choice per byte) gives nan.
+        A document whose choices have no such difference (none or all are right, an empty choice per byte) gives nan. Where
+        the model excludes every right choice it is -inf, whatever it gives the wrong ones.
         """
         scores = self.logprobs
         if per_byte:
@@ -32,7 +34,8 @@ class Choice:
                 return float("nan")
             scores = [score / size for score, size in zip(scores, self.sizes, strict=True)]
         wrong = [score for i, score in enumerate(scores) if i not in self.right]
-        return max(scores[i] for i in self.right) - max(wrong) if wrong and self.right else float("nan")
+        best = max((scores[i] for i in self.right), default=float("nan"))
+        return best - max(wrong) if wrong and best > -math.inf else best if wrong else float("nan")
 
     def logprob(self) -> float:
         """Log-probability of the likeliest right choice, in nats; nan when none or all choices are right."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cltk.measure.bootstrap import f1, mcc
+from cltk.measure.faults import reason
 from cltk.measure.stats import CHUNK, Floats
 
 DRAWS = 1000
@@ -46,7 +47,7 @@ def corpus_scores(
     score = _number(aggregation, [items[i] for i in there])
     taken = time.perf_counter() - begin
     if score is None:
-        raise NoIntervalError("the task's own aggregation gives no finite number")
+        raise NoIntervalError(f"the task's own aggregation {_instead(aggregation, [items[i] for i in there])}")
     index = np.unique(np.asarray(clusters), return_inverse=True)[1].ravel() if len(clusters) else np.arange(len(items))
     sums = _sums(aggregation, [items[i] for i in there], score)
     if sums is not None:
@@ -87,6 +88,14 @@ def _number(aggregation: Aggregation, items: list[Any]) -> float | None:
     except Exception:
         return None
     return value if math.isfinite(value) else None
+
+
+def _instead(aggregation: Aggregation, items: list[Any]) -> str:
+    """What an aggregation does that gives no finite number."""
+    try:
+        return f"gives no finite number: {aggregation(items)!r:.60}"
+    except Exception as error:
+        return f"raises {reason(error)}"
 
 
 def _by_sums(task: str, sums: Sums, index: np.ndarray, groups: int) -> list[float | None]:

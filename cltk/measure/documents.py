@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -64,14 +63,26 @@ def direction(task: Any, metric: str) -> bool | None:
 def unmeasurable(task: Any) -> str:
     """Why no metric of this task can be compared, known from made-up answers to its first document; "" when one can."""
     metrics = list(getattr(task, "_metric_fn_list", None) or task.aggregation())
-    doc = task.eval_docs[0]
     if not getattr(task, "UNSAFE_CODE", False):
-        with contextlib.suppress(Exception):  # the task's own code, which may not understand such answers
-            metrics = list(task.process_results(doc, _made_up(task, doc)))
+        metrics = _tried(task) or metrics
     reasons = {metric: reason for metric in metrics if (reason := _no_use(task, metric))}
     if metrics and len(reasons) == len(set(metrics)):
         return "; ".join(f"metric {metric}: {reason}" for metric, reason in reasons.items())
     return ""
+
+
+def fails_on_made_up(task: Any) -> bool:
+    """Whether the task's own code raises on made-up answers to its first document; it may understand the model's."""
+    return not getattr(task, "UNSAFE_CODE", False) and _tried(task) is None
+
+
+def _tried(task: Any) -> list[str] | None:
+    """The metrics that made-up answers to the first document have; None where the task's own code does not take them."""
+    doc = task.eval_docs[0]
+    try:
+        return list(task.process_results(doc, _made_up(task, doc)))
+    except Exception:
+        return None
 
 
 def _no_use(task: Any, metric: str) -> str:

@@ -15,19 +15,18 @@ import torch
 from cltk import tensors
 from cltk.data import text_of
 from cltk.errors import InputError
-from cltk.measure.documents import task_scores
-from cltk.measure.faults import attempt, run
+from cltk.measure.answers import score_tasks
+from cltk.measure.faults import attempt, forward
 from cltk.measure.groups import Group, grouped
-from cltk.measure.harness import Progress, by_document, fits_positions, fits_vocabulary, has_nll, has_start, make_lm, quiet
+from cltk.measure.harness import Progress, fits_vocabulary, has_nll, quiet
 from cltk.measure.identity import identity
 from cltk.measure.loading import Scratch, check, load_tasks, something
-from cltk.measure.prompting import FEWSHOT_SEED, Prompting, own_randomness, restore, seed, states
+from cltk.measure.prompting import Prompting, own_randomness, restore, seed, states
 from cltk.measure.rules import rules_digest
 from cltk.measure.sampling import Sample
-from cltk.measure.scores import Scores, TaskScores
+from cltk.measure.scores import Scores
 from cltk.measure.selection import Chosen, Selection, row_notes, with_notes
 from cltk.measure.settings import options
-from cltk.measure.stderr import fill_stderr
 from cltk.measure.texts import TextTask, check_ids, score_text, scored_rows, token_rows
 
 __all__ = ["Progress", "Suite", "TextTask", "token_rows", "untouched"]
@@ -108,8 +107,8 @@ class Suite:
         self.prompting = Prompting(num_fewshot, chat_template, system_instruction, fewshot_as_multiturn, gen_kwargs)
         self.notes: list[str] = []  # what was asked for and is not done
         self._loaded: Any = None
-        self._seeded: Any = None  # the random states in which lm-eval builds its requests
-        self._chosen: dict[str, Chosen] = {}  # task -> its documents that are scored
+        self.seeded: Any = None  # the random states in which lm-eval builds its requests
+        self.chosen: dict[str, Chosen] = {}  # task -> its documents that are scored
         self._check_names(self.names)
         if not self.names:
             self.selection.check_names(text.name for text in self.texts)
@@ -122,7 +121,7 @@ class Suite:
                 seed()
                 consent = self.trust, self.confirm_run_unsafe_code
                 loaded = load_tasks(self.names, self.include_path, self._scratch.path, *consent)
-                self._seeded = states()
+                self.seeded = states()
                 for name, task in loaded["tasks"].items():
                     if note := self.prompting.configure(task):
                         self.notes.append(f"task {name}: {note}")
@@ -130,7 +129,7 @@ class Suite:
                 if not self.texts:
                     something(loaded["tasks"])
                 self.selection.check_names([*self.names, *loaded["tasks"], *(text.name for text in self.texts)])
-                self._chosen = self.selection.tasks(loaded)
+                self.chosen = self.selection.tasks(loaded)
             self._check_names([*loaded["tasks"], *loaded["groups"]])
             self._loaded = loaded
         return self._loaded
@@ -154,7 +153,7 @@ class Suite:
         loaded = self.load()
         tasks = loaded["tasks"] if loaded else {}
         found = {
-            name: rules_digest(task, self._chosen[name].of(task.eval_docs), self.include_path) for name, task in tasks.items()
+            name: rules_digest(task, self.chosen[name].of(task.eval_docs), self.include_path) for name, task in tasks.items()
         }
         return found | {group.name: hashlib.sha256(repr(group).encode()).hexdigest() for group in self.groups()}
 
@@ -171,12 +170,12 @@ class Suite:
     def about(self) -> dict[str, list[str]]:
         """Row -> what a reader must know of its documents: which sample they are, or that the first are not like the rest."""
         self.load()
-        return row_notes(self.groups(), self._chosen, self.selection.seed) | {t.name: [t.note] for t in self.texts if t.note}
+        return row_notes(self.groups(), self.chosen, self.selection.seed) | {t.name: [t.note] for t in self.texts if t.note}
 
     def sizes(self) -> dict[str, int]:
         """Documents that will be scored, by row."""
         loaded = self.load()
-        counts = {name: self._chosen[name].count for name in (loaded["tasks"] if loaded else ())}
+        counts = {name: self.chosen[name].count for name in (loaded["tasks"] if loaded else ())}
         grouped = {group.name: sum(counts[name] for name in group.members) for group in self.groups()}
         inside = {name for group in self.groups() for name in group.members}
         return (
@@ -189,9 +188,9 @@ class Suite:
         """What lm-eval will ask of a model, by task; a chat template needs the tokenizer."""
         loaded, asked = self.load(), {}
         with quiet(), own_randomness():
-            restore(self._seeded or states())
+            restore(self.seeded or states())
             for name, task in loaded["tasks"].items() if loaded else ():
-                samples = self._chosen[name].indices
+                samples = self.chosen[name].indices
                 asked[name] = [one.args for one in attempt(name, self.prompting.build, task, self.limit, samples, tokenizer)]
         return asked
 
@@ -228,7 +227,7 @@ class Suite:
             asked[text.name] = [
                 [list(row["input_ids"]), list(row.get("labels", []))] if "input_ids" in row else text_of(row, text.name)
                 for row in text.rows
-            ]
+            ] + ([] if text.max_length is None else [{"max_length": text.max_length}])
         return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in asked.items()}
 
     def _strings(self, tokenizer: Any) -> list[str]:
@@ -270,41 +269,13 @@ class Suite:
         with untouched(model), tensors.own_precision(model), quiet():
             for text in self.texts:  # before anything is scored
                 check_ids(text.name, scored_rows(text, tokenizer)[1], model)
-            tasks, raw = self._run_lm_eval(model, tokenizer, key, batch_size, journal, progress, scorer)
+            lm = {"digest": key, "batch_size": batch_size, "journal": journal, "progress": progress, "scorer": scorer}
+            tasks, raw = score_tasks(self, model, tokenizer, **lm)
             named = [row for name in self.names for row in self.rows(name)]
             tasks, inside, notes = grouped(tasks, self.groups(), named, self.members)
             self.notes += [note for note in notes if note not in self.notes]
             tasks = {name: with_notes(one, self.about().get(name, [])) for name, one in tasks.items()}
             for text in self.texts:
-                tasks[text.name] = score_text(text, model, tokenizer, key, journal, progress)
+                with forward():
+                    tasks[text.name] = score_text(text, model, tokenizer, key, journal, progress)
         return Scores(digest, tasks, raw, inside)
-
-    def _run_lm_eval(
-        self, model: Any, tokenizer: Any, digest: str, batch_size: Any, journal: Any, progress: Any, scorer: str
-    ) -> tuple[dict[str, TaskScores], dict[str, Any]]:
-        loaded = self.load()
-        if loaded is None:
-            return {}, {}
-        from lm_eval.evaluator import evaluate
-
-        documents = sum(one.count for one in self._chosen.values())
-        samples = {name: one.indices for name, one in self._chosen.items() if one.indices is not None}
-        has_start(tokenizer)
-        lm = make_lm(model, tokenizer, digest, batch_size, journal, progress and by_document(progress, documents), scorer)
-        fits_positions(lm, loaded["tasks"])
-        for task in loaded["tasks"].values():
-            task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        restore(self._seeded)
-        settings = {**self.prompting.arguments(), "confirm_run_unsafe_code": self.confirm_run_unsafe_code}
-        settings |= {"limit": self.limit, "samples": samples or None, "bootstrap_iters": 0}
-        raw: Any = run(loaded["tasks"], lambda: evaluate(lm, loaded, **settings))
-        if raw is None:  # not the first rank
-            return {}, {}
-        fill_stderr(raw)
-        raw["config"] = {**self.prompting.exported(tokenizer), "limit": self.limit}
-        raw["config"] |= {"samples": samples, "sample_seed": self.selection.seed} if samples else {}
-        common = {**self.prompting.settings(), "limit": self.limit}
-        return {
-            name: task_scores(loaded["tasks"][name], name, found, raw, {**common, **self._chosen[name].settings})
-            for name, found in raw["samples"].items()
-        }, raw

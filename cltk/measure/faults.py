@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jinja2
 import torch
 
 from cltk.errors import CltkError, InputError
+
+PASSING = (CltkError, OSError, MemoryError, torch.OutOfMemoryError, Warning)  # no fault of a task or a model
+NO_MEMORY = ("not enough memory", "out of memory", "alloc_failed", "defaultcpuallocator")  # as libraries say it in words
 
 
 def attempt(name: str, act: Callable[..., Any], *given: Any) -> Any:
@@ -35,16 +39,46 @@ def run(tasks: dict[str, Any], act: Callable[[], Any]) -> Any:
     """
     try:
         return act()
-    except (CltkError, OSError, MemoryError, torch.OutOfMemoryError, Warning):
+    except PASSING:
         raise
     except jinja2.TemplateError as error:
         raise InputError(f"{_culprit(error, tasks)}: its template cannot be filled ({reason(error)})") from error
-    except RuntimeError as error:
-        if not isinstance(error, NotImplementedError | RecursionError) and not _from_task(error):
-            raise
-        raise InputError(f"{_culprit(error, tasks)}: {reason(error)}") from error
     except Exception as error:
+        task = _from_task(error)
+        if found := None if task else _of_model(error):
+            raise found from error
+        if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError | RecursionError) and not task:
+            raise
         raise InputError(f"{_culprit(error, tasks)} cannot be scored ({reason(error)})") from error
+
+
+@contextmanager
+def forward() -> Iterator[None]:
+    """What a model's own forward raises inside becomes an InputError of one line; the machine's errors pass as they are."""
+    try:
+        yield
+    except PASSING:
+        raise
+    except Exception as error:
+        found = _of_model(error)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _of_model(error: Exception) -> InputError | None:
+    """The line about an error in a model's forward (shapes, tokens, positions); None where no model or the memory made it."""
+    frame, model, words = error.__traceback__, "", str(error).lower()
+    while frame is not None:
+        one = frame.tb_frame.f_locals.get("self")
+        model = model or (type(one).__name__ if isinstance(one, torch.nn.Module) else "")
+        frame = frame.tb_next
+    if any(part in words for part in NO_MEMORY) or not (model or words.startswith("cuda error")):
+        return None
+    return InputError(
+        f"{model or 'model'}: its forward pass fails ({reason(error)}); its weights must fit its config, its embedding the"
+        " tokens, and its positions the longest text"
+    )
 
 
 def _from_task(error: BaseException) -> str | None:

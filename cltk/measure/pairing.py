@@ -180,11 +180,13 @@ def _add_corpus(pair: Pair, pre: TaskScores, post: TaskScores, metric: str, orde
 
 def _check(side: str, scores: TaskScores) -> None:
     """Refuse a task without documents or metrics, lists of unequal length, and scores that are not finite."""
+    if not scores.values and not scores.corpus and scores.left_out:
+        reasons = "; ".join(f"{metric}: {reason}" for metric, reason in scores.left_out.items())
+        raise InputError(f"task {scores.task} ({side}) has no metric that can be compared ({reasons})")
     if len(scores) == 0:
         raise InputError(f"task {scores.task} ({side}) has no documents; raise the limit or leave the task out")
     if not scores.values and not scores.corpus:
-        reasons = "; ".join(f"{metric}: {reason}" for metric, reason in scores.left_out.items()) or "it gives none"
-        raise InputError(f"task {scores.task} ({side}) has no metric that can be compared ({reasons})")
+        raise InputError(f"task {scores.task} ({side}) has no metric that can be compared (it gives none)")
     lists: dict[str, Sequence[Any]] = {"prompt_hash": scores.prompt_hash, **scores.values}
     lists |= {f"weights of {metric}": weights for metric, weights in scores.weights.items()}
     lists |= {name: values for name, values in (("choices", scores.choices), ("cluster", scores.cluster)) if values}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import cltk
 from cltk.cli import main
@@ -78,18 +79,32 @@ def test_a_tasks_file_is_found_wrong_before_weights_are_loaded(body: str, words:
     assert "offline version" not in str(caught.value)
 
 
+def test_what_shows_while_scoring_names_its_task(tiny: Any, tokenizer: Any) -> None:
+    write_task("bad", ROWS, GENERATE.replace("max_gen_toks: 4", "max_gen_toks: 300"))
+    with pytest.raises(InputError, match=r"task bad.*300 new tokens.*256 positions"):
+        Suite(["toy", "bad"], include_path="tasks").evaluate(tiny(), tokenizer)
+
+
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("what", "words"),
     [
-        (CHOICE + "process_results: !function own.boom\n", "task bad.*KeyError: 'x'"),
-        (CHOICE + "process_results: !function own.nothing\n", "task bad"),
-        (GENERATE.replace("max_gen_toks: 4", "max_gen_toks: 300"), "task bad.*300 new tokens.*256 positions"),
+        ("shape", r"GPT2LMHeadModel: its forward pass fails \(RuntimeError.*normalized_shape.*weights must fit its config"),
+        ("positions", r"GPT2LMHeadModel.*fails \(IndexError: index out of range"),
     ],
 )
-def test_what_shows_while_scoring_names_its_task(body: str, words: str, tiny: Any, tokenizer: Any) -> None:
-    write_task("bad", ROWS, body)
-    with pytest.raises(InputError, match=words):
-        Suite(["toy", "bad"], include_path="tasks").evaluate(tiny(), tokenizer)
+@pytest.mark.parametrize("scorer", ["prefix", "stock"])
+@pytest.mark.filterwarnings("ignore:.*contexts are not shared")
+def test_a_forward_that_fails_is_one_line(what: str, words: str, scorer: str, tiny: Any, tokenizer: Any) -> None:
+    """Shapes that do not fit (a wrong config), positions that are fewer than the config says: huggingface/transformers#3902."""
+    model = tiny("gpt2")
+    if what == "positions":
+        model.config.n_positions, model.transformer.wpe = 256, torch.nn.Embedding(4, 32)
+    else:
+        model.transformer.ln_f = torch.nn.LayerNorm(16)
+    for given in ({"tasks": ["toy"]}, {"texts": ["old.jsonl"]}):
+        with pytest.raises(InputError, match=words) as caught:
+            cltk.measure((model, tokenizer), (model, tokenizer), include_path="tasks", scorer=scorer, limit=2, **given)
+        assert "\n" not in str(caught.value)
 
 
 def test_machine_errors_stay_what_they_are(tiny: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

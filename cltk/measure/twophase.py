@@ -8,17 +8,16 @@ Pure functions of numbers: no model and no file.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as distributions
 
 from cltk.errors import InputError
-from cltk.measure.stats import Estimate, Floats, paired_mean
+from cltk.measure.intervals import Estimate, Floats, Part, paired_mean, satterthwaite, t_estimate
 
-RIDGES = (1.0, 10.0, 100.0, 1e9)  # documents that say "no slope", beside the scored ones; the last one leaves the mean alone
+RIDGES = (1.0, 1e9)  # documents that say "no slope", beside the scored ones; with the last one only the mean is left
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ def two_phase(
     predictors: ArrayLike,
     clusters: Sequence[str] | None = None,
     probability: ArrayLike | None = None,
+    span: float | None = None,
     alpha: float = 0.05,
 ) -> TwoPhase:
     """Mean of d over documents like the N, from the scores of n: the difference (AIPW) estimator.
@@ -68,7 +68,7 @@ def two_phase(
 
     g is a ridge regression on the standardised predictors, every cluster predicted without itself: g_i = z_i beta_(-c) in S,
     z_i mean_c(beta_(-c)) elsewhere. At equal probabilities F is unbiased for the N documents whatever the predictors are: given
-    the others, the cluster left out is a random one of the rest. The ridge is the one of `RIDGES` that predicts best.
+    the others, the cluster left out is a random one of the rest. The ridge is the one of `RIDGES` best for the others.
 
     For documents like these (`estimate`), sums being over a cluster, with e_c = d_c - g_c, k = sqrt(1 - 1/m), and
     psi_c = d_c + (1/pi_c - 1) k e_c in S, g_c elsewhere:
@@ -86,9 +86,11 @@ def two_phase(
         predictors: [N, p] numbers known for all N whatever d is: scores of the start model, losses of other models.
         clusters: N labels; documents with equal ones are drawn together.
         probability: [N] each document's chance to be scored, equal in a cluster; m/G when None.
+        span: what the metric's highest and lowest score differ by; None where it has no bounds.
 
     Returns:
-        TwoPhase; the n of `estimate` is min(n, N min(pi)), which is what a floor under the variance may count on.
+        TwoPhase. For a loss that none of the n shows they count as N min(pi) documents, or as their clusters' number where
+        those are unequal (`Part.size`): predictions say nothing of it.
 
     Raises:
         InputError: lengths that do not match, a number that is not finite, a document twice, part of a cluster, or a
@@ -98,7 +100,7 @@ def two_phase(
     drawn = _drawn(places, len(features), clusters, probability)
     n, total, m = len(values), len(features), int(drawn.drawn.sum())
     if n == total:
-        plain = paired_mean(values[np.argsort(places)], [str(unit) for unit in drawn.unit], alpha)
+        plain = paired_mean(values[np.argsort(places)], [str(unit) for unit in drawn.unit], alpha, span)
         here = replace(plain, se=0.0, low=plain.mean, high=plain.mean, p=float(plain.mean == 0))
         return TwoPhase(plain, here, n, total, math.nan, float(n))
     if m < 2:
@@ -106,16 +108,33 @@ def two_phase(
         return TwoPhase(lone, lone, n, total, math.nan, math.nan)
     z = np.column_stack([np.ones(total), _standardised(features)])
     residuals, beta, parameters = _left_out(values, z, drawn, RIDGES)
-    return _estimate(values, z @ beta, residuals, _left_out(values, z[:, :1], drawn, (0.0,))[0], parameters, drawn, alpha)
+    plain_residuals = _left_out(values, z[:, :1], drawn, (0.0,))[0]
+    return _estimate(values, z @ beta, (residuals, plain_residuals), parameters, drawn, span, alpha)
+
+
+MARGIN_OF = {"acc": "margin", "acc_norm": "margin_norm"}  # the start model's margin whose sign is the answer
+
+
+def predictors(metric: str, start: Mapping[str, ArrayLike], references: Sequence[Mapping[str, ArrayLike]]) -> Floats:
+    """[N, p]: the start model's score and, of an accuracy, its margin; what every reference lost.
+
+    Args:
+        start, references: metric -> [N] scores of the start model and of models that were scored on all N documents.
+    """
+    before = np.asarray(start[metric], np.float64)
+    margin = MARGIN_OF.get(metric.split(",")[0], "")
+    columns = [before, *([np.asarray(start[margin], np.float64)] if margin in start else [])]
+    return np.column_stack([*columns, *(before - np.asarray(one[metric], np.float64) for one in references)])
 
 
 def _estimate(
-    values: Floats, elsewhere: Floats, residuals: Floats, plain: Floats, parameters: float, drawn: _Drawn, alpha: float
-) -> TwoPhase:
-    """The estimator and its variances; `plain` are the residuals of the mean alone."""
+    values: Floats, elsewhere: Floats, residuals: tuple[Floats, Floats], parameters: float, drawn: _Drawn,
+    span: float | None, alpha: float,
+) -> TwoPhase:  # fmt: skip
+    """The estimator and its variances; the second residuals are those of the mean alone."""
     n, total, groups, m = len(values), len(elsewhere), len(drawn.sizes), int(drawn.drawn.sum())
-    pi, e, shrunk = drawn.chance[drawn.drawn], drawn.sums(residuals), 1 - 1 / m
-    elsewhere[drawn.at] = values - residuals  # g
+    pi, e, shrunk = drawn.chance[drawn.drawn], drawn.sums(residuals[0]), 1 - 1 / m
+    elsewhere[drawn.at] = values - residuals[0]  # g
     mean = float(elsewhere.sum() + (e / pi).sum()) / total
     psi = np.bincount(drawn.unit, elsewhere, groups).astype(np.float64)
     psi[drawn.drawn] += e + (1 / pi - 1) * math.sqrt(shrunk) * e
@@ -124,23 +143,33 @@ def _estimate(
     finite = shrunk * float(((1 - pi) * (e / pi) ** 2).sum()) / total**2
     left = max(_equals(drawn.sizes[drawn.drawn]) - parameters, 1.0)
     most = max(_equals(drawn.sizes) - 1, 1.0)
-    rest = max(variance - residual, 0.0)
-    df = min(variance**2 / (residual**2 / left + rest**2 / most), most) if variance else left
-    spread = float((drawn.sums(plain) ** 2 / pi).sum())
+    df = min(satterthwaite([(residual, left), (max(variance - residual, 0.0), most)]), most) if variance else left
+    spread = float((drawn.sums(residuals[1]) ** 2 / pi).sum())
     random = groups / m * shrunk * spread / total**2  # the variance of the plain mean of n random documents
+    skew = _skewness(e / pi) * min(residual / variance, 1.0) ** 1.5 if variance else 0.0
+    sizes = drawn.sizes[drawn.drawn]
+    size = float(sizes.sum() ** 2 / (sizes**2).sum()) * min(1.0, total * float(drawn.chance.min()) / n)
+    parts = (Part(variance, df, m, size, span),)
     return TwoPhase(
-        _interval(mean, math.sqrt(variance), df, alpha, min(n, total * float(drawn.chance.min())), m),
-        _interval(mean, math.sqrt(finite), left, alpha, n, m),
+        t_estimate(mean, variance, df, n, m, alpha, skew, parts),
+        t_estimate(mean, finite, left, n, m, alpha, _skewness(e / pi), (replace(parts[0], variance=finite, df=left),)),
         n, total,
         1 - float((e**2 / pi).sum()) / spread if spread else math.nan,
         n * random / variance if variance else float(n),
     )  # fmt: skip
 
 
+def _skewness(values: Floats) -> float:
+    """Of the sum of these independent residuals: sqrt(m (m - 1)) / (m - 2) sum u^3 / (sum u^2)^(3/2); 0 for m < 3."""
+    m, squares = len(values), float((values**2).sum())
+    return math.sqrt(m * (m - 1)) / (m - 2) * float((values**3).sum()) / squares**1.5 if m > 2 and squares else 0.0
+
+
 def _left_out(values: Floats, z: Floats, drawn: _Drawn, ridges: Sequence[float]) -> tuple[Floats, Floats, float]:
     """Residuals [n] of every scored document, its cluster left out; mean coefficients [p]; tr(H).
 
-    Documents weigh 1/pi^2, for which the squared residuals are the variance of F.
+    Documents weigh 1/pi^2, for which the squared residuals are the variance of F. A cluster has no say in its own ridge:
+    with one, estimates from 20 documents were off by up to a fifth of their standard error.
     """
     inside = z[drawn.at]
     number = np.unique(drawn.unit[drawn.at], return_inverse=True)[1].ravel()
@@ -151,22 +180,16 @@ def _left_out(values: Floats, z: Floats, drawn: _Drawn, ridges: Sequence[float])
     right = np.zeros(products.shape[:2])
     np.add.at(right, number, (weight * values)[:, None] * inside)
     slopes = np.diag([0.0] + [1.0] * (z.shape[1] - 1))
-    best: tuple[float, Floats, Floats, float] | None = None
+    full, betas, residuals = products.sum(axis=0), [], []
     for ridge in ridges:
-        full = products.sum(axis=0)
         beta = np.linalg.solve(full + ridge * slopes - products, (right.sum(axis=0) - right)[..., None])[..., 0]
-        residuals = values - np.einsum("ni,ni->n", inside, beta[number])
-        error = float(((np.bincount(number, residuals) / drawn.chance[drawn.drawn]) ** 2).sum())
-        if best is None or error < best[0]:
-            best = error, residuals, beta.mean(axis=0), float(np.trace(np.linalg.solve(full + ridge * slopes, full)))
-    assert best is not None
-    return best[1:]
-
-
-def _interval(mean: float, se: float, df: float, alpha: float, n: float, clusters: int) -> Estimate:
-    half = float(distributions.t.ppf(1 - alpha / 2, df)) * se
-    p = 2 * float(distributions.t.sf(abs(mean) / se, df)) if se else float(mean == 0)
-    return Estimate(mean, se, mean - half, mean + half, p, n, clusters)
+        betas.append(beta)
+        residuals.append(values - np.einsum("ni,ni->n", inside, beta[number]))
+    errors = np.array([(drawn.sums(one) / drawn.chance[drawn.drawn]) ** 2 for one in residuals])
+    best = (errors.sum(axis=1, keepdims=True) - errors).argmin(axis=0)  # [m]
+    traces = np.array([float(np.trace(np.linalg.solve(full + ridge * slopes, full))) for ridge in ridges])
+    own = np.array(residuals)[best[number], np.arange(len(values))]
+    return own, np.array(betas)[best, np.arange(len(best))].mean(axis=0), float(traces[best].mean())
 
 
 def _equals(sizes: Floats) -> float:

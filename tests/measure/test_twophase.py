@@ -9,7 +9,7 @@ import pytest
 
 from cltk.errors import InputError
 from cltk.measure.inclusion import flip_sizes, inclusion, systematic
-from cltk.measure.stats import paired_mean
+from cltk.measure.stats import corrected, noninferiority, paired_mean
 from cltk.measure.twophase import RIDGES, two_phase
 
 
@@ -79,16 +79,29 @@ def test_it_is_the_formula_worked_out_cluster_by_cluster(rng, clusters, unequal,
         assert (found.scored, found.total, found.estimate.clusters) == (len(scored), 60, len(drawn))
 
 
-def test_the_ridge_is_the_one_that_predicts_best(rng, monkeypatch):
+def test_a_cluster_has_no_say_in_its_own_ridge(rng, monkeypatch):
+    """Each residual is that of the ridge with the smaller squared errors on all others; predictions of no use are dropped."""
     d, x, _ = world(rng)
-    scored = rng.permutation(60)[:25]
-    alone = {}
-    for ridge in RIDGES:
+    d, scored, ridges = d - 0.9 * x[:, 0] + 0.2 * x[:, 1], list(range(25)), (1.0, 1e9)  # little is left to predict
+    alone = []
+    for ridge in ridges:
         monkeypatch.setattr("cltk.measure.twophase.RIDGES", (ridge,))
-        alone[ridge] = two_phase(d[scored], scored, x)
-    monkeypatch.undo()
-    assert two_phase(d[scored], scored, x) == max(alone.values(), key=lambda found: found.r2)
-    assert len({found.r2 for found in alone.values()}) == len(RIDGES)
+        alone.append(_residuals(d, scored, x))
+    errors = np.square(alone)
+    best = (errors.sum(1, keepdims=True) - errors).argmin(0)
+    monkeypatch.setattr("cltk.measure.twophase.RIDGES", ridges)
+    assert _residuals(d, scored, x) == pytest.approx(np.array(alone)[best, range(25)])
+    assert 0 < best.sum() < 25 or len(set(best)) == 1
+    noise = rng.normal(size=(60, 3))
+    assert two_phase(d[scored], scored, noise).n_eff == pytest.approx(25, rel=0.12)
+
+
+def _residuals(d, scored, x):
+    from cltk.measure import twophase
+
+    drawn = twophase._drawn(np.array(scored), len(x), None, None)
+    z = np.column_stack([np.ones(len(x)), twophase._standardised(x)])
+    return twophase._left_out(d[scored], z, drawn, twophase.RIDGES)[0]
 
 
 def test_without_predictions_it_is_the_paired_t_interval(rng):
@@ -100,6 +113,7 @@ def test_without_predictions_it_is_the_paired_t_interval(rng):
     assert found.here.se == pytest.approx(plain.se * math.sqrt(1 - 12 / 40))
     assert found.here.ci == pytest.approx(tuple(plain.mean + (end - plain.mean) * math.sqrt(0.7) for end in plain.ci))
     assert (found.r2, found.n_eff) == (pytest.approx(0, abs=1e-12), pytest.approx(12, rel=0.04))
+    assert found.here.skew == pytest.approx(plain.skew)
 
 
 @pytest.mark.parametrize("clusters", [False, True])
@@ -152,8 +166,17 @@ def test_an_unequal_draw_counts_as_few_documents_for_a_floor(rng):
     pi = np.where(np.arange(200) < 50, 0.8, 0.1)
     scored = systematic(pi, seed=3)
     found = two_phase(rng.normal(size=len(scored)), scored, rng.normal(size=200), probability=pi)
-    assert found.estimate.n == pytest.approx(20)  # 200 x 0.1: the document that is drawn least stands for ten
-    assert found.here.n == len(scored)
+    assert found.estimate.parts[0].size == pytest.approx(20)  # 200 x 0.1: the document that is drawn least stands for ten
+    assert found.estimate.n == len(scored)
+
+
+def test_a_loss_that_no_document_shows_is_not_excluded_by_predictions(rng):
+    """None of 100 flips, nor does the reference: 1,000 predictions of 0 add nothing to what 100 documents exclude."""
+    found = two_phase(np.zeros(100), np.arange(100), np.zeros((1000, 1)), span=1.0).estimate
+    alone = paired_mean(np.zeros(100), span=1.0)
+    assert noninferiority(found, 0.01, binary=True) == pytest.approx(noninferiority(alone, 0.01, binary=True), rel=0.05)
+    assert noninferiority(found, 0.01, binary=True) > 0.1
+    assert corrected(found).high == pytest.approx(corrected(alone).high, rel=0.03)
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,16 @@ class Part:
     variance: float  # of the task's mean: squared standard error
     df: float
     clusters: int
-    size: float  # independent documents that are worth the task's, for a loss that its documents do not show
+    n: int  # documents
+    size: float  # independent documents that they are worth, for losses that they do not show
+    gains: float  # the same, for gains
     span: float | None = None  # highest minus lowest score that the metric can have; None: unbounded
     weight: float = 1.0
+
+    @property
+    def simple(self) -> bool:
+        """Independent documents of a metric with bounds: what they do not show cannot be worse than `unseen` says."""
+        return self.span is not None and self.clusters == self.n
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class Estimate:
 
     def mirrored(self) -> Estimate:
         """The estimate of the mean of -d."""
-        return replace(self, mean=-self.mean, low=-self.high, high=-self.low, skew=-self.skew)
+        parts = tuple(replace(part, size=part.gains, gains=part.size) for part in self.parts)
+        return replace(self, mean=-self.mean, low=-self.high, high=-self.low, skew=-self.skew, parts=parts)
 
 
 def cluster_sums(d: ArrayLike, clusters: Sequence[str] | None = None) -> tuple[Floats, Floats]:
@@ -91,12 +99,14 @@ def paired_mean(
     values, n, groups = np.asarray(d, dtype=np.float64), int(counts.sum()), len(sums)
     mean = float(sums.sum() / n)
     if groups == 1:
-        part = Part(math.nan, 0.0, 1, 1.0, span)
+        part = Part(math.nan, 0.0, 1, n, 1.0, 1.0, span)
         return Estimate(mean, math.nan, -math.inf, math.inf, 1.0, n, 1, 0.0, math.nan, (part,))
     variance, df, skew = (float(x) for x in clustered_moments(sums - counts * mean, counts))
-    changed = np.count_nonzero(cluster_sums(values != 0, clusters)[0])
-    size = float(effective_size(variance, float(np.square(values - mean).sum()), counts, changed))
-    return t_estimate(mean, variance, df, n, groups, alpha, skew, (Part(variance, df, groups, size, span),))
+    squares = float(np.square(values - mean).sum())
+    hit = [np.count_nonzero(cluster_sums(side, clusters)[0]) for side in (values > 0, values < 0)]
+    size, gains = (float(effective_size(variance, squares, counts, changed)) for changed in hit)
+    part = Part(variance, df, groups, n, size, gains, span)
+    return t_estimate(mean, variance, df, n, groups, alpha, skew, (part,))
 
 
 def clustered_moments(residuals: Floats, counts: Floats) -> tuple[Floats, Floats, Floats]:
@@ -132,17 +142,19 @@ def clustered_se(residuals: ArrayLike, clusters: Sequence[str] | None = None) ->
     return estimate.se, estimate.df
 
 
-def effective_size(variance: ArrayLike, squares: ArrayLike, counts: Floats, changed: ArrayLike) -> Floats:
+def effective_size(variance: float, squares: float, counts: Floats, changed: int) -> float:
     """Independent documents that n documents in clusters are worth: n / design effect, between 1 / sum_c w_c^2 and n.
 
-    The design effect is the clustered variance over that of independent documents, `squares` / (n (n - 1)); where fewer
-    than FEW clusters changed at all it cannot be known, and whole clusters are taken to change together.
+    The design effect is the clustered variance over that of independent documents, `squares` / (n (n - 1)), and more by the
+    relative error of a variance, sqrt(2 / k), where k clusters changed. With fewer than FEW it cannot be known: whole
+    clusters are taken to change together.
     """
-    n = counts.sum(-1)
-    least = n**2 / (counts**2).sum(-1)
-    simple = np.asarray(squares) / (n * np.maximum(n - 1, 1))
-    effect = np.divide(variance, simple, out=np.full_like(np.asarray(n * simple), np.inf), where=simple > 0)
-    return np.where(np.asarray(changed) < FEW, least, np.clip(n / effect, least, n))
+    n = float(counts.sum())
+    least = n**2 / float(np.square(counts).sum())
+    if changed < FEW or squares == 0:
+        return least
+    effect = variance * n * (n - 1) / squares * (1 + math.sqrt(2 / changed))
+    return min(max(n / effect, least), n)
 
 
 def t_estimate(

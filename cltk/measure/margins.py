@@ -25,7 +25,8 @@ def noninferiority(estimate: Estimate, margin: float, binary: bool = False) -> f
     if not margin > 0:
         raise InputError(f"margin is {margin}; it must be above 0")
     if binary:
-        parts = estimate.parts or (Part(estimate.se**2, estimate.df, estimate.clusters, estimate.n),)
+        n = estimate.n
+        parts = estimate.parts or (Part(estimate.se**2, estimate.df, estimate.clusters, int(n), n, n),)
         estimate = replace(estimate, parts=tuple(replace(part, span=part.span or 1.0) for part in parts))
     if math.isnan(estimate.se) or any(part.span is None and part.clusters < LEAST for part in estimate.parts):
         return 1.0
@@ -49,8 +50,9 @@ def below(estimate: Estimate, bound: float, careful: bool = True) -> float:
        (`unseen`).
 
     `careful` is for claims, without it the bound is the end of an interval. Then parts with bounds get half a document
-    (R / 2 a document of the range R) on the mean and one more flip (R^2 / n^2) in the variance; and where a part has none, l
-    is also taken as STRETCH max(l, 0) + its own standard error (sqrt(6) / G): a sample seldom shows all of the skew.
+    (R / 2 a document of the range R) on the mean and one more flip (R^2 / n^2) in the variance; and l is also
+    taken as STRETCH max(l, 0) + its own standard error (sqrt(6) / G), a sample seldom shows all of the skew,
+    unless all documents are independent and of a metric with bounds.
 
     Source: Hall (1992), JRSS B 54(1), who makes Johnson's (1978) modified t monotone. Estimates that know no skewness (nan)
     have no 2, those that know no parts no 3.
@@ -62,9 +64,9 @@ def below(estimate: Estimate, bound: float, careful: bool = True) -> float:
     distance = estimate.mean + half - bound
     se = math.sqrt(estimate.se**2 + flip)
     p = [lower_tail(distance, math.sqrt(max(hidden, se**2)), df)]
-    if se > 0 and not math.isnan(estimate.skew):
+    if estimate.se > 0 and not math.isnan(estimate.skew):
         skews = [estimate.skew * (estimate.se / se) ** 3]
-        if careful and (not estimate.parts or any(part.span is None for part in estimate.parts)):
+        if careful and not (estimate.parts and all(part.simple for part in estimate.parts)):
             skews.append(STRETCH * max(estimate.skew, 0.0) + _skew_error(estimate))
         p += [float(stdtr(df, hall(distance / se, skew))) for skew in skews]
         p.append(lower_tail(distance, se, df))

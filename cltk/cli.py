@@ -267,7 +267,8 @@ def dry_run(experiment: Any) -> int:
         print(f"  {line}")
     texts = {text.name for text in suite.texts}
     for row in plan({name: n for name, n in suite.sizes().items() if name not in texts}) if suite.names else []:
-        print(f"    {row.task}: {row.n} documents show a loss of {100 * row.mde:.1f} pp or more (if 10 % of them flip)")
+        shown = "no loss" if row.mde is None else f"a loss of {100 * row.mde:.1f} pp or more"
+        print(f"    {row.task}: {row.n} documents show {shown} (if 10 % of them flip)")
     return 0
 
 

@@ -1,51 +1,16 @@
-"""Resampling: intervals for averages over tasks, for differences of methods, over seeds, and for f1 and mcc."""
+"""Resampling: intervals for scores of a whole corpus, for f1 and mcc, and draws for what is no mean."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from cltk.errors import InputError
-from cltk.measure.stats import CHUNK, Estimate, Floats, cluster_sums
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """A percentile bootstrap: the estimate, its standard error, interval (low, high), two-sided p, and the points kept."""
-
-    mean: float
-    se: float
-    ci: tuple[float, float]
-    p: float
-    points: tuple[float, ...]  # the mean of each task, or of each seed
-
-
-def macro(
-    tasks: Mapping[str, tuple[ArrayLike, Sequence[str] | None]], draws: int = 10_000, seed: int = 0, alpha: float = 0.05
-) -> Bootstrap:
-    """Mean over tasks of the mean over documents; `tasks` maps a name to (d, cluster labels or None).
-
-    Tasks are fixed: within each, G clusters are drawn from its G with replacement. d is a paired difference, of before
-    and after or of two methods on the same documents. A task of one cluster has no spread to draw from: SE is nan,
-    the interval (-inf, inf). The p is 2 min(P(draw <= 0), P(draw >= 0)), with one added above and below.
-    Source: Efron and Tibshirani (1993), chapters 8 and 13.
-    """
-    if not tasks:
-        raise InputError("no task to average over")
-    rng = np.random.default_rng(seed)
-    total, points, lone = np.zeros(draws), [], False
-    for d, clusters in tasks.values():
-        sums, counts = cluster_sums(d, clusters)
-        points.append(float(sums.sum() / counts.sum()))
-        lone = lone or len(sums) == 1
-        drawn = resample(np.column_stack([sums, counts]), draws, rng)
-        total += drawn[:, 0] / drawn[:, 1]
-    return _summary(points, total / len(tasks), alpha, lone)
+from cltk.measure.stats import CHUNK, Estimate, Floats
 
 
 def paired(drawn: ArrayLike, n: float, clusters: int, alpha: float = 0.05) -> Estimate:
@@ -69,25 +34,6 @@ def paired(drawn: ArrayLike, n: float, clusters: int, alpha: float = 0.05) -> Es
     return Estimate(float(mean), wider * float(draws.std(ddof=1)), low, high, min(p, 1.0), n, clusters)
 
 
-def two_way(
-    d: ArrayLike, clusters: Sequence[str] | None = None, draws: int = 10_000, seed: int = 0, alpha: float = 0.05
-) -> Bootstrap:
-    """Mean of d[seed, document] when both training noise and documents vary: seeds and clusters are drawn independently.
-
-    `points` are the means of the seeds. The variance errs on the large side (Owen 2007, arXiv 0711.1062, the pigeonhole
-    bootstrap); with three seeds or fewer the percentiles are still too narrow, so train five. One seed: documents only.
-    """
-    rows = np.atleast_2d(np.asarray(d, dtype=np.float64))
-    per_seed = [cluster_sums(row, clusters) for row in rows]
-    columns = np.column_stack([sums for sums, _ in per_seed] + [per_seed[0][1]])
-    rng = np.random.default_rng(seed)
-    drawn = resample(columns, draws, rng)
-    seeds = len(rows)
-    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
-    means = (weights * drawn[:, :-1]).sum(axis=1) / seeds / drawn[:, -1]
-    return _summary([float(row.mean()) for row in rows], means, alpha, len(columns) == 1)
-
-
 def resample(columns: Floats, draws: int, rng: np.random.Generator) -> Floats:
     """Column totals [draws, k] of `columns` [G, k] when G rows are drawn from them with replacement.
 
@@ -104,15 +50,6 @@ def resample(columns: Floats, draws: int, rng: np.random.Generator) -> Floats:
         picks = rng.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
         out[start : start + rows] = np.bincount(picks.ravel(), minlength=rows * groups).reshape(rows, groups) @ columns
     return out
-
-
-def _summary(points: list[float], drawn: Floats, alpha: float, lone: bool) -> Bootstrap:
-    mean = float(np.mean(points))
-    if lone:
-        return Bootstrap(mean, math.nan, (-math.inf, math.inf), 1.0, tuple(points))
-    low, high = (float(q) for q in np.quantile(drawn, [alpha / 2, 1 - alpha / 2]))
-    tail = 1 + min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return Bootstrap(mean, float(drawn.std(ddof=1)), (low, high), min(1.0, 2 * tail / (1 + len(drawn))), tuple(points))
 
 
 def f1(cells: ArrayLike) -> Floats:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,14 @@ import numpy as np
 from cltk.errors import InputError
 from cltk.measure import bootstrap, stats
 from cltk.measure.pairing import Pair, pair_all
+from cltk.measure.results import Result, Row
 from cltk.measure.scores import Scores
-from cltk.measure.stats import Estimate
+from cltk.measure.stats import Estimate, Floats, Part
+
+__all__ = [
+    "ACCURACIES", "MARGINS", "POINTS", "UNITS", "Result", "Row", "compare", "confirm", "confirmed", "difference", "explore",
+    "headline", "span",
+]  # fmt: skip
 
 ACCURACIES = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "pass@1")  # the first one present is a task's own
 POINTS = ("bleu", "chrf", "chrf++", "ter")  # scores of 0 to 100, where 1 is what 1 pp is to an accuracy
@@ -23,91 +29,20 @@ UNITS = {"nll": "nats", "bits_per_byte": "bits per byte", "logprob": "nats", "ma
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Row:
-    """Forgetting of one metric on one task. `forgetting` is positive when the model got worse, whatever the metric.
-
-    pre, post, forgetting, se, ci, margin and mde are in the metric's unit (accuracies are shares: 0.01 is 1 pp).
-    """
-
-    task: str
-    metric: str
-    n: int  # documents
-    pre: float
-    post: float
-    forgetting: float  # pre - post when higher is better, else post - pre
-    se: float  # paired, by cluster
-    ci: tuple[float, float]  # 95 %
-    p: float  # two-sided, of no change
-    test: str  # what made p: "mcnemar exact", "sign-flip" or, for a score of the whole corpus, "bootstrap"
-    lost: int | None  # documents 1 -> 0; None for continuous metrics
-    gained: int | None  # documents 0 -> 1
-    flips: stats.Flips | None  # the same, corrected for guessing
-    clusters: int
-    margin: float
-    tost_p: float  # of "differs by the margin or more, either way"
-    noninferiority_p: float  # of "forgets the margin or more"
-    verdict: str
-    mde: float  # smallest forgetting that n documents show with 80 % power
-    higher_is_better: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON; what is not finite (one cluster has no standard error) becomes null."""
-        return _finite(asdict(self))
-
-
-@dataclass(frozen=True)
-class Result:
-    """The forgetting between two models: rows a (task, metric), the macro average, and the documents behind them."""
-
-    rows: list[Row]
-    macro: Row
-    samples: dict[
-        str, list[dict[str, Any]]
-    ]  # task -> a row a document: doc_hash, prompt_hash, cluster, {metric}_pre, _post, _d
-    headline: dict[str, str]  # task -> the metric that stands for it
-    pre_digest: str
-    post_digest: str
-    divergence: dict[str, dict[str, Any]] = field(default_factory=dict)  # text -> forward KL(start || tuned), nats a token
-    notes: list[str] = field(default_factory=list)  # what was asked for and is not so, what could not be compared, a line each
-    settings: dict[str, Any] = field(default_factory=dict)  # what was measured, and how: see `cltk.measure.compare.measure`
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON; what is not finite becomes null."""
-        return _finite({
-            "rows": [row.to_json() for row in self.rows],
-            "macro": self.macro.to_json(),
-            "samples": self.samples,
-            "headline": self.headline,
-            "pre_digest": self.pre_digest,
-            "post_digest": self.post_digest,
-            "divergence": self.divergence,
-            "notes": self.notes,
-            "settings": self.settings,
-        })  # fmt: skip
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def compare(
     pre: Scores, post: Scores, *, margins: Mapping[str, float] | None = None, draws: int = 10_000, seed: int = 0
 ) -> Result:
     """Forgetting = performance before - performance after, on the same documents, positive is bad.
 
-    Each row: paired mean with clustered t interval; p from an exact McNemar test for 0/1 scores of independent documents,
-    else from a sign-flip test (whole clusters); scores of the whole corpus, such as bleu, by the paired document bootstrap
+    Each row: paired mean with its clustered interval (`stats.corrected`); p from an exact McNemar test for 0/1 scores of
+    independent documents, else the larger of a sign-flip test's (whole clusters) and of the interval's own, as neither skew
+    nor likeness within clusters may make a claim; scores of the whole corpus, such as bleu, by the paired document bootstrap
     (`bootstrap.paired`). A task or metric that cannot be compared is named in `notes`, the others are compared.
 
     The macro row is the unweighted mean over tasks of one metric a task: acc_norm if present, else acc, else exact_match
     (`ACCURACIES`), over the tasks that have one (a group is one); when none has, over nll; when there is none either, over
-    the metric that the first task lists first. Its se and ci come from the
-    paired cluster bootstrap (documents within tasks; tasks are fixed), its p from the sign-flip test of the same mean.
+    the metric that the first task lists first. Its variance is the sum of the
+    tasks' (`stats.combine`; tasks are fixed), its p the larger of its interval's and of the sign-flip test of the same mean.
 
     Args:
         margins: metric -> the loss that does not matter, in the metric's unit; `MARGINS` and 0.01 where not given.
@@ -140,11 +75,28 @@ def headline(metrics: list[str]) -> str:
     return (ranked or metrics)[0]
 
 
+def span(metric: str, *scores: Floats) -> float | None:
+    """What the metric's highest and lowest score differ by; None for those without bounds (nats, bits).
+
+    1 for scores between 0 and 1, 100 for POINTS; a score of another kind is taken to reach as far as these scores do.
+    """
+    unit = UNITS.get(metric.split(",")[0])
+    if unit is not None:
+        return 100.0 if unit == "points" else None
+    return max(1.0, float(max(one.max() for one in scores) - min(one.min() for one in scores)))
+
+
+def _estimate(pair: Pair, metric: str) -> Estimate:
+    """The mean loss of a metric, paired, with the metric's bounds."""
+    bounds = span(metric, pair.pre[metric], pair.post[metric])
+    return stats.paired_mean(pair.loss(metric), pair.of(metric, pair.cluster), span=bounds)
+
+
 def _row(pair: Pair, metric: str, margin: float, draws: int, seed: int) -> Row:
     if metric in pair.corpus:
         return _corpus_row(pair, metric, margin)
     d, higher, cluster = pair.loss(metric), pair.higher_is_better[metric], pair.of(metric, pair.cluster)
-    estimate = stats.paired_mean(d, cluster)
+    estimate = stats.corrected(_estimate(pair, metric))
     flips = None
     if pair.binary(metric):
         right, still = (side[metric] if higher else 1 - side[metric] for side in (pair.pre, pair.post))
@@ -152,7 +104,7 @@ def _row(pair: Pair, metric: str, margin: float, draws: int, seed: int) -> Row:
     if flips and estimate.clusters == len(d):
         p, test = stats.mcnemar(flips.lost, flips.gained), "mcnemar exact"
     else:
-        p, test = stats.sign_flip(d, cluster, draws, seed), "sign-flip"
+        p, test = max(stats.sign_flip(d, cluster, draws, seed), estimate.p), "sign-flip"
     return Row(
         task=pair.task,
         metric=metric,
@@ -164,25 +116,39 @@ def _row(pair: Pair, metric: str, margin: float, draws: int, seed: int) -> Row:
         gained=flips.gained if flips else None,
         flips=flips,
         higher_is_better=higher,
-        **_judge(replace(estimate, p=p), margin, metric, flips is not None),
+        **_judge(replace(estimate, p=p), margin, metric, flips.lost_rate + flips.gained_rate if flips else None),
     )
 
 
 def _corpus_row(pair: Pair, metric: str, margin: float) -> Row:
     """A score of all documents together: no flips, the interval from their resamples."""
     before, after = pair.corpus[metric]
-    estimate = bootstrap.paired(pair.loss(metric), len(pair.doc_hash), len(set(pair.labels())))
     return Row(
         task=pair.task, metric=metric, n=len(pair.doc_hash), pre=float(before[0]), post=float(after[0]), test="bootstrap",
         lost=None, gained=None, flips=None, higher_is_better=pair.higher_is_better[metric],
-        **_judge(estimate, margin, metric, False),
+        **_judge(_corpus_estimate([pair], metric), margin, metric, None),
     )  # fmt: skip
 
 
-def _judge(estimate: Estimate, margin: float, metric: str, binary: bool) -> dict[str, Any]:
-    """The fields of a row that follow from its estimate and margin."""
-    p_margin = stats.noninferiority(estimate, margin, binary)
-    variance = estimate.se**2 * estimate.n
+def _corpus_estimate(pairs: Sequence[Pair], metric: str) -> Estimate:
+    """The mean over tasks of a score that each has for its whole corpus only; tasks are drawn independently."""
+    losses = [pair.loss(metric) for pair in pairs]
+    shortest, parts = min(map(len, losses)), []
+    for pair, loss in zip(pairs, losses, strict=True):
+        n, groups = len(pair.doc_hash), len(set(pair.labels()))
+        known = (len(loss) > 2) and groups > 1
+        variance = float(loss[1:].var(ddof=1)) * groups / (groups - 1) if known else math.nan
+        scores = np.array([side[0] for side in pair.corpus[metric]])
+        bounds = span(metric, scores) if UNITS.get(metric) or ((scores >= 0) & (scores <= 1)).all() else None
+        parts.append(Part(variance, groups - 1, groups, n, groups, groups, bounds, 1 / len(pairs)))
+    size = len(pairs) ** 2 / sum(1 / part.n for part in parts)
+    mean = np.mean([loss[:shortest] for loss in losses], axis=0)
+    return replace(bootstrap.paired(mean, size, sum(part.clusters for part in parts)), parts=tuple(parts))
+
+
+def _judge(estimate: Estimate, margin: float, metric: str, changed: float | None) -> dict[str, Any]:
+    """The fields of a row that follow from its estimate and margin; `changed`: the share of flips of a 0/1 score."""
+    p_margin = stats.noninferiority(estimate, margin)
     return {
         "forgetting": estimate.mean,
         "se": estimate.se,
@@ -190,11 +156,20 @@ def _judge(estimate: Estimate, margin: float, metric: str, binary: bool) -> dict
         "p": estimate.p,
         "clusters": estimate.clusters,
         "margin": margin,
-        "tost_p": stats.tost(estimate, margin, binary),
+        "tost_p": stats.tost(estimate, margin),
         "noninferiority_p": p_margin,
-        "verdict": stats.verdict(estimate.ci, estimate.p, p_margin, _with_unit(margin, metric, binary)),
-        "mde": math.inf if math.isnan(variance) else stats.mde(variance, estimate.n, binary=binary),
+        "verdict": stats.verdict(estimate.ci, estimate.p, p_margin, _with_unit(margin, metric, changed is not None)),
+        "mde": _mde(estimate, changed),
     }
+
+
+def _mde(estimate: Estimate, changed: float | None) -> float:
+    """The smallest loss that these documents show; of a 0/1 score by the independent documents that clusters are worth."""
+    if math.isnan(estimate.se):
+        return math.inf
+    if changed is None:
+        return stats.mde(estimate.se**2 * estimate.n, estimate.n, df=estimate.df)
+    return stats.mde(changed, 1 / sum(part.weight**2 / min(part.size, part.gains) for part in estimate.parts), binary=True)
 
 
 def _with_unit(margin: float, metric: str, binary: bool) -> str:
@@ -205,20 +180,21 @@ def _macro(rows: list[Row], pairs: dict[str, Pair], headline: dict[str, str], dr
     heads = [row for row in rows if headline[row.task] == row.metric]
     wanted = next((name for name in ("accuracy", "nll") if any(_kind(row.metric) == name for row in heads)), None)
     chosen = [row for row in heads if _kind(row.metric) == (wanted or heads[0].metric)]
-    size = len(chosen) ** 2 / sum(1 / row.n for row in chosen)  # documents of a single task with the same standard error
-    groups = sum(row.clusters for row in chosen)
-    if chosen[0].metric in pairs[chosen[0].task].corpus:
-        estimate = _macro_of_corpora(chosen, pairs, size, groups)
+    if len(chosen) == 1:
+        return replace(chosen[0], task="macro", flips=None)
+    picked = [(row.metric, pairs[row.task]) for row in chosen]
+    if chosen[0].metric in picked[0][1].corpus:
+        estimate = _corpus_estimate([pair for _, pair in picked], chosen[0].metric)
     else:
-        picked = [(row.metric, pairs[row.task]) for row in chosen]
-        losses = {one.task: (one.loss(metric), one.of(metric, one.cluster)) for metric, one in picked}
-        drawn = bootstrap.macro(losses, draws, seed)
-        weighted = np.concatenate([d / (len(d) * len(losses)) for d, _ in losses.values()])
+        estimate = stats.corrected(stats.combine([_estimate(pair, metric) for metric, pair in picked]))
+        weighted = np.concatenate(
+            [pair.loss(metric) / (row.n * len(chosen)) for row, (metric, pair) in zip(chosen, picked, strict=True)]
+        )
         labels = [label for metric, one in picked for label in one.labels(f"{one.task}/", metric)]
-        p = stats.sign_flip(weighted, labels, draws, seed)
-        estimate = Estimate(drawn.mean, drawn.se, *drawn.ci, p, size, groups)
+        estimate = replace(estimate, p=max(stats.sign_flip(weighted, labels, draws, seed), estimate.p))
     binary = all(row.flips for row in chosen)
     metrics = {row.metric for row in chosen}
+    changed = sum((row.lost or 0) / row.n + (row.gained or 0) / row.n for row in chosen) / len(chosen) if binary else None
     return Row(
         task="macro",
         metric=metrics.pop() if len(metrics) == 1 else "accuracy",
@@ -230,15 +206,8 @@ def _macro(rows: list[Row], pairs: dict[str, Pair], headline: dict[str, str], dr
         gained=sum(row.gained or 0 for row in chosen) if binary else None,
         flips=None,
         higher_is_better=chosen[0].higher_is_better,
-        **_judge(estimate, min(row.margin for row in chosen), chosen[0].metric, binary),
+        **_judge(estimate, min(row.margin for row in chosen), chosen[0].metric, changed),
     )
-
-
-def _macro_of_corpora(chosen: list[Row], pairs: dict[str, Pair], size: float, groups: int) -> Estimate:
-    """The mean over tasks of a score that each task has for its whole corpus only; tasks are drawn independently."""
-    losses = [pairs[row.task].loss(row.metric) for row in chosen]
-    shortest = min(map(len, losses))
-    return bootstrap.paired(np.mean([loss[:shortest] for loss in losses], axis=0), size, groups)
 
 
 def _kind(metric: str) -> str:
@@ -264,7 +233,22 @@ def difference(
 
 def confirm(results: Mapping[str, Result]) -> dict[str, float]:
     """Method -> Holm-adjusted p of its macro forgetting: the confirmatory family, one claim a method."""
-    return dict(zip(results, stats.holm([result.macro.p for result in results.values()]), strict=True))
+    return {method: row.p for method, row in confirmed(results).items()}
+
+
+def confirmed(results: Mapping[str, Result]) -> dict[str, Row]:
+    """Method -> its macro row with Holm-adjusted p and noninferiority_p and the verdict that rests on these.
+
+    "forgets" and "does not forget by more than M" are two families over the methods: of each the chance of a single false
+    claim among all methods stays below 5 %.
+    """
+    rows = [result.macro for result in results.values()]
+    adjusted = zip(results, rows, stats.holm([r.p for r in rows]), stats.holm([r.noninferiority_p for r in rows]), strict=True)
+    done = {}
+    for method, row, p, p_margin in adjusted:
+        words = stats.verdict(row.ci, p, p_margin, _with_unit(row.margin, row.metric, row.lost is not None))
+        done[method] = replace(row, p=p, noninferiority_p=p_margin, verdict=words)
+    return done
 
 
 def explore(results: Mapping[str, Result]) -> dict[str, dict[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from cltk.measure.forgetting import ACCURACIES
 from cltk.measure.scores import Scores
 from cltk.measure.stats import guess_odds, mde
 
+FEWEST = 6  # clusters that a sign-flip test needs to reach 0.05, and lost documents that McNemar's needs
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -22,7 +24,7 @@ class Plan:
 
     task: str
     n: int
-    mde: float  # smallest forgetting that a paired test shows with the power asked for
+    mde: float | None  # smallest forgetting that a paired test shows with the power asked for; None: no loss is shown
     needed: int | None  # documents that show `effect`; None when no effect was given, or for the macro average
     base: float | None
     losable: float | None  # F_max = (k a - 1) / (k - 1): what the base knows beyond guessing
@@ -41,11 +43,14 @@ def plan(
     effect: float | None = None,
     power: float = 0.8,
     alpha: float = 0.05,
+    clusters: Mapping[str, Sequence[int]] | None = None,
+    likeness: float = 0.05,
 ) -> list[Plan]:
     """Smallest detectable forgetting of each task, and of their macro average when there are several.
 
-    mde = (z_{1-alpha/2} + z_power) sqrt(discordance / n), and at least m / n where m losses are what the exact McNemar
-    test needs (6 at alpha 0.05); the macro average has sqrt(sum_t discordance / n_t) / T in the root's place.
+    mde is where the exact McNemar test of n documents has the power (`detectable.mcnemar_power`). Documents in clusters of
+    m_1 to m_G are worth n / (1 + (sum m_c^2 / n - 1) likeness) independent ones; fewer than 6 clusters show nothing, as no
+    sign-flip test of them reaches 0.05. T tasks are worth T^2 / sum_t (1 / n_t) documents of one.
 
     Args:
         n: task -> documents.
@@ -53,23 +58,25 @@ def plan(
         choices: task -> answers to choose from, for each right one; a task left out is free form, where a guess is never right.
         discordance: share of documents that flip, either way, between the two models.
         effect: forgetting that the study wants to show; a warning says where it cannot.
+        clusters: task -> documents in each group of dependent ones (a passage, a subject); left out: all are independent.
+        likeness: correlation of the losses of two documents of one cluster.
 
     Raises:
         InputError: a number out of its range, or a base or choices for a task that has no n.
     """
     base, choices = base or {}, choices or {}
     _check(n, base, choices, {"discordance": discordance, "effect": effect, "power": power, "alpha": alpha})
-    rows = []
+    rows, worth = [], {task: _worth(count, (clusters or {}).get(task, ()), likeness) for task, count in n.items()}
     for task, count in n.items():
-        smallest = mde(discordance, count, alpha, power, binary=True)
-        needed = _needed(effect, discordance, alpha, power) if effect else None
+        smallest = mde(discordance, worth[task], alpha, power, binary=True)
+        needed = _needed(effect, discordance, alpha, power, worth[task] / count) if effect and worth[task] else None
         accuracy, k = base.get(task), choices.get(task)
         losable = None if accuracy is None else max(1 - (1 - accuracy) * (1 + guess_odds([k] if k else None)), 0.0)
         warnings = _effect_warnings(effect, smallest, losable, count)
         if accuracy is not None and at_chance(accuracy, count, k, alpha):
             warnings.append("base score is at chance: nothing can be lost")
-        rows.append(Plan(task, count, smallest, needed, accuracy, losable, tuple(warnings)))
-    return rows + ([_macro(rows, discordance, effect, power, alpha)] if len(rows) > 1 else [])
+        rows.append(Plan(task, count, _finite(smallest), needed, accuracy, losable, tuple(warnings)))
+    return rows + ([_macro(rows, list(worth.values()), discordance, effect, power, alpha)] if len(rows) > 1 else [])
 
 
 def at_chance(accuracy: float, n: int, choices: float | None, alpha: float = 0.05) -> bool:
@@ -84,6 +91,8 @@ def at_chance(accuracy: float, n: int, choices: float | None, alpha: float = 0.0
 
 
 def _effect_warnings(effect: float | None, smallest: float, losable: float | None, n: int) -> list[str]:
+    if math.isinf(smallest):
+        return [f"n={n} shows no loss at all: 6 documents, or clusters of them, have to be lost"]
     warnings = []
     if effect and smallest > effect:
         warnings.append(
@@ -94,14 +103,32 @@ def _effect_warnings(effect: float | None, smallest: float, losable: float | Non
     return warnings
 
 
-def _needed(effect: float, discordance: float, alpha: float, power: float) -> int:
-    """Documents for which `mde` is at most the effect: both of its terms, solved for n."""
-    root = mde(discordance, 1, alpha, power) / effect
-    return max(math.ceil(root**2 - 1e-9), math.ceil(mde(0.0, 1, alpha, power, binary=True) / effect - 1e-9))
+def _finite(smallest: float) -> float | None:
+    return None if math.isinf(smallest) else smallest
 
 
-def _macro(rows: list[Plan], discordance: float, effect: float | None, power: float, alpha: float) -> Plan:
-    size = len(rows) ** 2 / sum(1 / row.n for row in rows)  # documents of a single task with the same standard error
+def _worth(n: int, clusters: Sequence[int], likeness: float) -> float:
+    """Independent documents that n documents in these clusters are worth; 0 where there are too few to show anything."""
+    if not clusters:
+        return n
+    return n / (1 + (sum(m * m for m in clusters) / n - 1) * likeness) if len(clusters) >= FEWEST else 0.0
+
+
+def _needed(effect: float, discordance: float, alpha: float, power: float, share: float) -> int:
+    """Documents, each worth `share` of an independent one, for which `mde` is at most the effect: by bisection."""
+    short, enough = 1, 2
+    while mde(discordance, enough, alpha, power, binary=True) > effect:
+        short, enough = enough, 2 * enough
+    while enough - short > 1:
+        middle = (short + enough) // 2
+        short, enough = (middle, enough) if mde(discordance, middle, alpha, power, binary=True) > effect else (short, middle)
+    return math.ceil(enough / share)
+
+
+def _macro(
+    rows: list[Plan], worth: Sequence[float], discordance: float, effect: float | None, power: float, alpha: float
+) -> Plan:
+    size = len(rows) ** 2 / sum(1 / one for one in worth) if all(worth) else 0.0
     smallest = mde(discordance, size, alpha, power, binary=True)
     known = [row.base for row in rows if row.base is not None]
     losable = [row.losable for row in rows if row.losable is not None]
@@ -109,7 +136,8 @@ def _macro(rows: list[Plan], discordance: float, effect: float | None, power: fl
     total = sum(row.n for row in rows)
     mean_losable = sum(losable) / len(losable) if complete else None
     warnings = tuple(_effect_warnings(effect, smallest, mean_losable, total))
-    return Plan("macro", total, smallest, None, sum(known) / len(known) if complete else None, mean_losable, warnings)
+    base = sum(known) / len(known) if complete else None
+    return Plan("macro", total, _finite(smallest), None, base, mean_losable, warnings)
 
 
 def _check(

@@ -7,13 +7,13 @@ Here are the tests by signs; means and intervals are in `intervals`, claims in `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from cltk.measure.detectable import mcnemar_power, mde
 from cltk.measure.flips import Flips, churn, flips, guess_odds
 from cltk.measure.intervals import (
     Estimate,
@@ -47,6 +47,7 @@ __all__ = [
     "guess_odds",
     "holm",
     "mcnemar",
+    "mcnemar_power",
     "mde",
     "noninferiority",
     "paired_mean",
@@ -88,14 +89,3 @@ def sign_flip(d: ArrayLike, clusters: Sequence[str] | None = None, draws: int = 
             flipped = np.unpackbits(packed, count=rows * m).reshape(rows, m).astype(np.float64)
         hits += int((np.abs(total - 2 * (flipped @ units)) >= bound).sum())
     return hits / count if exact else (1 + hits) / (1 + count)
-
-
-def mde(variance: float, n: float, alpha: float = 0.05, power: float = 0.8, binary: bool = False) -> float:
-    """Smallest mean loss that a paired test on n documents shows with this power: (z_{1-alpha/2} + z_power) sqrt(var / n).
-
-    `variance` is that of d: the share of documents that flip for accuracies, sd^2 for continuous metrics. With `binary`
-    it is at least m / n, where m losses and no gain are what an exact McNemar test needs to reach alpha (6 at 0.05).
-    """
-    z = float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power))
-    floor = math.ceil(1 - math.log2(alpha)) / n if binary else 0.0
-    return max(z * math.sqrt(variance / n), floor)

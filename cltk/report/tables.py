@@ -270,7 +270,7 @@ def planned(plans: Sequence[Plan], effect: float) -> Table:
     for plan in plans:
         shares = [plan.base, plan.losable] if based else []
         needed = "" if plan.needed is None else str(plan.needed)
-        row = [plan.task, str(plan.n), f"{100 * plan.mde:.1f}", needed]
+        row = [plan.task, str(plan.n), "none" if plan.mde is None else f"{100 * plan.mde:.1f}", needed]
         rows.append([*row, *["" if share is None else f"{100 * share:.1f}" for share in shares]])
     heads = [
         "task",

@@ -1,0 +1,81 @@
+"""What a comparison says: a row a metric and task, their mean, and the documents behind them. Plain data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cltk.measure.flips import Flips
+
+
+@dataclass(frozen=True)
+class Row:
+    """Forgetting of one metric on one task. `forgetting` is positive when the model got worse, whatever the metric.
+
+    pre, post, forgetting, se, ci, margin and mde are in the metric's unit (accuracies are shares: 0.01 is 1 pp).
+    """
+
+    task: str
+    metric: str
+    n: int  # documents
+    pre: float
+    post: float
+    forgetting: float  # pre - post when higher is better, else post - pre
+    se: float  # paired, by cluster
+    ci: tuple[float, float]  # 95 %
+    p: float  # two-sided, of no change
+    test: str  # what made p: "mcnemar exact", "sign-flip" (or the t test, if larger); "bootstrap" for a score of the corpus
+    lost: int | None  # documents 1 -> 0; None for continuous metrics
+    gained: int | None  # documents 0 -> 1
+    flips: Flips | None  # the same, corrected for guessing
+    clusters: int
+    margin: float
+    tost_p: float  # of "differs by the margin or more, either way"
+    noninferiority_p: float  # of "forgets the margin or more"
+    verdict: str
+    mde: float  # smallest forgetting that n documents show with 80 % power
+    higher_is_better: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; what is not finite (one cluster has no standard error) becomes null."""
+        return finite(asdict(self))
+
+
+@dataclass(frozen=True)
+class Result:
+    """The forgetting between two models: rows a (task, metric), the macro average, and the documents behind them."""
+
+    rows: list[Row]
+    macro: Row
+    samples: dict[
+        str, list[dict[str, Any]]
+    ]  # task -> a row a document: doc_hash, prompt_hash, cluster, {metric}_pre, _post, _d
+    headline: dict[str, str]  # task -> the metric that stands for it
+    pre_digest: str
+    post_digest: str
+    divergence: dict[str, dict[str, Any]] = field(default_factory=dict)  # text -> forward KL(start || tuned), nats a token
+    notes: list[str] = field(default_factory=list)  # what was asked for and is not so, what could not be compared, a line each
+    settings: dict[str, Any] = field(default_factory=dict)  # what was measured, and how: see `cltk.measure.compare.measure`
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; what is not finite becomes null."""
+        return finite({
+            "rows": [row.to_json() for row in self.rows],
+            "macro": self.macro.to_json(),
+            "samples": self.samples,
+            "headline": self.headline,
+            "pre_digest": self.pre_digest,
+            "post_digest": self.post_digest,
+            "divergence": self.divergence,
+            "notes": self.notes,
+            "settings": self.settings,
+        })  # fmt: skip
+
+
+def finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

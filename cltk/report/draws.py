@@ -88,10 +88,18 @@ def settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, t
             whole = stack([one[task] for one in losses if one is not None])
             first = next(iter(done.values()))[len(sides)] if done else whole
             if whole is None or first is None or whole.documents != first.documents:
-                raise InputError(f"{name}: its documents of {task!r} are not those of the other runs")
+                apart = [_scored(by_seed[seeds[0]].record), _scored(next(iter(groups.values()))[seeds[0]].record)]
+                raise InputError(f"{name}: its documents of {task!r} ({apart[0]}) are not those of the other runs ({apart[1]})")
             sides.append(whole)
         done[name] = (sides[0], sides[1])
     return done
+
+
+def _scored(record: Mapping[str, Any]) -> str:
+    """Which documents a record says that it is about."""
+    evals = record.get("config", {}).get("evals") or {}
+    said = [f"{key} {evals[key]}" for key in ("limit", "sample", "sample_seed") if evals.get(key) is not None]
+    return ", ".join(said) or "all documents"
 
 
 def _twice(name: str, seed: int, one: Entry, other: Entry) -> str:

@@ -72,7 +72,7 @@ class Inputs:
         if tasks and key not in self._suites:
             self._suites[key] = Suite(
                 tasks, limit=evals.limit, sample={name: one for name, one in samples.items() if one} or None,
-                sample_seed=evals.sample_seed, num_fewshot=evals.num_fewshot,
+                sample_seed=evals.sample_seed or 0, num_fewshot=evals.num_fewshot,
                 include_path=self.plan.folder / evals.include_path if evals.include_path else None,
                 chat_template=evals.chat_template, system_instruction=evals.system_instruction,
                 fewshot_as_multiturn=evals.fewshot_as_multiturn, gen_kwargs=evals.gen_kwargs, trust=self.trust,
@@ -85,7 +85,7 @@ class Inputs:
         path = resolve_path(entry.text, self.plan.folder, "evals.text")
         text = TextTask.read(entry.label, path, limit=entry.limit, cluster=entry.cluster, stratum=entry.stratum)
         sample = entry.sample or (evals.sample if entry.limit is None else None)
-        return text if sample is None else text.sampled(sample, evals.sample_seed)
+        return text if sample is None else text.sampled(sample, evals.sample_seed or 0)
 
     def measured(self, cell: Cell) -> str:
         """The digest of the measurement: cells with the same one share Perf_pre."""

@@ -130,7 +130,7 @@ class EvalSpec(Section):
     sample: Sample | None = Field(
         None, description="random documents of each lm-eval task and text, or a fraction of them; the same for every cell"
     )
-    sample_seed: int = Field(0, description="of the samples")
+    sample_seed: int | None = Field(None, description="of the samples; 0 when not given")
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     include_path: str | None = Field(None, description="folder of task YAML; its !function runs Python")
     chat_template: bool = Field(False, description="apply the tokenizer's chat template")

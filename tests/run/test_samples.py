@@ -131,3 +131,12 @@ def test_a_limit_over_the_sample_of_a_base() -> None:
                 load_config("y.yaml")
         else:
             assert load_config("y.yaml").experiment.evals.sample is None
+
+
+def test_runs_on_other_samples_are_not_joined(capsys: pytest.CaptureFixture[str]) -> None:
+    for sample, method in ((4, "plain: []"), (6, "low: [low_lr: {factor: 0.5}]")):
+        grid = f"grid: {{mitigators: {{{method}}}}}\n"
+        cltk.load(write(f"retain: [toy]\n  sample: {sample}", grid), f"out{sample}").run()
+    assert main(["matched", "out4", "out6", "--old", "toy"]) == 2
+    line = "low: its documents of 'toy' (sample 6) are not those of the other runs (sample 4)"
+    assert line in capsys.readouterr().err

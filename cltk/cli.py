@@ -48,10 +48,28 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+class Versions(argparse.Action):
+    """Prints the versions that a report of a fault should name; looked up only when asked."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import platform
+        from importlib import metadata
+
+        names = ("torch", "transformers", "lm-eval", "datasets", "accelerate", "numpy", "scipy")
+        print(f"cltk {__version__}")
+        print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {metadata.version(name)}" for name in names))
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands; each one is a function below."""
     top = Parser(prog="cltk", description="Measure what a language model forgets when it is fine-tuned, and prevent it.")
-    top.add_argument("--version", action="version", version=f"cltk {__version__}")
+    top.add_argument(
+        "--version", action=Versions, help="show cltk's version and those of the libraries that numbers follow from"
+    )
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:

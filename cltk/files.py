@@ -26,6 +26,12 @@ _WORDS = {  # libraries in C++ and Rust raise no OSError; their texts, and what 
 }  # fmt: skip
 
 
+def shipped(wing: str) -> Path:
+    """The folder of tasks ("evals") or experiments that comes with cltk: in the package, or beside it in a clone."""
+    here = Path(__file__).parent
+    return here / wing if (here / wing).is_dir() else here.parent / wing
+
+
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it, then rename: a reader sees the old file or the new one.
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import jinja2
 
-import cltk
 from cltk.errors import CltkError, InputError
+from cltk.files import shipped
 from cltk.measure.documents import clusters, unmeasurable
 from cltk.measure.faults import reason
 from cltk.measure.tasks import named_in, names_in, prepare, sandbox_templates
@@ -38,7 +38,7 @@ def load_tasks(
     """What lm-eval's `TaskManager.load` returns, and `named`: name as the user gave it -> its group, or its tasks.
 
     lm-eval's own index is read only when it is needed, which takes seconds: for a name or a group's member that is not in
-    `include_path`, and for patterns.
+    `include_path`, and for patterns. The tasks that come with cltk (`local_*`) need no `include_path`.
 
     Args:
         out: an empty folder that lives as long as the tasks do: task folders are completed there.
@@ -61,6 +61,8 @@ def load_tasks(
                 raise InputError(f"task {name}: no such file")
             wanted[name] = named_in(Path(name))
             folders += [] if any(Path(name).resolve().is_relative_to(f.resolve()) for f in folders) else [Path(name).parent]
+    if any(_ours(name, folders) for name in wanted.values()):
+        folders.append(shipped("evals") / "tasks")
     copies = [prepare(folder, out / str(i), list(wanted.values())) for i, folder in enumerate(folders)]
     manager = _manager(copies, list(wanted.values()))
 
@@ -79,6 +81,22 @@ def load_tasks(
     for name, task in loaded["tasks"].items():
         check_generation(task.get_config("generation_kwargs") or {}, f"task {name}: generation_kwargs")
     return loaded
+
+
+def _ours(name: str, folders: Sequence[Path]) -> bool:
+    """Whether a name, or a pattern that begins with letters, is of the tasks that come with cltk and of no folder given."""
+    ours = shipped("evals") / "tasks"
+    if name[:1] in "*?[" or not any(fnmatchcase(file.stem, name) for file in ours.glob("*.yaml")):
+        return False
+    files = [file for folder in folders for file in folder.rglob("*.yaml")]
+    return not any(fnmatchcase(file.stem, name) or name in _names(file) for file in files)
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        return names_in(file)
+    except CltkError:  # said by `prepare`, where it matters
+        return []
 
 
 def _manager(folders: Sequence[Path], wanted: list[str]) -> Any:
@@ -224,10 +242,6 @@ def _unsafe(name: str) -> str:
 
 
 def _no_data(name: str, error: Exception) -> str:
-    local = Path(cltk.__file__).parent.parent / "evals" / "tasks" / f"local_{name}.yaml"
-    hint = (
-        f"; without a network use the offline version: include path evals/tasks and task 'local_{name}'"
-        if local.exists()
-        else ""
-    )
+    local = shipped("evals") / "tasks" / f"local_{name}.yaml"
+    hint = f"; without a network use the offline version: task 'local_{name}'" if local.exists() else ""
     return f"task {name!r}: its documents cannot be loaded ({reason(error)}){hint}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from cltk import assets
 from cltk.errors import CltkError, DiskError, InputError, RunError
-from cltk.files import check_folder, locked
+from cltk.files import check_folder, locked, shipped
 from cltk.ranks import agreed, first, gathered, join, regroup
 from cltk.run import records
 from cltk.run.ahead import check_margins, check_training
@@ -24,7 +24,7 @@ from cltk.run.cells import FAILED, Tell, Work, clean
 from cltk.run.config import Cell, Plan, load_config
 from cltk.run.inputs import Inputs, memories
 from cltk.run.leakage import check_leaks
-from cltk.run.tidy import sweep
+from cltk.run.tidy import CACHE, sweep
 from cltk.run.trouble import explained
 
 LONGEST = 400  # characters of an error that is not cltk's
@@ -34,7 +34,7 @@ def load(file: str | Path, out: str | Path | None = None, trust: bool = False, s
     """Read and validate an experiment; nothing is loaded or written yet.
 
     Args:
-        file: the YAML.
+        file: the YAML; or the name of an experiment that comes with cltk ("quickstart"), where there is no such file.
         out: where records go; `train.output_dir`, else runs/NAME in the current folder, when not given.
         trust: whether Python that the file names may run (`model.trust_remote_code`, `!function` in `evals.include_path`), and
             whether it may upload (`train.push_to_hub`).
@@ -43,10 +43,16 @@ def load(file: str | Path, out: str | Path | None = None, trust: bool = False, s
     Raises:
         InputError: with file, line, key and what would be right.
     """
-    plan = load_config(file)
+    plan = load_config(_named(Path(file)))
     default = plan.cells[0].config.train.get("output_dir") or Path("runs") / plan.file.stem
     folder = Path(out) if out is not None else Path(default)
     return ExperimentRun(plan, folder, trust, strict)
+
+
+def _named(file: Path) -> Path:
+    """The file, or the one of that name among the experiments that come with cltk."""
+    ours = shipped("experiments") / file.name / f"{file.name}.yaml"
+    return ours if not file.exists() and file.name == str(file) and ours.is_file() else file
 
 
 UPLOADS = ("push_to_hub", "trackio_space_id")
@@ -170,6 +176,9 @@ class ExperimentRun:
                 failed = self._work(say, ray)
         else:
             self._clean(say)
+            if (self.out / CACHE).is_dir():  # a run that was killed behind its last record
+                with suppress(InputError), locked(self.out):
+                    self._sweep()
         if failed:
             names = ", ".join(self.cells[order].name for order in failed)
             raise RunError(
@@ -187,11 +196,15 @@ class ExperimentRun:
             failed = run_cells(self, todo, ray, say, load)
         else:
             failed = {order: error for order in todo if (error := self.attempt(order, say))}
+        self._sweep()
+        return failed
+
+    def _sweep(self) -> None:
+        """With the last record what cells shared goes; another YAML of this folder may still need its own."""
         if first() and not self.missing():
-            for key in self.inputs.shared():  # another YAML of this folder may still need its own
+            for key in self.inputs.shared():
                 shutil.rmtree(self.work().kept(key), ignore_errors=True)
             sweep(self.out)
-        return failed
 
     def _clean(self, say: Tell) -> None:
         """Say which cells are done, and remove what they need no more."""

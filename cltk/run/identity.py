@@ -3,7 +3,7 @@
 Folders of cells and of start models, kept trainings, the digests in a record and `cltk reproduce` all take it from here.
 
     measurement   every number of Perf_pre follows from it: the tasks' documents, prompts and rules, the texts' and the new
-                  tasks' bytes, the settings, the start model's weights, config and tokeniser, the version of cltk
+                  tasks' bytes, the settings, the start model's weights, config and tokeniser, the number of the numerics
     cell          the measurement, the whole configuration, and the bytes of all that training reads
 
 Files count by their bytes and are not parsed; lm-eval's tasks count by what they will ask and how they score it, since
@@ -15,23 +15,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cltk import __version__
-
 if TYPE_CHECKING:
     from cltk.run.config import Cell
     from cltk.run.inputs import Inputs
+
+NUMERICS = 1  # raised by hand when a number that a cell or a measurement yields changes; see tests/run/test_numerics.py
 
 AFTER = ("margins", "kl_rows")  # settings of `evals` that no score depends on
 APART = ("keep_model", "base", "grid")  # keys that change no number of a record
 
 
-def measurement(inputs: Inputs, cell: Cell, version: str = __version__) -> dict[str, Any]:
+def measurement(inputs: Inputs, cell: Cell, numerics: int = NUMERICS) -> dict[str, Any]:
     """All that the start model's scores follow from, as plain data."""
     evals = cell.config.evals
     settings = {key: value for key, value in evals.model_dump().items() if key not in (*AFTER, "retain", "learn")}
     measured = inputs.entries([*evals.retain, *evals.learn])  # suites by what they list
     return {
-        "cltk": version,
+        "numerics": numerics,
         "model": {**cell.config.model.model_dump(), "digest": inputs.model_digest(cell.config.model.pretrained)},
         "settings": settings,
         "measured": [entry.model_dump() for entry in measured],
@@ -42,11 +42,11 @@ def measurement(inputs: Inputs, cell: Cell, version: str = __version__) -> dict[
     }
 
 
-def identity(inputs: Inputs, cell: Cell, version: str = __version__) -> dict[str, Any]:
+def identity(inputs: Inputs, cell: Cell, numerics: int = NUMERICS) -> dict[str, Any]:
     """All that a cell's record follows from, as plain data: equal identities, equal records."""
     config = {key: value for key, value in cell.config.model_dump().items() if key not in APART}
     config["train"] = {key: value for key, value in config["train"].items() if key != "output_dir"}
-    return {"measurement": measurement(inputs, cell, version), "config": config, "files": inputs.files(cell)}
+    return {"measurement": measurement(inputs, cell, numerics), "config": config, "files": inputs.files(cell)}
 
 
 def training(inputs: Inputs, cell: Cell) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from cltk import models
 from cltk.data import locate, read_rows
 from cltk.errors import InputError
+from cltk.files import shipped
 from cltk.measure.evaluate import Suite, TextTask
 from cltk.run import identity, records
 from cltk.run.config import Cell, Plan
@@ -107,6 +108,9 @@ class Inputs:
             file = None if isinstance(one, TextSpec) else self.plan.folder / one.task
             if file is not None and file.suffix != ".yaml" and "/" in one.label:
                 file = file.with_name(file.name + ".yaml")
+            ours = (shipped("evals") / one.label).with_suffix(".yaml")  # "suites/general"
+            if file is not None and not file.exists() and ours.is_file():
+                file = ours
             suite = suite_file(file) if file is not None and file.suffix == ".yaml" else None
             own = None if isinstance(one, TextSpec) else one.sample
             done += [one] if suite is None else [TaskSpec(task=task.task, sample=own or task.sample) for task in suite]

@@ -115,7 +115,8 @@ def test_lambada_and_a_group_are_forgotten_under_noise(smollm2: Any, noised: Any
 
 
 def test_gsm8k_end_to_end(smollm2: Any, noised: Any) -> None:
-    """Worked examples, generation, both filters. A model of this size solves few of them: none of the two may have gained."""
+    """Worked examples, generation, both filters. A model of this size solves none of these in the form asked for; the flexible
+    filter takes any number it says, which may be right by chance."""
     given: dict[str, Any] = {"num_fewshot": 1, "gen_kwargs": "max_gen_toks=24"}  # for time's sake
     result = measure(smollm2, noised, "local_gsm8k", limit=8, include_path=TASKS, **given)
     rows: dict[Any, Any] = {row.metric: row for row in result.rows}
@@ -124,5 +125,5 @@ def test_gsm8k_end_to_end(smollm2: Any, noised: Any) -> None:
         assert row.n == 8
         assert row.higher_is_better
         assert row.forgetting == pytest.approx((row.lost - row.gained) / 8)
-        assert row.gained == 0
-        assert row.post == 0
+        assert row.verdict == "cannot tell at this n"
+    assert rows["exact_match"].pre == rows["exact_match"].post == 0

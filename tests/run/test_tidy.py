@@ -51,6 +51,11 @@ def test_behind_the_last_record_no_cache_and_no_checkpoint_is_left(experiment: P
     assert {name.split("-")[0] for name in names(Path("out"))} == {".lock", "base", "plain_seed=0", "ewc_seed=0"}
     assert names(next(Path("out").glob("plain*"))) == {"record.json", "scores.json", "lm_eval"}
 
+    Path("out/cache").mkdir()  # as of a run that was killed behind its last record
+    Path("out/cache/ewc-0.safetensors").write_bytes(b"0")
+    cltk.load(file, "out").run()
+    assert not Path("out/cache").exists()
+
 
 def test_how_many_checkpoints_are_kept() -> None:
     assert training_arguments({}, 0, Path("out")).save_total_limit == 2

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,10 @@ def results(out: Path) -> dict[str, Any]:
     return found | {"files": files(out)}
 
 
-def files(out: Path) -> list[str]:
-    """What a finished run leaves: no temporary file, no checkpoint, every file of lm-eval's once."""
+def files(out: Path) -> dict[str, int]:
+    """What a finished run leaves, and how often: no temporary file, no checkpoint, every file of lm-eval's once."""
     names = [str(path.relative_to(out)) for path in sorted(out.rglob("*")) if path.is_file()]
-    return sorted(name.split("_20")[0] for name in names)  # results_2026-...json, samples_toy_2026-...jsonl
+    return dict(Counter(name.split("_20")[0] for name in names))  # results_2026-...json, samples_toy_2026-...jsonl
 
 
 class Trials:

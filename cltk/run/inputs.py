@@ -108,9 +108,9 @@ class Inputs:
             file = None if isinstance(one, TextSpec) else self.plan.folder / one.task
             if file is not None and file.suffix != ".yaml" and "/" in one.label:
                 file = file.with_name(file.name + ".yaml")
-            ours = (shipped("evals") / one.label).with_suffix(".yaml")  # "suites/general"
-            if file is not None and not file.exists() and ours.is_file():
-                file = ours
+            if file is not None and "/" in one.label and not file.exists():  # "suites/general"
+                ours = shipped("evals") / f"{one.label.removesuffix('.yaml')}.yaml"
+                file = ours if ours.is_file() else file
             suite = suite_file(file) if file is not None and file.suffix == ".yaml" else None
             own = None if isinstance(one, TextSpec) else one.sample
             done += [one] if suite is None else [TaskSpec(task=task.task, sample=own or task.sample) for task in suite]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 from cltk.errors import InputError
@@ -14,6 +13,7 @@ from cltk.measure.sampling import Sample, check_sample, choose, described, docum
 from cltk.measure.texts import TextTask
 
 NAMED, FOUND = 1e-3, 1e-6  # p of first documents that are like the whole: of a field that the task names, and of any other
+MANY = 20_000  # documents that are looked at, and up to twice as many
 FEW = 10  # documents of a label on average, in a field that the task does not name
 
 
@@ -31,12 +31,9 @@ class Chosen:
     def count(self) -> int:
         return min(self.total, self.limit or self.total) if self.indices is None else len(self.indices)
 
-    def of(self, documents: Iterable[Any]) -> list[Any]:
+    def of(self, documents: Any) -> list[Any]:
         """Those of the task's documents."""
-        if self.indices is None:
-            return list(islice(documents, self.limit))
-        wanted = set(self.indices)
-        return [document for i, document in enumerate(documents) if i in wanted]
+        return [documents[i] for i in (range(self.count) if self.indices is None else self.indices)]
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,8 @@ class Selection:
         asked = documents_in(total, sample)
         if asked == total:
             return Chosen(total, notes=[described(sample, self.seed, range(total), total)])
-        config, listed = task.dump_config(), list(documents)
+        config = task.dump_config()
+        listed = list(documents) if {"cluster", "stratum"} & set(config.get("metadata") or {}) else []
         labels, strata = clusters(name, config, listed), strata_of(name, config, listed)
         indices = choose(total, sample, f"{self.seed} {name}", labels, strata)
         note = described(sample, self.seed, indices, total, labels, strata)
@@ -122,10 +120,14 @@ def strata_of(name: str, config: dict[str, Any], documents: Sequence[Any]) -> li
 
 
 def _order(name: str, task: Any, documents: Any, limit: int | None) -> list[str]:
-    """A note where the first documents are not like the whole: a field that the task names, or any with few labels."""
+    """A note where the first documents are not like the whole: a field that the task names, or any with few labels.
+
+    Of a task with many documents every so-manieth of the rest stands for it.
+    """
     if limit is None or limit >= len(documents):
         return []
-    config, listed = task.dump_config(), list(documents)
+    rest = range(limit, len(documents), max(1, len(documents) // MANY))
+    config, listed = task.dump_config(), [documents[i] for i in (*range(limit), *rest)]
     named = {"stratum": strata_of(name, config, listed), "cluster": clusters(name, config, listed)}
     found = [(NAMED, (config.get("metadata") or {}).get(kind), labels) for kind, labels in named.items() if labels]
     for column in listed[0] if isinstance(listed[0], Mapping) else ():
@@ -137,8 +139,8 @@ def _order(name: str, task: Any, documents: Any, limit: int | None) -> list[str]
         if odd is not None and odd[3] < bound:
             label, first, whole, _ = odd
             return [
-                f"its first {limit} documents are not like all {len(listed)}: {first} of them have {column} {str(label)[:40]!r}"
-                f" and {whole} of all; `sample` instead of `limit` draws at random"
+                f"its first {limit} documents are not like all {len(documents)}: {first} of them have {column}"
+                f" {str(label)[:40]!r}, {100 * whole / len(listed):.1f} % of all; `sample` instead of `limit` draws at random"
             ]
     return []
 

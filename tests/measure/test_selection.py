@@ -173,12 +173,33 @@ def test_first_documents_of_one_source_are_said_and_others_not(tiny: Any, tokeni
     for name, limit in (("spread", 15), ("passages", 15), ("plain", 15), ("plain", 3), ("toy", 3)):
         scores = Suite([name], include_path="tasks", limit=limit).evaluate(tiny(), tokenizer)
         notes[name, limit] = scores.tasks[name].notes
-    said = "its first 15 documents are not like all 40: 15 of them have {{source_id.split('~')[0]}} 'net' and 20 of all;"
+    said = "its first 15 documents are not like all 40: 15 of them have {{source_id.split('~')[0]}} 'net', 50.0 % of all;"
     assert notes["spread", 15][0].startswith(said)
-    assert "15 of them have subject 'law' and 20 of all" in notes["passages", 15][0]
-    assert "15 of them have subject 'law' and 20 of all" in notes["plain", 15][0]
+    assert "15 of them have subject 'law', 50.0 % of all" in notes["passages", 15][0]
+    assert "15 of them have subject 'law', 50.0 % of all" in notes["plain", 15][0]
     assert not notes["plain", 3]
     assert not notes["toy", 3]
+
+
+def test_a_large_task_is_not_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a million documents for a limit of ten would take longer than scoring these."""
+    from cltk.measure import selection
+
+    class Documents(list[dict[str, Any]]):
+        read = 0
+
+        def __getitem__(self, i: Any) -> Any:
+            Documents.read += 1
+            return super().__getitem__(i)
+
+    monkeypatch.setattr(selection, "MANY", 100)
+    task = mock.Mock(eval_docs=Documents([{"kind": f"k{i // 500}"} for i in range(5000)]))
+    task.dump_config.return_value = {}
+    (note,) = selection.Selection(limit=20)._task("big", task, None).notes
+    assert "its first 20 documents are not like all 5000: 20 of them have kind 'k0'" in note
+    chosen = selection.Selection(sample=20)._task("big", task, 20)
+    assert [one["kind"] for one in chosen.of(task.eval_docs)] == [f"k{i // 500}" for i in choose(5000, 20, "0 big")]
+    assert Documents.read == 20 + 100 + 20
 
 
 def test_other_samples_are_refused_by_name(tiny: Any, tokenizer: Any) -> None:

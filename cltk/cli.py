@@ -171,6 +171,10 @@ def _measuring(command: Command) -> None:
     )
     sub.add_argument("--members", action="store_true", help="rows for the tasks of a group, beside the group's")
     sub.add_argument("--scorer", choices=["prefix", "stock"], default="prefix")
+    sub.add_argument(
+        "--kl-rows", type=int, default=16, metavar="N",
+        help="rows of each text on which KL(base || tuned) is measured, both models in memory; 0: one at a time (default: 16)",
+    )  # fmt: skip
     sub.add_argument("--json", type=Path, help="write the result here, documents included")
 
     sub = command("power", power, "before a run: what forgetting can these tasks show?")
@@ -310,7 +314,7 @@ def measure(options: argparse.Namespace) -> int:
             system_instruction=options.system_instruction, fewshot_as_multiturn=options.fewshot_as_multiturn,
             gen_kwargs=options.gen_kwargs, confirm_run_unsafe_code=options.confirm_run_unsafe_code,
             sample=options.sample, sample_seed=options.sample_seed, members=options.members, scorer=options.scorer,
-            progress=bar,
+            kl_rows=options.kl_rows, progress=bar,
         )  # fmt: skip
     for table in (measured(result.to_json()), moved(result.to_json())):
         if table is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def measure(
     )  # fmt: skip
     held_out = suite.texts
     options(scorer, batch_size)
+    if not isinstance(kl_rows, int) or isinstance(kl_rows, bool) or kl_rows < 0:
+        raise InputError(f"kl_rows: expected a whole number of rows from 0, got {kl_rows!r}")
     base, tuned = named_model(base, "base"), named_model(tuned, "tuned")
     sides = ((base, "base"), (tuned, "tuned"))
     dtype = common_dtype(base, tuned, dtype)
@@ -98,19 +101,22 @@ def measure(
     scores: list[Scores] = []
     kept: list[tuple[Any, Any]] = []  # both models, where their predictions are compared: each is loaded once
     for spec, side in sides:
-        pair = _live(spec, dtype)
-        scores.append(_score(suite, *pair, dtype, batch_size, scorer, journal and not isinstance(spec, tuple), progress, side))
-        kept += [pair] if held_out and kl_rows else []
+        keep = journal and not isinstance(spec, tuple)
+        pair, found = _beside(kept, partial(_scored, suite, spec, dtype, batch_size, scorer, keep, progress, side))
+        scores.append(found)
+        kept += [pair] if held_out and kl_rows and len(kept) == len(scores) - 1 else []
         how = suite.prompting.exported(pair[1])
         del pair
         gc.collect()
     result = compare(scores[0], scores[1], margins=margins)
-    moved, notes = text_divergence(kept[0], kept[1], held_out, kl_rows, progress) if kept else ({}, [])
+    moved, notes = text_divergence(*kept, held_out, kl_rows, progress) if len(kept) == 2 else ({}, [])
+    if held_out and kl_rows and len(kept) < 2:
+        notes = ["KL is left out: the two models do not fit in memory together"]
     settings = {
         "base": _name(base), "tuned": _name(tuned), "tasks": _asked(scores[0]), "texts": [text.name for text in held_out],
         "limit": limit, "sample": dict(sample) if isinstance(sample, Mapping) else sample, "sample_seed": sample_seed,
         "include_path": None if include_path is None else str(include_path), "dtype": dtype,
-        "batch_size": batch_size, "scorer": scorer, "cltk_version": __version__, **how,
+        "batch_size": batch_size, "scorer": scorer, "kl_rows": kl_rows, "cltk_version": __version__, **how,
     }  # fmt: skip
     return replace(result, divergence=moved, notes=[*suite.notes, *result.notes, *notes], settings=settings)
 
@@ -146,6 +152,26 @@ def _text(given: Any) -> TextTask:
     if isinstance(given, str | Path):
         return TextTask.read(Path(given).stem, str(given))
     raise InputError(f"texts: expected TextTask or the name of a file, got {type(given).__name__} {str(given)[:60]!r}")
+
+
+def _beside(kept: list[Any], act: Callable[[], Any]) -> Any:
+    """`act()`; once more, without the models that are kept for KL, where the device has not the memory beside them."""
+    try:
+        return act()
+    except torch.OutOfMemoryError:
+        if not kept:
+            raise
+    kept.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return act()
+
+
+def _scored(suite: Suite, spec: Model, dtype: str, *settings: Any) -> tuple[tuple[Any, Any], Scores]:
+    """A model, loaded or live, and its scores."""
+    pair = _live(spec, dtype)
+    return pair, _score(suite, *pair, dtype, *settings)
 
 
 def _who(model: Model, side: str) -> str:

@@ -88,13 +88,14 @@ def divergence(
     limit: int,
     progress: Any = None,
     clusters: Mapping[str, Sequence[str]] | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Forward KL(start || tuned) of `limit` evenly spread rows of each set: mean, standard error, 95 % interval, n.
 
     Rows longer than the models' positions are read by windows; the standard error is by cluster where there are labels. What
-    has no standard error (one row, one cluster) has None there, so that it is plain JSON.
+    has no standard error (one row, one cluster) has None there, so that it is plain JSON. Then a line for each set without:
+    the tuned model gives no probability to what the start model may say, and KL is infinite.
     """
-    done = {}
+    done, notes = {}, []
     size = min(positions(model) for model in (start, tuned))
     for name, rows in sets.items():
         places = [i for i, row in enumerate(rows) if counted(row)]
@@ -106,10 +107,13 @@ def divergence(
         work = partial(row_kl, start, tuned, progress=tell)
         labels = (clusters or {}).get(name) or []
         values = by_windows([rows[i] for i in places], size, partial(shared, work))
+        if infinite := sum(not math.isfinite(value) for value in values):
+            notes.append(f"{name}: KL is left out: {infinite} of {len(places)} rows have no finite one (excluded tokens)")
+            continue
         estimate = paired_mean(values, [labels[i] for i in places] if labels else None)
         known = [x if math.isfinite(x) else None for x in (estimate.se, *estimate.ci)]
         done[name] = {"kl": estimate.mean, "se": known[0], "ci": known[1:], "n": len(places)}
-    return done
+    return done, notes
 
 
 def text_divergence(
@@ -128,9 +132,13 @@ def text_divergence(
             if rows != token_rows(text, tuned[1]):
                 raise InputError("the two tokenisers cut the text differently")
             check_ids(text.name, rows, tuned[0])
-            found |= divergence(start[0], tuned[0], {text.name: rows}, limit, progress, {text.name: text.labels()})
+            one, lines = divergence(start[0], tuned[0], {text.name: rows}, limit, progress, {text.name: text.labels()})
+            found |= one
+            notes += lines
         except InputError as error:
             notes.append(f"{text.name}: KL is left out: {error}")
+        except torch.OutOfMemoryError:
+            notes.append(f"{text.name}: KL is left out: the device has not the memory for both models' predictions")
     if found and sizes[0] != sizes[1]:
         notes.append(f"KL is over the ids that both vocabularies have, of {sizes[0]} and {sizes[1]}")
     return found, notes

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cltk.errors import InputError
-from cltk.measure.scores import Scores, TaskScores
+from cltk.measure.scores import Scores, TaskScores, documents
 from cltk.measure.stats import Floats
 
 
@@ -159,7 +159,7 @@ def _add(pair: Pair, pre: TaskScores, post: TaskScores, metric: str, order: list
             before, after, pair.only[metric] = before[there], after[there], there
             pair.notes.append(f"{pair.task}: {metric} is that of {len(there)} of {n} documents, the others have none")
     else:
-        before, after = (w @ v / w.sum() + w / w.mean() * (v - w @ v / w.sum()) for w, v in ((one, before), (other, after)))
+        before, after = documents(pre, metric), documents(post, metric)[order]
         if (one == 0).tolist() != (other == 0).tolist():
             counts = f"{np.count_nonzero(one)} before and {np.count_nonzero(other)} after, of {n}"
             pair.notes.append(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class TaskScores:
@@ -52,3 +55,11 @@ class Scores:
     def from_json(cls, data: dict[str, Any]) -> Scores:
         tasks = {name: TaskScores(**task) for name, task in data["tasks"].items()}
         return cls(data["digest"], tasks, members=list(data.get("members", [])))
+
+
+def documents(task: TaskScores, metric: str) -> NDArray[np.float64]:
+    """A number for each document [n] whose mean is the task's score R = sum w v / sum w: R + w_i / mean(w) (v_i - R)."""
+    v = np.asarray(task.values[metric], dtype=np.float64)
+    w = np.asarray(task.weights.get(metric, np.ones(len(v))), dtype=np.float64)
+    score = w @ v / w.sum()
+    return np.asarray(v if (w == 1).all() else score + w / w.mean() * (v - score))

@@ -16,7 +16,9 @@ from cltk.report.tables import Table
 
 def streams(summaries: Sequence[Summary]) -> Table | None:
     """ACC, BWT, FWT and forgetting of every method, over its seeds; None when nothing was a stream."""
-    chosen = [one for one in summaries if "stream" in one.entries[0].record]
+    all_of_them = [one for one in summaries if "stream" in one.entries[0].record]
+    gone = {one.label: names for one in all_of_them for e in one.entries if (names := e.record["stream"].get("missing"))}
+    chosen = [one for one in all_of_them if one.label not in gone]
     if not chosen:
         return None
     found = chosen[0].entries[0].record["stream"]
@@ -26,7 +28,7 @@ def streams(summaries: Sequence[Summary]) -> Table | None:
     note = (
         f"over {tasks}, in this order; scores where less is better (NLL) count negatively, so more is better but for"
         " forgetting; 95 % intervals over documents, and over seeds where there are several"
-    )
+    ) + "".join(f"; {label} is not here: {', '.join(names)} gave no number a document" for label, names in gone.items())
     return Table("Streams", ["method", "seeds", *names], rows, note)
 
 
@@ -59,7 +61,7 @@ def matrices(summaries: Sequence[Summary]) -> list[Table]:
             continue
         stages = found[0]["stages"]
         rows = []
-        for task, row in found[0]["matrix"].items():
+        for task, row in ((task, row) for task, row in found[0]["matrix"].items() if all(task in s["matrix"] for s in found)):
             r = np.mean([stream["matrix"][task]["performance"] for stream in found], axis=0)
             rows.append([f"{task} ({row['metric']})", *(f"{value:.3f}" for value in r)])
         done.append(Table(f"{one.label}: after each training", ["task", "start model", *stages], rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,12 @@ def _schedule(args: Any, optimizer: Any) -> None:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def check_roles(retain: Sequence[str], learn: Sequence[str]) -> None:
+    """Raises InputError for a row that is of the old tasks and of the new one at once."""
+    if twice := next((row for row in learn if row in retain), None):
+        raise InputError(f"evals.learn: {twice!r} is in evals.retain too; a measure is of what is learned or of what is kept")
 
 
 def check_margins(margins: Mapping[str, float], suite: Suite) -> None:

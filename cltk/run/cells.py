@@ -207,7 +207,8 @@ class Work:
         texts = self.inputs.suite(cell).texts
         sets, labels = {text.name: token_rows(text, tokenizer) for text in texts}, {text.name: text.labels() for text in texts}
         tell: Any = lambda what, done, total, _: self.say(f"{cell.name}: {what}", done, total, "")  # noqa: E731
-        return {"divergence": divergence(start, tuned, sets, limit, tell, labels), "distance": distance(start, tuned)}
+        found, notes = divergence(start, tuned, sets, limit, tell, labels)
+        return {"divergence": found, "distance": distance(start, tuned), **({"divergence_notes": notes} if notes else {})}
 
 
 def clean(folder: Path) -> None:

@@ -18,7 +18,7 @@ from cltk.errors import CltkError, DiskError, InputError, RunError
 from cltk.files import check_folder, locked, shipped
 from cltk.ranks import agreed, first, gathered, join, regroup
 from cltk.run import records
-from cltk.run.ahead import check_margins, check_training
+from cltk.run.ahead import check_margins, check_roles, check_training
 from cltk.run.arguments import check_sharding
 from cltk.run.cells import FAILED, Tell, Work, clean
 from cltk.run.config import Cell, Plan, load_config
@@ -123,6 +123,8 @@ class ExperimentRun:
         try:
             for cell in map(self.cells.__getitem__, self.missing()):
                 check_margins(cell.config.evals.margins, self.inputs.suite(cell))
+                self.inputs.streamed(cell)
+                check_roles(*(self.inputs.rows(cell, listed) for listed in (cell.config.evals.retain, cell.config.evals.learn)))
                 for training in cell.trainings:
                     check_training(training)
         except InputError as error:

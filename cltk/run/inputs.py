@@ -13,12 +13,15 @@ from cltk.data import locate, read_rows
 from cltk.errors import InputError
 from cltk.files import shipped
 from cltk.measure.evaluate import Suite, TextTask
+from cltk.measure.tasks import names_in
 from cltk.run import identity, records
 from cltk.run.config import Cell, Plan
 from cltk.run.methods import PATH_KEYS, PATH_LISTS, resolve_path
 from cltk.run.spec import EvalSpec, Source, TaskSpec, TextSpec
 from cltk.run.train import Prepared, prepare_data
 from cltk.run.yaml import read_yaml
+
+YAML = (".yaml", ".yml")
 
 
 @dataclass
@@ -67,8 +70,8 @@ class Inputs:
         evals = cell.config.evals
         settings = evals.model_dump(exclude={"retain", "learn", *identity.AFTER})
         listed = self.entries([*evals.retain, *evals.learn])
-        tasks = [entry.task for entry in listed if isinstance(entry, TaskSpec)]
-        samples = {entry.task: entry.sample or evals.sample for entry in listed if isinstance(entry, TaskSpec)}
+        samples = {self.named(entry.task): entry.sample or evals.sample for entry in listed if isinstance(entry, TaskSpec)}
+        tasks = [self.named(entry.task) for entry in listed if isinstance(entry, TaskSpec)]
         key = records.digest_of([tasks, samples, settings])
         if tasks and key not in self._suites:
             self._suites[key] = Suite(
@@ -94,24 +97,56 @@ class Inputs:
 
     def learned(self, cell: Cell) -> list[str]:
         """The measures of the gain: held-out NLL of every new task, then evals.learn."""
-        listed = self.entries(cell.config.evals.learn)
-        suite = self.suite(cell)
-        names = [row for e in listed for row in ([e.label] if isinstance(e, TextSpec) else suite.rows(e.task))]
-        inside = [name for group in suite.groups() if group.name in names for name in group.members]
+        names = self.rows(cell, cell.config.evals.learn)
+        inside = [name for group in self.suite(cell).groups() if group.name in names for name in group.members]
         return [*(one.stage or "heldout" for one in cell.trainings), *names, *inside]
 
+    def rows(self, cell: Cell, listed: Sequence[str | TaskSpec | TextSpec]) -> list[str]:
+        """The rows that entries of `evals` have in the results."""
+        suite = self.suite(cell)
+        return [
+            row
+            for e in self.entries(listed)
+            for row in ([e.label] if isinstance(e, TextSpec) else suite.rows(self.named(e.task)))
+        ]
+
+    def streamed(self, cell: Cell) -> list[str]:
+        """The row that stands for every stage of a stream in ACC, BWT and FWT.
+
+        Raises:
+            InputError: a stage's `score` has several rows (a tag, a pattern or a suite of several tasks).
+        """
+        found = []
+        for i, stage in enumerate(cell.config.stages):
+            entries = [e for e in cell.config.evals.learn if (e if isinstance(e, str) else e.label) == stage.score]
+            rows = self.rows(cell, entries) if stage.score else [stage.name]
+            if len(rows) != 1:
+                raise InputError(
+                    f"stages.{i}.score: {stage.score!r} stands for {len(rows)} rows ({', '.join(rows)}); name one task, one"
+                    " group or one text of evals.learn"
+                )
+            found += rows
+        return found
+
+    def place(self, task: str) -> Path | None:
+        """The suite or task file that an entry names, beside the experiment or, as "suites/general", cltk's own; or None."""
+        if "/" not in task and not task.endswith(YAML):
+            return None
+        name = task if task.endswith(YAML) else f"{task}.yaml"
+        file, ours = self.plan.folder / name, shipped("evals") / name
+        return ours if "/" in task and not file.exists() and ours.is_file() else file
+
+    def named(self, task: str) -> str:
+        """The name that a suite knows a task by; a task file by its place."""
+        return str(self.place(task) or task)
+
     def entries(self, listed: Sequence[str | TaskSpec | TextSpec]) -> list[TaskSpec | TextSpec]:
-        """Tasks and texts, with suite files replaced by what they list."""
+        """Tasks and texts, with suite files replaced by what they list; a task file stays."""
         done: list[TaskSpec | TextSpec] = []
         for entry in listed:
             one = TaskSpec(task=entry) if isinstance(entry, str) else entry
-            file = None if isinstance(one, TextSpec) else self.plan.folder / one.task
-            if file is not None and file.suffix != ".yaml" and "/" in one.label:
-                file = file.with_name(file.name + ".yaml")
-            if file is not None and "/" in one.label and not file.exists():  # "suites/general"
-                ours = shipped("evals") / f"{one.label.removesuffix('.yaml')}.yaml"
-                file = ours if ours.is_file() else file
-            suite = suite_file(file) if file is not None and file.suffix == ".yaml" else None
+            file = None if isinstance(one, TextSpec) else self.place(one.task)
+            suite = suite_file(file) if file is not None and not (file.is_file() and names_in(file)) else None
             own = None if isinstance(one, TextSpec) else one.sample
             done += [one] if suite is None else [TaskSpec(task=task.task, sample=own or task.sample) for task in suite]
         return done

@@ -11,7 +11,7 @@ import numpy as np
 
 from cltk.files import check_json
 from cltk.measure.forgetting import Result, compare, headline
-from cltk.measure.scores import Scores
+from cltk.measure.scores import Scores, documents
 from cltk.measure.stream import summarise
 from cltk.run import records
 from cltk.run.config import Cell
@@ -51,7 +51,7 @@ def record(inputs: Inputs, cell: Cell, order: int, pre: Scores, legs: list[Leg])
         "environment": records.environment(), "leakage": [asdict(leak) for leak in leaks(inputs, [cell])],
         "train": _training(cell, legs),
         **{role: without_samples(result) for role, result in results.items()},
-        **({"stream": stream(cell, [pre, *(leg.scores for leg in legs)])} if cell.config.stages else {}),
+        **({"stream": stream(cell, inputs.streamed(cell), [pre, *(leg.scores for leg in legs)])} if cell.config.stages else {}),
     }  # fmt: skip
 
 
@@ -61,21 +61,31 @@ def margins_of(margins: dict[str, float], scores: Scores) -> dict[str, float]:
     return {metric: margin for metric, margin in margins.items() if metric in metrics}
 
 
-def stream(cell: Cell, scores: list[Scores]) -> dict[str, Any]:
-    """R[t][i] of every task after 0 to T trainings, and ACC, BWT, FWT and forgetting over the tasks of the stages."""
-    stages, start = cell.config.stages, scores[0].tasks
-    chosen = [stage.score or stage.name for stage in stages]
-    heads = {name: headline(list(task.values)) for name, task in start.items()}
-    signs = {name: 1 if task.higher_is_better[heads[name]] else -1 for name, task in start.items()}
-    signed = {name: np.array([one.tasks[name].values[heads[name]] for one in scores]) * signs[name] for name in start}
-    found = summarise([signed[name] for name in chosen], [start[name].cluster or None for name in chosen])
+def stream(cell: Cell, chosen: list[str], scores: list[Scores]) -> dict[str, Any]:
+    """R[t][i] of every task after 0 to T trainings, and ACC, BWT, FWT and forgetting over `chosen`, the tasks of the stages.
+
+    Of tasks with a score for every document; where one of `chosen` has none (its own code failed, it has a score of the whole
+    corpus only), there is the matrix alone, and `missing` names it.
+    """
+    heads = {name: headline(list(metrics)) for name in scores[0].tasks if (metrics := _everywhere(name, scores))}
+    signs = {name: 1 if scores[0].tasks[name].higher_is_better[metric] else -1 for name, metric in heads.items()}
+    signed = {name: np.array([documents(one.tasks[name], heads[name]) for one in scores]) * signs[name] for name in heads}
+    missing = [name for name in chosen if name not in heads]
+    labels = [scores[0].tasks[name].cluster or None for name in chosen]
+    found = {} if missing else summarise([signed[name] for name in chosen], labels)
     return {
-        "stages": [stage.name for stage in stages], "tasks": chosen,
+        "stages": [stage.name for stage in cell.config.stages], "tasks": chosen,
         "matrix": {
             name: {"metric": heads[name], "performance": rows.mean(axis=1).tolist()} for name, rows in signed.items()
         },
+        **({"missing": missing} if missing else {}),
         **{name: {**asdict(m), "ci": list(m.ci)} for name, m in found.items()},
     }  # fmt: skip
+
+
+def _everywhere(name: str, scores: list[Scores]) -> list[str]:
+    """The metrics of a task that every model has for each document."""
+    return [metric for metric in scores[0].tasks[name].values if all(metric in one.tasks[name].values for one in scores)]
 
 
 def training_of(trained: Trained) -> dict[str, Any]:
@@ -124,6 +134,7 @@ def write_lm_eval(scores: Scores, folder: Path, model: str) -> None:
         chat_template=asked.get("chat_template"), fewshot_as_multiturn=bool(asked.get("fewshot_as_multiturn")),
     )  # fmt: skip
     results = {key: value for key, value in scores.lm_eval.items() if key != "samples"}
+    results |= {key: value for key, value in asked.items() if key.endswith("_version")}  # where lm-eval has them
     results["config"] = {**asked, "model": "hf", "model_args": f"pretrained={model}", "weights_sha256": scores.digest}
     samples = scores.lm_eval["samples"]
     tracker.save_results_aggregated(results=results, samples=samples)

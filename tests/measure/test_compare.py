@@ -141,7 +141,7 @@ def test_kl_against_its_definition(tiny: Any) -> None:
         positions = [i for i, label in enumerate(row.get("labels", row["input_ids"])[1:]) if label != -100]
         assert value == pytest.approx(kl[positions].mean().item(), rel=1e-4)
     assert row_kl(start, start, rows) == [0, 0]
-    assert divergence(start, tuned, {"a": rows}, 1)["a"]["n"] == 1
+    assert divergence(start, tuned, {"a": rows}, 1)[0]["a"]["n"] == 1
 
 
 def test_distance_of_weights_counts_a_tied_tensor_once(tiny: Any) -> None:

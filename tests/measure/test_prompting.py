@@ -17,7 +17,7 @@ import pytest
 import cltk
 from cltk.cli import main
 from cltk.errors import InputError
-from cltk.measure.evaluate import Suite
+from cltk.measure.evaluate import Suite, TextTask
 from tests.conftest import sentences, write_jsonl
 
 TEMPLATE = (
@@ -128,6 +128,12 @@ def test_digests_know_the_template_and_every_setting(chatty: Any) -> None:
         ({"chat_template": True, "num_fewshot": 2, "fewshot_as_multiturn": False}, chatty),
     ]  # fmt: skip
     found = [Suite(["own"], include_path="tasks", limit=2, **given).digests(tokenizer)["own"] for given, tokenizer in kinds]
+    assert len(set(found)) == len(found)
+    texts = [TextTask("t", [{"text": "a cat sat"}], max_length=n) for n in (None, 2, 3)]
+    assert len({Suite([], texts=[text]).digests()["t"] for text in texts}) == 3
+    generation("made")
+    kinds = [{}, {"gen_kwargs": {"max_gen_toks": 3}}, {"gen_kwargs": {"temperature": 0.5, "do_sample": True}}, {"limit": 2}]
+    found = [Suite(["made"], include_path="tasks", **given).digests()["made"] for given in kinds]
     assert len(set(found)) == len(found)
 
 

@@ -13,6 +13,7 @@ import torch
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 import cltk
+from cltk.cli import main
 from cltk.errors import InputError
 from cltk.measure.divergence import divergence, row_kl
 from cltk.measure.evaluate import Suite, TextTask
@@ -131,11 +132,11 @@ def test_kl_over_the_ids_that_both_have(tiny: Any) -> None:
 
 def test_kl_has_the_standard_error_of_clusters(tiny: Any, tokenizer: Any) -> None:
     rows = [{"input_ids": tokenizer(row["text"])["input_ids"]} for row in TEXT.rows]
-    found = divergence(tiny(), tiny(seed=1), {"old": rows}, 100, clusters={"old": TEXT.labels()})["old"]
+    found = divergence(tiny(), tiny(seed=1), {"old": rows}, 100, clusters={"old": TEXT.labels()})[0]["old"]
     values = np.array(row_kl(tiny(), tiny(seed=1), rows))
     sums = (values - values.mean()).reshape(3, 4).sum(1)
     assert found["se"] == pytest.approx(math.sqrt(3 / 2 * (sums**2).sum()) / 12, rel=1e-6)
-    assert divergence(tiny(), tiny(), {"old": rows}, 1)["old"] == {"kl": 0.0, "se": None, "ci": [None, None], "n": 1}
+    assert divergence(tiny(), tiny(), {"old": rows}, 1)[0]["old"] == {"kl": 0.0, "se": None, "ci": [None, None], "n": 1}
 
 
 def test_a_resized_vocabulary_loses_no_table(tiny: Any, tokenizer: Any) -> None:
@@ -187,3 +188,32 @@ def test_each_model_is_loaded_once(study: Path, monkeypatch: pytest.MonkeyPatch)
     result = cltk.measure("tiny-llama", "tiny-llama", dtype="float32", texts=[TEXT])
     assert result.divergence["old"]["kl"] == 0
     assert len(loaded) == 2
+
+
+def test_where_two_models_do_not_fit_the_table_is_there_without_kl(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cltk.measure.compare as compare
+
+    monkeypatch.chdir(study)
+    monkeypatch.setenv("CLTK_CACHE", str(study / "cache"))
+    load, calls = compare.load_model, 0
+
+    def full(*given: Any, **settings: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return load(*given, **settings)
+
+    monkeypatch.setattr(compare, "load_model", full)
+    result = cltk.measure("tiny-llama", "tiny-llama", dtype="float32", texts=[TEXT])
+    assert calls == 3
+    assert {row.metric for row in result.rows} == {"nll", "bits_per_byte"}
+    assert result.divergence == {}
+    assert any("KL is left out" in note and "memory" in note for note in result.notes)
+    call = ["measure", "tiny-llama", "tiny-llama", "--text", "old.jsonl", "--limit", "4", "--dtype", "float32", "--kl-rows"]
+    for rows, shown in (("0", False), ("2", True)):
+        assert main([*call, rows]) == 0
+        assert ("KL" in capsys.readouterr().out) == shown
+    assert main([*call, "-1"]) == 2

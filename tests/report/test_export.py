@@ -1,6 +1,7 @@
 """`cltk report --lm-eval`: after a real run, lm-eval's own tools read what is there."""
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,8 @@ def test_lm_evals_tools_read_every_run(out: Path, capsys: pytest.CaptureFixture[
             row = next(r for r in record["retain"]["rows"] if (r["task"], r["metric"]) == ("toy", "acc"))
             assert found["results"]["toy"]["acc,none"] == pytest.approx(row["post"])
             assert found["config"]["weights_sha256"] == record["digests"]["tuned_model"]
+        for library in ("transformers", "lm_eval", "torch"):  # at the top, where lm-eval's own writer has them
+            assert found[f"{library}_version"] == metadata.version(library)
     assert "toy" in Path("new/page.html").read_text()
     assert Path("tex/main.tex").exists()
 

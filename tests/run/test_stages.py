@@ -160,6 +160,59 @@ def test_scores_of_a_stage_can_be_a_task() -> None:
     assert found["matrix"]["toy"]["metric"] == "acc_norm"
 
 
+def more_tasks(tag: str = "tag: pair\n") -> None:
+    """Two tasks of one tag, a task file elsewhere, and a group that weighs its members alike."""
+    text = Path("tasks/toy.yaml").read_text()
+    for name in ("one", "two"):
+        Path(f"tasks/{name}.yaml").write_text(
+            text.replace("task: toy", f"task: {name}") + (tag if name == "one" else "tag: pair\n")
+        )
+    Path("own").mkdir()
+    Path("own/file.yaml").write_text(text.replace("task: toy", "task: filed"))
+    short = text.replace("task: toy", "task: short").replace("docs.jsonl", "few.jsonl")
+    Path("tasks/few.jsonl").write_text("".join(Path("tasks/docs.jsonl").read_text().splitlines(keepends=True)[:3]))
+    Path("tasks/short.yaml").write_text(short)
+    weigh = "aggregate_metric_list: [{metric: acc, weight_by_size: false}]\n"
+    Path("tasks/grp.yaml").write_text(f"group: grp\ntask: [one, short]\n{weigh}")
+
+
+def test_task_files_and_groups_are_learned_from_and_stand_for_stages() -> None:
+    """A task file is a task in either role; a tag of one task is that task; a group counts as the group does."""
+    more_tasks(tag="tag: [pair, single]\n")
+    first = {"name: first, data": "name: first, score: own/file.yaml, data", "learn: [toy]": "learn: [own/file.yaml, grp]"}
+    cltk.load(
+        stream(**first, **{"name: third, data": "name: third, score: grp, data", "retain: [": "retain: [tasks/two.yaml, "}),
+        "out",
+    ).run()
+    record = only("out")[0]
+    found = record["stream"]
+    assert found["tasks"] == ["filed", "second", "grp"]
+    rows = {row["task"]: row for row in record["learn"]["rows"] if row["metric"] in ("acc", "nll")}
+    assert {"filed", "grp"} <= rows.keys()
+    assert "two" in {row["task"] for row in record["retain"]["rows"]}
+    assert found["matrix"]["grp"]["performance"][0] == pytest.approx(rows["grp"]["pre"], abs=1e-12)  # 8 and 3 documents
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"learn: [toy]": "learn: [pair]", "name: third, data": "name: third, score: pair, data"},
+            "stages.2.score: 'pair' stands for 2 rows (one, two)",
+        ),
+        ({"retain: [": "retain: [tasks/toy.yaml, "}, "evals.learn: 'toy' is in evals.retain too"),
+        ({"learn: [toy]": "learn: [own/gone.yaml]"}, "own/gone.yaml"),
+    ],
+)
+def test_what_stands_for_a_stage_is_found_before_anything_is_written(
+    changes: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more_tasks()
+    assert main(["run", str(stream(**changes)), "--out", "out"]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -45,7 +45,8 @@ def base(model: Any) -> Any:
 def logits_at(model: Any, inputs: dict[str, Tensor], where_BT: Tensor) -> Tensor:
     """Logits [N, V] at the positions `where_BT`: the output head runs on these alone, where it is proven."""
     given = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
-    if _HEADS.get(base(model), Head()) is None:
+    prefixed = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)  # not part of the decoder
+    if prefixed or _HEADS.get(base(model), Head()) is None:
         logits: Tensor = model(**given, use_cache=False).logits
         return logits[where_BT]
     hidden_BTH = model.get_decoder()(**given, use_cache=False).last_hidden_state

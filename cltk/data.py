@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +164,13 @@ def _chat_ids(tokenizer: Any, question: str, answer: str) -> tuple[list[int], li
 
 
 def text_of(row: Row, where: str) -> str:
-    """The row's text: its "text" column, or the only column there is that holds text (or nothing).
+    """The row's text: its "text" column, or the only column there is that holds text (or nothing); the row that is a text.
 
     Raises:
         InputError: there is no such column, or the cell is null or no text.
     """
+    if not isinstance(row, Mapping):
+        return as_text(row, where)
     if "text" in row:
         return as_text(row["text"], f"{where}: column 'text'")
     columns = [name for name, value in row.items() if value is None or isinstance(value, str)]
@@ -242,7 +245,7 @@ def memory_rows(memory: Any, tokenizer: Any, block: int = 256, limit: int | None
     if not len(rows):
         raise InputError(f"{where}: the memory is empty")
     if isinstance(rows[0], Mapping) and "input_ids" in rows[0]:
-        return [plain(rows[i]) for i in range(min(len(rows), limit or len(rows)))]
+        return [token_row(rows[i], f"{where}, row {i}") for i in range(min(len(rows), limit or len(rows)))]
     if tokenizer is None:
         raise InputError(f"{where}: texts need a tokenizer; give the trainer a processing_class or pass rows with input_ids")
     texts = (row if isinstance(row, str) else text_of(row, f"{where}, row {i}") for i, row in enumerate(rows))
@@ -252,9 +255,20 @@ def memory_rows(memory: Any, tokenizer: Any, block: int = 256, limit: int | None
     return done
 
 
-def plain(row: Row) -> Row:
-    """The row with lists in the place of tensors and arrays (`set_format`)."""
-    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in row.items()}
+def token_row(row: Row, where: str) -> Row:
+    """The row with lists in the place of tensors and arrays (`set_format`).
+
+    Raises:
+        InputError: its input_ids are no list of token ids, or its labels are others than one a token.
+    """
+    found = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in row.items()}
+    ids, labels = found.get("input_ids"), found.get("labels")
+    for name, value in (("input_ids", ids), ("labels", [] if labels is None else labels)):
+        if not isinstance(value, list | tuple) or not all(issubclass(kind, Integral) for kind in set(map(type, value))):
+            raise InputError(f"{where}: column {name!r} must be a list of token ids, got {str(value)[:40]}")
+    if labels is not None and len(labels) != len(ids):
+        raise InputError(f"{where}: {len(labels)} labels for {len(ids)} input_ids; give one a token, -100 where none counts")
+    return found
 
 
 def split_by(keys: Sequence[str], fractions: Sequence[float]) -> list[list[int]]:

@@ -145,3 +145,20 @@ def test_prompt_tuning_is_refused_and_lora_is_not(tiny: Any) -> None:
     check_causal(
         peft.get_peft_model(tiny(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])), "kl", head=True
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_a_learned_prefix_is_part_of_the_start_model(tiny: Any) -> None:
+    """peft puts it before the decoder, in the cache: the decoder alone does not know it. float32."""
+    import peft
+
+    from cltk.mitigate.distill import Reference
+    from cltk.mitigate.interface import counted
+
+    torch.manual_seed(0)
+    tuned = peft.get_peft_model(tiny(), peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+    batch = {"input_ids": torch.arange(24).reshape(2, 12), "attention_mask": torch.ones(2, 12, dtype=torch.long)}
+    where = counted(batch)
+    own = tuned(**batch).logits[where].detach()
+    assert float((own - tuned.get_base_model()(**batch).logits[where].detach()).abs().max()) > 1e-2  # it does something
+    torch.testing.assert_close(Reference(Plan(tuned, None, None)).logits(batch, where), own, atol=1e-5, rtol=1e-5)

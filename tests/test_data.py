@@ -9,6 +9,7 @@ import pytest
 
 from cltk.data import Collator, blocks, fill, memory_rows, read_rows, split_by, text_of, tokenize_pairs
 from cltk.errors import InputError
+from cltk.mitigate.memory import text_rows
 
 
 def test_readers_agree(tmp_path: Path) -> None:
@@ -154,6 +155,36 @@ def test_the_text_of_a_row_is_never_another_column() -> None:
         text_of({"body": None, "source": "web"}, "w")
     with pytest.raises(InputError, match="'body' is null"):
         text_of({"body": None, "n": 3}, "w")
+
+
+@pytest.mark.parametrize(
+    ("memory", "said"),
+    [
+        (["the cat", None], "row 1 is null"),
+        ([{"text": "the cat"}, {"text": float("nan")}], "row 1: column 'text' is nan"),
+        ([["the cat"]], "row 0 is a list, not text"),
+        ([b"the cat"], "row 0 is a bytes, not text"),
+        ([{"input_ids": [1, 2]}, {"input_ids": None}], "row 1: column 'input_ids' must be a list of token ids, got None"),
+        ([{"input_ids": [1, 2]}, {"text": "a"}], "row 1: column 'input_ids' must be a list of token ids, got None"),
+        ([{"input_ids": [[1, 2]]}], r"row 0: column 'input_ids' must be a list .*, got \[\[1, 2\]\]"),  # return_tensors
+        ([{"input_ids": [1, 2], "labels": [1, None]}], "row 0: column 'labels' must be a list of token ids"),
+        ([{"input_ids": [1, 2], "labels": [1]}], "row 0: 1 labels for 2 input_ids"),
+    ],
+)
+def test_rows_of_a_memory_that_hold_nothing_to_train_on(memory: Any, said: str, tokenizer: Any) -> None:
+    """Whoever reads them: as old text or as prompts."""
+    for read in (memory_rows, lambda rows, tok: text_rows(rows, tok, 8, "memory")):
+        with pytest.raises(InputError, match=f"^memory, {said}"):
+            read(memory, tokenizer)
+
+
+def test_prompts_are_of_one_split(tokenizer: Any) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list([{"text": "the cat sat"}])
+    with pytest.raises(InputError, match=r"^kl\.prompts: is a set of splits \(train\); give one of them$"):
+        text_rows(DatasetDict(train=rows), tokenizer, 8, "kl.prompts")
+    assert text_rows(rows, tokenizer, 8, "kl.prompts") == text_rows(["the cat sat"], tokenizer, 8, "kl.prompts")
 
 
 def test_long_prompts_are_counted_or_left_out(tokenizer: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from cltk import tensors
 from cltk.causal import check_causal
-from cltk.data import IGNORED, Collator, Row, memory_rows, read_rows, text_of
+from cltk.data import IGNORED, Collator, Row, memory_rows, read_rows, text_of, token_row
 from cltk.errors import InputError
 from cltk.mitigate.interface import Plan, Run, counted, targets
 from cltk.probe import takes_logits_to_keep
@@ -70,11 +71,13 @@ def text_rows(texts: Any, tokenizer: Any, length: int, where: str) -> list[Row]:
     Raises:
         InputError: there is no text, or no tokenizer for it.
     """
-    rows = read_rows(texts) if not isinstance(texts, Sequence) or isinstance(texts, str) else list(texts)
+    if isinstance(texts, Mapping):
+        raise InputError(f"{where}: is a set of splits ({', '.join(map(str, texts))}); give one of them")
+    rows = read_rows(texts) if isinstance(texts, str | Path) else list(texts)
     if not rows:
         raise InputError(f"{where}: is empty; give texts")
-    if isinstance(rows[0], dict) and "input_ids" in rows[0]:
-        return [dict(row) for row in rows]
+    if isinstance(rows[0], Mapping) and "input_ids" in rows[0]:
+        return [token_row(row, f"{where}, row {i}") for i, row in enumerate(rows)]
     if tokenizer is None:
         raise InputError(f"{where}: texts need a tokenizer; give the trainer a processing_class or pass rows with input_ids")
     found = [row if isinstance(row, str) else text_of(row, f"{where}, row {i}") for i, row in enumerate(rows)]

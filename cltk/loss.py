@@ -1,8 +1,9 @@
-"""The loss of a causal language model without float32 copies of its logits. Shapes: N positions, V vocabulary."""
+"""Losses on the logits of a causal language model without float32 copies of them. Shapes: N positions, V vocabulary."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,26 @@ def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     has the dtype of the logits. Differentiable once.
     """
     found: Tensor = _CrossEntropy.apply(logits_NV, targets_N)
+    return found
+
+
+def kl_divergence(
+    logits_NV: Tensor, start_NV: Tensor, *, direction: Literal["forward", "reverse"] = "forward", temperature: float = 1.0
+) -> Tensor:
+    """Mean over the N positions of T² KL(p_start || p) (forward) or T² KL(p || p_start) (reverse), in nats; 0 where N is 0.
+
+    p = softmax(logits / T), in float32 (float64 of float64 logits). The gradient to the logits is T (p - p_start) / N forward
+    and T p (log p - log p_start - KL) / N reverse, in their dtype; the start model gets none. It is made with the value, block
+    by block of rows, and is all that is kept. Differentiable once.
+    """
+    term = _forward_kl if direction == "forward" else _reverse_kl
+    found: Tensor = _Distance.apply(logits_NV, start_NV, term, temperature, temperature**2 / max(len(logits_NV), 1))
+    return found
+
+
+def squared_distance(logits_NV: Tensor, start_NV: Tensor) -> Tensor:
+    """Mean over positions and vocabulary of (z - z_start)², made as `kl_divergence` is; gradient 2 (z - z_start) / (N V)."""
+    found: Tensor = _Distance.apply(logits_NV, start_NV, _square, 1.0, 1 / max(logits_NV.numel(), 1))
     return found
 
 
@@ -69,6 +90,52 @@ class _CrossEntropy(torch.autograd.Function):
             if into is None:
                 grad_NV[rows] = block
         return grad_NV, None
+
+
+Term = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # z, z_start [n, V] -> values [n], their gradients to z [n, V]
+
+
+def _forward_kl(z: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    log_p, log_start = z.log_softmax(-1), start.log_softmax(-1)
+    p_start = log_start.exp()
+    return log_start.sub_(log_p).mul_(p_start).sum(-1), log_p.exp_().sub_(p_start)
+
+
+def _reverse_kl(z: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    log_p = z.log_softmax(-1)
+    p, ratio = log_p.exp(), log_p.sub_(start.log_softmax(-1))
+    values = (p * ratio).sum(-1)
+    return values, ratio.sub_(values[:, None]).mul_(p)
+
+
+def _square(z: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    gap = z - start
+    return gap.square().sum(-1), gap.mul_(2)
+
+
+class _Distance(torch.autograd.Function):
+    """weight times the sum over rows of term(z / T, z_start / T)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, start_NV: Tensor, term: Term, temperature: float, weight: float) -> Tensor:
+        wide, own = torch.promote_types(logits_NV.dtype, torch.float32), logits_NV.dtype
+        # float16 is kept wide: gradients below 6e-8 would be gone before the loss scale comes
+        grad_NV = torch.empty_like(logits_NV, dtype=wide if own == torch.float16 else own) if ctx.needs_input_grad[0] else None
+        total = logits_NV.new_zeros((), dtype=wide)
+        for rows in _blocks(logits_NV):
+            values, block = term(*(given[rows].to(wide) / temperature for given in (logits_NV, start_NV)))
+            total += values.sum()
+            if grad_NV is not None:
+                grad_NV[rows] = block.mul_(weight / temperature)
+        ctx.save_for_backward(grad_NV)
+        ctx.own = own
+        return total * weight
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None, None]:
+        (grad_NV,) = ctx.saved_tensors
+        return (grad_NV * grads[0]).to(ctx.own), None, None, None, None
 
 
 def _blocks(logits_NV: Tensor) -> list[slice]:

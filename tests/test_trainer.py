@@ -15,8 +15,8 @@ import cltk
 from cltk import tensors
 from cltk.data import Collator, tokenize_pairs
 from cltk.errors import InputError
+from cltk.loss import kl_divergence
 from cltk.mitigate import MITIGATORS, Mitigator
-from cltk.mitigate.distill import kl_divergence
 from cltk.mitigate.interface import counted
 from tests.conftest import sentences
 from tests.mitigator_cases import CASES

@@ -7,12 +7,12 @@ import os
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cltk.causal import check_causal, inherit, logits_at
 from cltk.data import memory_rows
 from cltk.errors import InputError
+from cltk.loss import kl_divergence
 from cltk.mitigate.interface import Mitigator, Plan, Run, counted
 from cltk.mitigate.memory import (
     MemoryBatches,
@@ -25,19 +25,6 @@ from cltk.mitigate.memory import (
 )  # fmt: skip
 
 LOG_EVERY = 10  # steps
-
-
-def kl_divergence(
-    logits_NV: Tensor, start_NV: Tensor, *, direction: Literal["forward", "reverse"] = "forward", temperature: float = 1.0
-) -> Tensor:
-    """Mean over the N positions of T^2 KL(p_start || p) (forward) or T^2 KL(p || p_start) (reverse), in nats.
-
-    p = softmax(logits / T), in float32. The gradient of the forward form to the logits, at T = 1, is (p - p_start) / N.
-    """
-    log_p = F.log_softmax(logits_NV.float() / temperature, -1)
-    log_start = F.log_softmax(start_NV.float() / temperature, -1)
-    target, other = (log_start, log_p) if direction == "forward" else (log_p, log_start)
-    return temperature**2 * F.kl_div(other, target, log_target=True, reduction="none").sum(-1).mean()
 
 
 class Reference:

@@ -15,6 +15,7 @@ from torch import Tensor
 from cltk.causal import logits_at
 from cltk.data import Collator, Row
 from cltk.errors import InputError
+from cltk.loss import squared_distance
 from cltk.mitigate.distill import Reference
 from cltk.mitigate.interface import Mitigator, Plan, Run, counted, targets
 from cltk.mitigate.memory import (
@@ -80,8 +81,7 @@ class ReplayLoss(Mitigator):
 
 def logit_distance(logits_NV: Tensor, start_NK: Tensor, kept_NK: Tensor | None = None) -> Tensor:
     """mean over the N positions and their K kept logits of (f - z)², in float32; all V logits where `kept_NK` is None."""
-    chosen_NK = logits_NV if kept_NK is None else logits_NV.gather(-1, kept_NK)
-    return F.mse_loss(chosen_NK.float(), start_NK.float())
+    return squared_distance(logits_NV if kept_NK is None else logits_NV.gather(-1, kept_NK), start_NK)
 
 
 class DERPP(Mitigator):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cltk.causal import check_causal
 from cltk.errors import InputError
+from cltk.loss import cross_entropy
 from cltk.mitigate.distill import Reference
 from cltk.mitigate.interface import Mitigator, Plan, Run, counted, targets
 from cltk.mitigate.memory import labelled
@@ -67,7 +68,7 @@ def dft(nll_N: Tensor) -> Tensor:
 
 def eaft(logits_NV: Tensor, top_k: int = 20) -> Tensor:
     """Entropy of the K likeliest tokens, renormalised to sum 1, over ln K: 0 (certain) to 1. Source: Diao et al. 2026."""
-    top_NK = F.log_softmax(logits_NV.float().topk(min(top_k, logits_NV.shape[-1]), -1).values, -1)
+    top_NK = F.log_softmax(logits_NV.topk(min(top_k, logits_NV.shape[-1]), -1).values.float(), -1)
     return -(top_NK.exp() * top_NK).sum(-1) / math.log(top_NK.shape[-1])
 
 
@@ -175,7 +176,7 @@ class TokenWeights(Mitigator):
     def loss(self, inputs: dict[str, Tensor], logits_NV: Tensor) -> Tensor | None:
         if self.setting == "none" or not len(logits_NV):
             return None
-        nll_N = host_N = F.cross_entropy(logits_NV.float(), targets(inputs), reduction="none")
+        nll_N = host_N = cross_entropy(logits_NV, targets(inputs))
         if smoothing := float(inputs.get("smoothing", 0.0)):
             host_N = F.cross_entropy(logits_NV.float(), targets(inputs), reduction="none", label_smoothing=smoothing)
         with torch.no_grad():
@@ -201,7 +202,7 @@ class TokenWeights(Mitigator):
     def _start_nll(self, inputs: dict[str, Tensor]) -> Tensor:
         assert self.reference is not None
         logits_NV = self.reference.logits(inputs, counted(inputs))
-        return F.cross_entropy(logits_NV.float(), targets(inputs), reduction="none")
+        return cross_entropy(logits_NV, targets(inputs))
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self.seen} if self.setting != "none" else {}

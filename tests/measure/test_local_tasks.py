@@ -38,7 +38,7 @@ def smollm2() -> Any:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, tiny: Any, smollm2: Any) -> tuple[Any, Any]:
-    """(cltk's scores, lm-eval's results) of every task, on a random model with SmolLM2's tokeniser, float32."""
+    """(cltk's scores, lm-eval's results) of every task, on a sample and a random model with SmolLM2's tokeniser, float32."""
     import lm_eval.tasks
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -48,19 +48,23 @@ def both(tmp_path_factory: pytest.TempPathFactory, tiny: Any, smollm2: Any) -> t
         text = path.read_text().replace("lm_eval:", f"{own}/")
         (folder / path.name).write_text(re.sub(r"asset:[\w-]+", lambda found: str(assets.resolve(found[0])), text))
     model = tiny(vocab_size=len(tokenizer), max_position_embeddings=2048, initializer_range=0.3)
+    ours = Suite(NAMES, include_path=TASKS, sample=DOCUMENTS).evaluate(model, tokenizer)
     with mock.patch("lm_eval.evaluator.add_env_info"):
         theirs = simple_evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4), tasks=list(NAMES), limit=DOCUMENTS, bootstrap_iters=0,
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4), tasks=list(NAMES), bootstrap_iters=0,
+            samples=ours.lm_eval["config"]["samples"],
             task_manager=lm_eval.tasks.TaskManager(include_defaults=False, include_path=str(folder)),
         )  # fmt: skip
-    return Suite(NAMES, include_path=TASKS, limit=DOCUMENTS).evaluate(model, tokenizer), theirs
+    return ours, theirs
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_base_scores_are_lm_evals(name: str, both: tuple[Any, Any]) -> None:
     ours, theirs = both
     pairs = list(zip(ours.lm_eval["samples"][name], theirs["samples"][name], strict=True))
-    assert {one["doc_id"] for one, _ in pairs} == set(range(DOCUMENTS))
+    assert [one["doc_id"] for one, _ in pairs] == ours.lm_eval["config"]["samples"][name] * (
+        len(pairs) // len(ours.tasks[name])
+    )
     for one, other in pairs:
         for key in ("doc", "target", "filter", "doc_hash", "prompt_hash"):
             assert one[key] == other[key], key

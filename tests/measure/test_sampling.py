@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cltk.errors import InputError
+from cltk.measure.intervals import paired_mean
 from cltk.measure.sampling import choose, unlike_the_whole
 
 SEEDS = 4000
@@ -137,3 +138,24 @@ def test_first_documents_of_one_source_are_seen() -> None:
     assert mixed[3] > 0.5
     assert unlike_the_whole(["x"] * 5, 2) is None
     assert unlike_the_whole(["x", "y"], 2) is None
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_the_clustered_interval_covers_the_mean_of_all_documents(stratified: bool) -> None:
+    """600 clusters of 1 to 6 alike documents, 60 of them drawn: at least 93 % of 600 draws (95 % less 2 standard errors).
+
+    An interval that takes documents as independent covers it in 70 %, in 2,000 draws; this one in 96.6 %.
+    """
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 7, 600)
+    clusters = np.repeat(np.arange(600), sizes).tolist()
+    strata = [label % 3 for label in clusters] if stratified else []
+    values = np.repeat(rng.normal(0, 1, 600) + 0.2 * sizes, sizes) + rng.normal(0, 0.3, len(clusters))
+    hits = {"clusters": 0, "documents": 0}
+    for seed in range(600):
+        drawn = choose(len(values), len(values) // 10, seed, clusters, strata)
+        for name, labels in (("clusters", [clusters[i] for i in drawn]), ("documents", drawn)):
+            low, high = paired_mean(values[drawn], list(map(str, labels))).ci
+            hits[name] += low <= values.mean() <= high
+    assert hits["clusters"] >= 0.93 * 600
+    assert hits["documents"] < 0.8 * 600

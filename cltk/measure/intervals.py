@@ -154,7 +154,7 @@ def effective_size(variance: float, squares: float, counts: Floats, changed: int
     if changed < FEW or squares == 0:
         return least
     effect = variance * n * (n - 1) / squares * (1 + math.sqrt(2 / changed))
-    return min(max(n / effect, least), n)
+    return min(max(n / effect, least), n) if effect else n
 
 
 def t_estimate(

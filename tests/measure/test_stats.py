@@ -7,13 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from scipy import optimize
 from scipy import stats as ref
 from statsmodels.stats.contingency_tables import mcnemar as ref_mcnemar
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
+from benchmarks import intervals
 from cltk.errors import InputError
-from cltk.measure import stats
+from cltk.measure import margins, stats
 
 
 @pytest.fixture
@@ -358,3 +361,92 @@ def test_a_loss_without_other_flips_needs_six():
     assert stats.mcnemar(6, 0) < 0.05 < stats.mcnemar(5, 0)
     assert ref.binom.sf(7, 100, stats.mde(0.0, 100, alpha=0.01, binary=True)) == pytest.approx(0.8)
     assert stats.mde(0.1, 5, binary=True) == math.inf
+
+
+def test_hall_undoes_itself():
+    for t, skew in ((-2.0, 0.3), (1.5, -0.4), (-0.5, 0.0), (2.5, 0.8)):
+        written_out = t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
+        assert margins.hall(t, skew) == pytest.approx(written_out)
+        assert margins.hall_inverse(written_out, skew) == pytest.approx(t)
+
+
+def test_the_interval_of_skewed_losses_follows_the_skew(rng):
+    """Ends by scipy's t quantiles through the written-out transformation; the wider of it and of the t interval counts."""
+    d = rng.exponential(size=40)
+    one = stats.paired_mean(d)
+    ours, se, skew = stats.corrected(one), ref.sem(d), ref.skew(d, bias=False) / math.sqrt(40)
+    assert one.skew == pytest.approx(skew)
+    reach = ref.t.ppf(0.975, 39)
+    roots = [
+        optimize.brentq(lambda t, x=x: t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6 - x, -9, 9) for x in (reach, -reach)
+    ]
+    assert ours.ci == pytest.approx((d.mean() - se * max(roots[0], reach), d.mean() - se * min(roots[1], -reach)))
+
+
+def test_no_flip_has_wilsons_interval():
+    ours = stats.corrected(stats.paired_mean(np.zeros(50), span=1.0))
+    wide = proportion_confint(0, 50, alpha=2 * ref.norm.sf(ref.t.ppf(0.975, 49)), method="wilson")[1]
+    assert ours.ci == pytest.approx((-wide, wide))
+    assert stats.corrected(stats.paired_mean(np.zeros(2), span=1.0)).ci[1] <= 1
+
+
+def test_five_documents_of_no_bounds_show_nothing():
+    """Also when all are equal, where a resampled interval is a point or nan (scipy#14351)."""
+    assert stats.noninferiority(stats.paired_mean(np.zeros(19)), 0.01) == 1
+    assert stats.noninferiority(stats.paired_mean(np.zeros(20)), 0.01) == 0
+    assert stats.noninferiority(stats.paired_mean(np.zeros(20), span=1.0), 0.01) > 0.3
+
+
+def test_a_lost_cluster_may_be_missing():
+    """20 clusters of 50 without a flip are 20 documents for a loss of whole clusters, not 1000."""
+    labels = np.repeat(np.arange(20), 50)
+    whole, alone = (stats.paired_mean(np.zeros(1000), some, span=1.0) for some in (labels, None))
+    few = stats.paired_mean(np.zeros(20), span=1.0)
+    assert stats.noninferiority(whole, 0.01) == pytest.approx(stats.noninferiority(few, 0.01))
+    assert stats.noninferiority(alone, 0.01) < 0.01
+    spread = np.zeros(1000)
+    spread[::50], spread[25::50] = 1, -1  # every cluster loses and gains one: they are not alike
+    assert stats.paired_mean(spread, labels, span=1.0).parts[0].size > 500
+
+
+def test_a_loss_may_be_all_in_the_smallest_task():
+    """Three tasks, only the one of 100 documents could hide a loss of 3 pp that makes 1 pp of the mean: (1 - 0.03)^100."""
+    tasks = [stats.paired_mean(np.zeros(n), span=1.0) for n in (100, 10_000, 10_000)]
+    assert stats.noninferiority(stats.combine(tasks), 0.01) > 0.97**100
+    assert stats.noninferiority(stats.combine(tasks[1:]), 0.01) < 1e-6
+    assert stats.noninferiority(stats.combine([tasks[1], stats.paired_mean([0.5] * 5)]), 0.01) == 1
+
+
+SHORT = ("lognormal, n = 100", "lognormal, left, n = 20", "0 gain, 0.01 lose, n = 400", "0.02 lose 0.5, n = 100",
+         "10 lognormal clusters, likeness 0.5", "57 equal clusters of 60, likeness 0.3, 0.02 gain",
+         "0 and 1, n = 100, 1000, 2000, only the smallest loses (margin 0.01)")  # fmt: skip
+
+
+def bounds(draws):
+    """Coverage at least, false "forgets" and false "does not" at most, and three standard errors."""
+    error = lambda p: 3 * math.sqrt(p * (1 - p) / draws)  # noqa: E731
+    return 0.92 - error(0.92), 0.035 + error(0.035), 0.065 + error(0.065)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_promises_hold_where_t_fails(name):
+    cell = next(cell for cell in intervals.cells() if cell.name == name)
+    rates, (least, forgets, spared) = intervals.simulate(cell, 150, seed=1), bounds(150)
+    assert rates.coverage >= least
+    assert rates.forgets <= forgets
+    assert rates.spared <= spared
+
+
+@pytest.mark.slow
+def test_promises_hold_everywhere():
+    """The table of docs/statistics.md at 300 draws; of 10 skewed documents, about which little is claimed, less is asked."""
+    draws = 300
+    least, forgets, spared = bounds(draws)
+    found = {cell.name: intervals.simulate(cell, draws) for cell in intervals.cells()}
+    wrong = [
+        name for name, rates in found.items()
+        if rates.coverage < least - (0.03 if "lognormal" in name and "n = 10" in name else 0)
+        or rates.forgets > forgets or rates.spared > spared
+    ]  # fmt: skip
+    assert not wrong
+    assert len(found) == len(intervals.cells())

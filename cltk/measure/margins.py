@@ -124,7 +124,8 @@ def corrected(estimate: Estimate, alpha: float = 0.05) -> Estimate:
     """The estimate with an interval and a p that also hold for skewed d and for losses that few documents show.
 
     Interval: every mean that `below` (not careful) accepts from both sides at alpha / 2, so the union of the t interval,
-    of Hall's and of that of unseen losses, within the bounds of the metric. p: twice the careful one-sided p of 0.
+    of Hall's and of that of unseen losses, within the bounds of the metric; of up to LEAST documents without bounds also of
+    Hall's with STRETCH times the skewness. p: twice the careful one-sided p of 0.
     """
     if math.isnan(estimate.se):
         return estimate
@@ -139,9 +140,10 @@ def corrected(estimate: Estimate, alpha: float = 0.05) -> Estimate:
 
 def _end(estimate: Estimate, tail: float) -> float:
     """The upper end of the interval."""
-    reach = -float(stdtrit(estimate.df, tail))
-    steps = [reach] + ([] if math.isnan(estimate.skew) else [-hall_inverse(-reach, estimate.skew)])
-    near = estimate.mean + estimate.se * max(steps)
+    reach, skews = -float(stdtrit(estimate.df, tail)), [] if math.isnan(estimate.skew) else [estimate.skew]
+    if skews and estimate.df < LEAST and all(part.span is None and part.clusters == part.n for part in estimate.parts):
+        skews.append(STRETCH * estimate.skew)
+    near = estimate.mean + estimate.se * max([reach, *(-hall_inverse(-reach, skew) for skew in skews)])
     spans = [part.weight * part.span for part in estimate.parts if part.span is not None]
     if not spans or below(estimate, near, careful=False) <= tail:
         return near

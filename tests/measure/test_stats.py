@@ -425,7 +425,7 @@ SHORT = ("lognormal, n = 100", "lognormal, left, n = 20", "0 gain, 0.01 lose, n 
 def bounds(draws):
     """Coverage at least, false "forgets" and false "does not" at most, and three standard errors."""
     error = lambda p: 3 * math.sqrt(p * (1 - p) / draws)  # noqa: E731
-    return 0.92 - error(0.92), 0.035 + error(0.035), 0.065 + error(0.065)
+    return 0.935 - error(0.935), 0.03 + error(0.03), 0.055 + error(0.055)
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -439,14 +439,13 @@ def test_promises_hold_where_t_fails(name):
 
 @pytest.mark.slow
 def test_promises_hold_everywhere():
-    """The table of docs/statistics.md at 300 draws; of 10 skewed documents, about which little is claimed, less is asked."""
+    """The table of docs/statistics.md at 300 draws."""
     draws = 300
     least, forgets, spared = bounds(draws)
     found = {cell.name: intervals.simulate(cell, draws) for cell in intervals.cells()}
     wrong = [
         name for name, rates in found.items()
-        if rates.coverage < least - (0.03 if "lognormal" in name and "n = 10" in name else 0)
-        or rates.forgets > forgets or rates.spared > spared
+        if rates.coverage < least or rates.forgets > forgets or rates.spared > spared
     ]  # fmt: skip
     assert not wrong
     assert len(found) == len(intervals.cells())

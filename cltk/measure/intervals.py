@@ -103,7 +103,7 @@ def paired_mean(
         return Estimate(mean, math.nan, -math.inf, math.inf, 1.0, n, 1, 0.0, math.nan, (part,))
     variance, df, skew = (float(x) for x in clustered_moments(sums - counts * mean, counts))
     squares = float(np.square(values - mean).sum())
-    hit = [np.count_nonzero(cluster_sums(side, clusters)[0]) for side in (values > 0, values < 0)]
+    hit = [int(np.count_nonzero(cluster_sums(side, clusters)[0])) for side in (values > 0, values < 0)]
     size, gains = (float(effective_size(variance, squares, counts, changed)) for changed in hit)
     part = Part(variance, df, groups, n, size, gains, span)
     return t_estimate(mean, variance, df, n, groups, alpha, skew, (part,))

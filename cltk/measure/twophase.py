@@ -149,7 +149,7 @@ def _estimate(
     skew = _skewness(e / pi) * min(residual / variance, 1.0) ** 1.5 if variance else 0.0
     sizes = drawn.sizes[drawn.drawn]
     size = float(sizes.sum() ** 2 / (sizes**2).sum()) * min(1.0, total * float(drawn.chance.min()) / n)
-    parts = (Part(variance, df, m, size, span),)
+    parts = (Part(variance, df, m, n, size, size, span),)
     return TwoPhase(
         t_estimate(mean, variance, df, n, m, alpha, skew, parts),
         t_estimate(mean, finite, left, n, m, alpha, _skewness(e / pi), (replace(parts[0], variance=finite, df=left),)),

@@ -1,5 +1,6 @@
 """Every statistic against an independent reference: scipy, statsmodels, brute force or a simulation of its promise."""
 
+import importlib
 import itertools
 import math
 from dataclasses import replace
@@ -14,7 +15,6 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
-from benchmarks import intervals
 from cltk.errors import InputError
 from cltk.measure import margins, stats
 
@@ -417,6 +417,7 @@ def test_a_loss_may_be_all_in_the_smallest_task():
     assert stats.noninferiority(stats.combine([tasks[1], stats.paired_mean([0.5] * 5)]), 0.01) == 1
 
 
+intervals = importlib.import_module("benchmarks.intervals")
 SHORT = ("lognormal, n = 100", "lognormal, left, n = 20", "0 gain, 0.01 lose, n = 400", "0.02 lose 0.5, n = 100",
          "10 lognormal clusters, likeness 0.5", "57 equal clusters of 60, likeness 0.3, 0.02 gain",
          "0 and 1, n = 100, 1000, 2000, only the smallest loses (margin 0.01)")  # fmt: skip

@@ -21,6 +21,17 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+def _is_sample(sample: Any) -> Any:
+    try:
+        check_sample(sample)
+    except InputError as error:
+        raise ValueError(str(error).removeprefix("sample: ").partition(", got")[0]) from None
+    return sample
+
+
+Sample = Annotated[int | float, BeforeValidator(_is_sample)]
+
+
 class ModelSpec(Section):
     """The start model; it is never written to."""
 
@@ -41,11 +52,14 @@ class Source(Section):
         None, description="plain text, a column or template: blocks of max_length tokens, no chat template"
     )
     limit: Count | None = Field(None, description="the first N rows")
+    sample: Sample | None = Field(None, description="N random rows, or a fraction of them")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if self.text and (self.prompt or self.completion):
             raise ValueError("plain text (text) has no prompt and no completion; give the one or the other")
+        if self.limit is not None and self.sample is not None:
+            raise ValueError("limit takes the first rows and sample random ones; give one of the two (null undoes a base's)")
         return self
 
 
@@ -59,17 +73,6 @@ class DataSpec(Section):
     chat_template: bool = Field(False, description="one user and one assistant turn")
     completion_only: bool = Field(True, description="whether prompt tokens are left out of the loss")
     drop_long: bool = Field(False, description="leave rows out whose prompt alone fills max_length (counted in the record)")
-
-
-def _is_sample(sample: Any) -> Any:
-    try:
-        check_sample(sample)
-    except InputError as error:
-        raise ValueError(str(error).removeprefix("sample: ").partition(", got")[0]) from None
-    return sample
-
-
-Sample = Annotated[int | float, BeforeValidator(_is_sample)]
 
 
 class TaskSpec(Section):

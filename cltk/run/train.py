@@ -10,6 +10,7 @@ from typing import Any
 
 from cltk.data import IGNORED, Collator, Row, blocks, filled, pad_id, pairs, read_rows, split_by
 from cltk.errors import InputError, RunError
+from cltk.measure.sampling import choose
 from cltk.ranks import agreed, decided, first, gathered
 from cltk.run.arguments import training_arguments
 from cltk.run.config import Cell
@@ -60,7 +61,7 @@ def prepare_data(spec: DataSpec, tokenizer: Any, folder: Path) -> Prepared:
     Raises:
         InputError: a set is empty, a column is missing, or a cell holds no text.
     """
-    where = f"data.train ({spec.train.path})"
+    where = _place("train", spec.train)
     rows = _rows(spec.train, folder, "data.train")
     # pairs are tokenised before they are split, so that a fault is told by the row of the file
     whole = [] if spec.train.text else _tokenized(rows, spec.train, spec, tokenizer, where)
@@ -79,7 +80,7 @@ def prepare_data(spec: DataSpec, tokenizer: Any, folder: Path) -> Prepared:
     for key in ("validation", "heldout"):
         if isinstance(source := getattr(spec, key), Source):
             some = _rows(source, folder, f"data.{key}")
-            found[key] = _tokenized(some, source, spec, tokenizer, f"data.{key} ({source.path})")
+            found[key] = _tokenized(some, source, spec, tokenizer, _place(key, source))
     sets = {key: [row for row in some if row is not None] for key, some in found.items()}
     for key, some in sets.items():
         if not some:
@@ -117,7 +118,15 @@ def _tokenized(rows: list[Row], source: Source, spec: DataSpec, tokenizer: Any, 
 
 def _rows(source: Source, folder: Path, where: str) -> list[Row]:
     path = resolve_path(source.path, folder, f"{where}.path")
-    return read_rows(path, name=source.name, split=source.split)[: source.limit]
+    rows = read_rows(path, name=source.name, split=source.split)
+    if source.sample is None:
+        return rows[: source.limit]
+    return [rows[i] for i in choose(len(rows), source.sample, f"0 {where}")]
+
+
+def _place(key: str, source: Source) -> str:
+    """How an error names the rows of a source: they are counted as they are read."""
+    return f"data.{key} ({source.path}{'' if source.sample is None else f', sample {source.sample}'})"
 
 
 def _prompt(source: Source) -> str:

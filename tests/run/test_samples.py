@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from cltk.cli import main
 from cltk.errors import InputError
 from cltk.measure.sampling import choose
 from cltk.run.config import load_config
-from tests.conftest import TINY
+from tests.conftest import TINY, write_jsonl
 
 TRAIN = 'train: {learning_rate: 3.0e-3, max_steps: 2, per_device_train_batch_size: 4, save_strategy: "no"}\nkeep_model: false\n'
 
@@ -131,6 +132,28 @@ def test_a_limit_over_the_sample_of_a_base() -> None:
                 load_config("y.yaml")
         else:
             assert load_config("y.yaml").experiment.evals.sample is None
+
+
+def test_rows_of_the_new_task_can_be_sampled(tokenizer: Any) -> None:
+    """Another draw for each set, as its file stands; a faulty row is told as one of the sample."""
+    from cltk.data import read_rows
+    from cltk.run.spec import DataSpec
+    from cltk.run.train import prepare_data
+
+    rows, pair = read_rows("new.jsonl"), {"path": "new.jsonl", "prompt": "question", "completion": "answer"}
+    some = {"train": {**pair, "sample": 12}, "validation": {**pair, "sample": 0.1}, "heldout": {**pair, "sample": 500}}
+    found = prepare_data(DataSpec(**some), tokenizer, Path())
+    texts = [tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in found.train]
+    assert [text.split(" what?")[0] for text in texts] == [
+        rows[i]["question"].split(" what?")[0] for i in choose(90, 12, "0 data.train")
+    ]
+    assert (len(found.validation), len(found.heldout)) == (9, 90)
+    write_jsonl(Path("bad.jsonl"), [{**row, "answer": ""} for row in rows])
+    with pytest.raises(InputError, match=r"data\.heldout \(bad\.jsonl, sample 5\), row 0: the completion is empty"):
+        prepare_data(DataSpec(**{**some, "heldout": {**pair, "path": "bad.jsonl", "sample": 5}}), tokenizer, Path())
+    Path("x.yaml").write_text(TINY.replace("heldout: 0.2", "heldout: {path: new.jsonl, limit: 3, sample: 3}"))
+    with pytest.raises(InputError, match=r"x\.yaml:5: data\.heldout: limit takes the first rows and sample random ones"):
+        load_config("x.yaml")
 
 
 def test_runs_on_other_samples_are_not_joined(capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,6 +85,8 @@ class Looks:
     alpha: float = 0.05
     information: list[float] = field(default_factory=list)  # t of every look, rising
     ended: bool = False
+    width: float = math.inf  # half width of the interval of the look just taken
+    df: float = math.nan  # its degrees of freedom
 
     def __post_init__(self) -> None:
         if not (self.half_width > 0 and math.isfinite(self.half_width)):
@@ -100,24 +102,26 @@ class Looks:
         A boundary z becomes the t quantile with z's tail. SE nan, or 0 (documents that are all alike so far): infinity.
         Information that seems to shrink is taken to have grown by 2 %.
         """
-        self.ended = last
+        self.ended, self.width, self.df = last, math.inf, df
         t = self.fraction(se)
         if not 0 < t < math.inf:
-            return math.inf
+            return self.width
         t = max(t, 1.02 * self.information[-1]) if self.information else t
         self.information.append(t)
-        width = self._quantile(self.alpha, df, last=True) * se
-        self.ended = last or width <= self.half_width
-        return width if self.ended else self._quantile(self.alpha, df, last=False) * se
+        self.width = self._quantile(self.alpha, df, last=True) * se
+        self.ended = last or self.width <= self.half_width
+        if not self.ended:
+            self.width = self._quantile(self.alpha, df, last=False) * se
+        return self.width
 
-    def p(self, mean: float, se: float, df: float) -> float:
+    def p(self, mean: float, se: float) -> float:
         """Two-sided p at the look just taken: the smallest alpha whose repeated interval leaves 0 out."""
         low, high = 1e-12, 1 - 1e-9
-        if not self.information or not se > 0 or self._quantile(high, df, self.ended) * se > abs(mean):
+        if not self.information or not se > 0 or self._quantile(high, self.df, self.ended) * se > abs(mean):
             return 1.0
         for _ in range(40):
             middle = math.sqrt(low * high)
-            missed = self._quantile(middle, df, self.ended) * se > abs(mean)
+            missed = self._quantile(middle, self.df, self.ended) * se > abs(mean)
             low, high = (middle, high) if missed else (low, middle)
         return high
 

@@ -25,7 +25,7 @@ class Row:
     se: float  # paired, by cluster
     ci: tuple[float, float]  # 95 %
     p: float  # two-sided, of no change
-    test: str  # what made p: "mcnemar exact", "sign-flip" (or the t test, if larger); "bootstrap" for a score of the corpus
+    test: str  # what made p: "mcnemar exact", "sign-flip" (or the t test, if larger); "bootstrap" of the corpus; "two-phase t"
     lost: int | None  # documents 1 -> 0; None for continuous metrics
     gained: int | None  # documents 0 -> 1
     flips: Flips | None  # the same, corrected for guessing
@@ -36,6 +36,7 @@ class Row:
     verdict: str
     mde: float  # smallest forgetting that n documents show with 80 % power
     higher_is_better: bool
+    documents: dict[str, Any] | None = None  # {scored, total, r2, n_eff} of a two-phase estimate; None: all were scored
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; what is not finite (one cluster has no standard error) becomes null."""

@@ -31,6 +31,13 @@ class Chosen:
     def count(self) -> int:
         return min(self.total, self.limit or self.total) if self.indices is None else len(self.indices)
 
+    def part(self, places: Sequence[int] | None) -> Chosen:
+        """Those of them at these places; all when None."""
+        if places is None:
+            return self
+        own = self.indices if self.indices is not None else range(self.count)
+        return replace(self, limit=None, indices=[own[i] for i in places])
+
     def of(self, documents: Any) -> list[Any]:
         """Those of the task's documents."""
         return [documents[i] for i in (range(self.count) if self.indices is None else self.indices)]

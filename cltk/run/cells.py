@@ -17,7 +17,7 @@ from cltk.deepspeed import whole
 from cltk.errors import InputError
 from cltk.files import locked, sync_tree
 from cltk.measure.divergence import distance, divergence
-from cltk.measure.evaluate import token_rows
+from cltk.measure.evaluate import Suite, token_rows
 from cltk.measure.identity import device, versions
 from cltk.measure.journal import Journal
 from cltk.measure.scores import Scores
@@ -28,6 +28,7 @@ from cltk.run.config import Cell
 from cltk.run.inputs import Inputs
 from cltk.run.methods import build_mitigators
 from cltk.run.outcome import Leg, record, training_of, write_lm_eval
+from cltk.run.parts import Part, check_rows, score_part
 from cltk.run.records import SCORES
 from cltk.run.train import CURVES, train_cell
 
@@ -55,6 +56,8 @@ class Work:
         begin = time.time()
         folder = self.folder(cell)
         pre = self.base(cell)
+        if self._references(cell):  # before anything is trained
+            check_rows(self.inputs.suite(cell), pre)
         legs = self._legs(cell, folder)
         last = legs[-1]
         model, tokenizer = last.model, self.inputs.tokenizer(cell)
@@ -85,6 +88,16 @@ class Work:
             write_lm_eval(scores, folder / "lm_eval", cell.config.model.pretrained)
             records.write_json(file, scores.to_json())
         return scores
+
+    def _references(self, cell: Cell) -> dict[str, Scores]:
+        """Method -> scores of all documents; empty for a cell that scores them all itself."""
+        found = {}
+        for one in self.inputs.references(cell):
+            file = self.folder(one) / SCORES
+            if not agreed(file.exists()):
+                raise InputError(f"evals.documents: the reference {one.name} has no scores; run it before {cell.name}")
+            found[one.method] = Scores.from_json(records.read_json(file))
+        return found
 
     def base_folder(self, cell: Cell) -> Path:
         """By the measurement, and by the libraries and the device that make it: scores of two of them are not mixed."""
@@ -124,7 +137,8 @@ class Work:
         else:
             train, tuned = self._fit(stage, mitigators, place / "checkpoints", name, before)
         tokenizer = self.inputs.tokenizer(stage)
-        leg = Leg(self._evaluate(cell, tuned, tokenizer, name), train, tuned)
+        scores, part = self._scored(cell, tuned, tokenizer, name)
+        leg = Leg(scores, train, tuned, part)
         if stage.stage and first():
             _keep(leg, place, tokenizer, mitigators)
         return leg
@@ -187,11 +201,19 @@ class Work:
                 parameter.data.copy_(tensors.whole(named[name].detach()))
         return copy
 
-    def _evaluate(self, cell: Cell, model: Any, tokenizer: Any, who: str) -> Scores:
+    def _scored(self, cell: Cell, model: Any, tokenizer: Any, who: str) -> tuple[Scores, Part | None]:
+        """The scores of all documents, or of a part where references predict the others."""
+        references = self._references(cell)
+        if not references:
+            return self._evaluate(cell, model, tokenizer, who), None
+        suite, pre = self.inputs.suite(cell), self.base(cell)
+        return score_part(cell, suite, pre, references, lambda part: self._evaluate(cell, model, tokenizer, who, part))
+
+    def _evaluate(self, cell: Cell, model: Any, tokenizer: Any, who: str, suite: Suite | None = None) -> Scores:
         digest, evals = tensors.digest(model), cell.config.evals
         answers = records.digest_of([digest, models.config_digest(model), evals.scorer, evals.batch_size])
         journal = Journal(self.out / "cache" / f"journal-{answers[:16]}.jsonl", write=first())
-        return self.inputs.suite(cell).evaluate(
+        return (suite or self.inputs.suite(cell)).evaluate(
             model, tokenizer, digest=digest, batch_size=evals.batch_size, journal=journal, scorer=evals.scorer,
             progress=lambda what, done, total, tokens: self.say(
                 f"{who}: {what}", done, total, f"{tokens} tokens" if tokens else ""

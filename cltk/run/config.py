@@ -135,6 +135,7 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
     if len({cell.config.train.get("output_dir") for cell in cells}) > 1:
         raise InputError(f"{where(('grid',))}: grid: train.output_dir: all cells of a file go to one folder; use --out")
     _check_files(experiment, file.parent, where)
+    _check_documents(cells, where)
     duplicates = [cell.name for cell in cells if sum(cell.name == other.name for other in cells) > 1]
     if duplicates:
         raise InputError(f"{where(('grid',))}: grid: two cells have the name {duplicates[0]!r}; name them (name: value)")
@@ -236,6 +237,18 @@ def _check_stages(experiment: Experiment, where: Where) -> None:
         if stage.score is not None and stage.score not in learned:
             known = nearest(stage.score, learned) if learned else "; evals.learn is empty"
             raise InputError(f"{where(('stages', i, 'score'))}: stages.{i}.score: {stage.score!r} is not in evals.learn{known}")
+
+
+def _check_documents(cells: list[Cell], where: Where) -> None:
+    """What two-phase measuring needs: references that are cells of this file, and one training a cell."""
+    methods = {cell.method for cell in cells}
+    for cell in cells:
+        documents, at = cell.config.evals.documents, where(("evals", "documents"))
+        if documents and cell.config.stages:
+            raise InputError(f"{at}: evals.documents: a stream is scored whole, stage by stage; use sample instead")
+        for name in documents.references if documents else ():
+            if name not in methods:
+                raise InputError(f"{at}: evals.documents.reference: no cell has the method {name!r}{nearest(name, methods)}")
 
 
 def _check_names(experiment: Experiment, where: Where) -> None:

@@ -24,6 +24,7 @@ from cltk.run.cells import FAILED, Tell, Work, clean
 from cltk.run.config import Cell, Plan, load_config
 from cltk.run.inputs import Inputs, memories
 from cltk.run.leakage import check_leaks
+from cltk.run.parts import check_part
 from cltk.run.tidy import CACHE, sweep
 from cltk.run.trouble import explained
 
@@ -122,6 +123,9 @@ class ExperimentRun:
             self.inputs.digest(cell)
         try:
             for cell in map(self.cells.__getitem__, self.missing()):
+                if self.inputs.references(cell):
+                    suite = self.inputs.suite(cell)
+                    check_part(cell, suite, self.inputs.tokenizer(cell) if cell.config.evals.chat_template else None)
                 check_margins(cell.config.evals.margins, self.inputs.suite(cell))
                 self.inputs.streamed(cell)
                 check_roles(*(self.inputs.rows(cell, listed) for listed in (cell.config.evals.retain, cell.config.evals.learn)))
@@ -192,12 +196,15 @@ class ExperimentRun:
         """The cells that have no record now that the folder is ours: another run may have written some meanwhile."""
         todo = agreed(self.missing())
         self._clean(say)
-        if ray is not None:
-            from cltk.run.cluster import run_cells
+        failed: dict[int, str] = {}
+        for part in (False, True):  # references before the cells that they predict
+            some = [order for order in todo if bool(self.inputs.references(self.cells[order])) is part]
+            if ray is not None and some:
+                from cltk.run.cluster import run_cells
 
-            failed = run_cells(self, todo, ray, say, load)
-        else:
-            failed = {order: error for order in todo if (error := self.attempt(order, say))}
+                failed |= run_cells(self, some, ray, say, load)
+            else:
+                failed |= {order: error for order in some if (error := self.attempt(order, say))}
         self._sweep()
         return failed
 

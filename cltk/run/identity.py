@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NUMERICS = 1  # raised by hand when a number that a cell or a measurement yields changes; see tests/run/test_numerics.py
 
-AFTER = ("margins", "kl_rows")  # settings of `evals` that no score depends on
+AFTER = ("margins", "kl_rows", "documents")  # settings of `evals` that no score of the start model depends on
 APART = ("keep_model", "base", "grid")  # keys that change no number of a record
 
 
@@ -44,15 +44,24 @@ def measurement(inputs: Inputs, cell: Cell, numerics: int = NUMERICS) -> dict[st
 
 def identity(inputs: Inputs, cell: Cell, numerics: int = NUMERICS) -> dict[str, Any]:
     """All that a cell's record follows from, as plain data: equal identities, equal records."""
+    whole = {"measurement": measurement(inputs, cell, numerics), "config": _config(cell), "files": inputs.files(cell)}
+    references = [[_config(one), inputs.files(one)] for one in inputs.references(cell)]
+    return whole | ({"references": references} if references else {})
+
+
+def _config(cell: Cell) -> dict[str, Any]:
     config = {key: value for key, value in cell.config.model_dump().items() if key not in APART}
     config["train"] = {key: value for key, value in config["train"].items() if key != "output_dir"}
-    return {"measurement": measurement(inputs, cell, numerics), "config": config, "files": inputs.files(cell)}
+    if config["evals"]["documents"] is None:
+        del config["evals"]["documents"]
+    return config
 
 
 def training(inputs: Inputs, cell: Cell) -> dict[str, Any]:
     """The identity of a cell up to the averages of whole weights at its end (WiSE-FT and others)."""
     listed = [entry for entry in cell.config.mitigators if not averages(entry)]
-    return identity(inputs, replace(cell, config=cell.config.model_copy(update={"mitigators": listed})))
+    found = identity(inputs, replace(cell, config=cell.config.model_copy(update={"mitigators": listed})))
+    return {key: value for key, value in found.items() if key != "references"}  # of the measurement after it
 
 
 def averages(entry: Any) -> bool:

@@ -16,7 +16,7 @@ from cltk.measure.evaluate import Suite, TextTask
 from cltk.measure.tasks import names_in
 from cltk.run import identity, records
 from cltk.run.config import Cell, Plan
-from cltk.run.methods import PATH_KEYS, PATH_LISTS, resolve_path
+from cltk.run.methods import PATH_KEYS, PATH_LISTS, nearest, resolve_path
 from cltk.run.spec import EvalSpec, Source, TaskSpec, TextSpec
 from cltk.run.train import Prepared, prepare_data
 from cltk.run.yaml import read_yaml
@@ -94,6 +94,23 @@ class Inputs:
     def measured(self, cell: Cell) -> str:
         """The digest of the measurement: cells with the same one share Perf_pre."""
         return records.digest_of(identity.measurement(self, cell))
+
+    def references(self, cell: Cell) -> list[Cell]:
+        """The cells whose scores of all documents predict this one's: the first of every reference method that measures the
+        same. None where all documents of this cell are scored: it is a reference, or there are none.
+
+        Raises:
+            InputError: no cell of that name measures what this one does.
+        """
+        documents, found = cell.config.evals.documents, []
+        for name in documents.references if documents else ():
+            own = self.measured(cell)
+            one = next((o for o in self.plan.cells if o.method == name and self.measured(o) == own), None)
+            if one is None:
+                known = nearest(name, {other.method for other in self.plan.cells})
+                raise InputError(f"evals.documents.reference: no cell {name!r} measures what {cell.name} does{known}")
+            found.append(one)
+        return [] if cell.name in [one.name for one in found] else found
 
     def learned(self, cell: Cell) -> list[str]:
         """The measures of the gain: held-out NLL of every new task, then evals.learn."""

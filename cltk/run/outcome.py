@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cltk.files import check_json
-from cltk.measure.forgetting import Result, compare, headline
+from cltk.measure.forgetting import Result, headline
 from cltk.measure.scores import Scores, documents
 from cltk.measure.stream import summarise
 from cltk.run import records
 from cltk.run.config import Cell
 from cltk.run.inputs import Inputs
 from cltk.run.leakage import leaks
+from cltk.run.parts import Part, compared
 from cltk.run.train import Trained
 
 
@@ -27,14 +29,15 @@ class Leg:
     scores: Scores
     train: dict[str, Any]
     model: Any = None
+    part: Part | None = None  # where not all documents were scored
 
 
 def record(inputs: Inputs, cell: Cell, order: int, pre: Scores, legs: list[Leg]) -> dict[str, Any]:
     """All that is known of a cell: its configuration, digests, environment, training, and what it forgot and learned."""
-    learn, post = inputs.learned(cell), legs[-1].scores
+    learn, post, part = inputs.learned(cell), legs[-1].scores, legs[-1].part
     retain = [name for name in pre.tasks if name not in learn]
     results = {
-        role: compare(_only(pre, names), _only(post, names), margins=margins_of(cell.config.evals.margins, _only(pre, names)))
+        role: compared(pre, post, part, partial(_only, names=names), margins_of(cell.config.evals.margins, _only(pre, names)))
         for role, names in (("retain", retain), ("learn", learn))
         if names
     }
@@ -51,6 +54,7 @@ def record(inputs: Inputs, cell: Cell, order: int, pre: Scores, legs: list[Leg])
         "environment": records.environment(), "leakage": [asdict(leak) for leak in leaks(inputs, [cell])],
         "train": _training(cell, legs),
         **{role: without_samples(result) for role, result in results.items()},
+        **({"documents": part.to_json(pre)} if part else {}),
         **({"stream": stream(cell, inputs.streamed(cell), [pre, *(leg.scores for leg in legs)])} if cell.config.stages else {}),
     }  # fmt: skip
 

@@ -124,6 +124,28 @@ Entry = Annotated[
 ]
 
 
+class DocumentsSpec(Section):
+    """All documents for the start model and the references, part of them for the other cells."""
+
+    total: Sample | None = Field(None, description="evals.sample by another name: documents of each task and text")
+    scored: Count | Literal["auto"] = Field(description="random ones of them that other cells score; auto: see half_width")
+    reference: str | list[str] = Field("plain", description="methods whose first cell scores all documents")
+    half_width: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="with scored: auto, the half width of every headline's interval at which a cell is scored enough"
+    )
+
+    @model_validator(mode="after")
+    def _belongs(self) -> Self:
+        if (self.scored == "auto") != (self.half_width is not None):
+            raise ValueError("half_width belongs to `scored: auto`, and that needs it")
+        return self
+
+    @property
+    def references(self) -> list[str]:
+        """The names of the reference methods."""
+        return [self.reference] if isinstance(self.reference, str) else self.reference
+
+
 class EvalSpec(Section):
     """What is measured before and after."""
 
@@ -134,6 +156,7 @@ class EvalSpec(Section):
         None, description="random documents of each lm-eval task and text, or a fraction of them; the same for every cell"
     )
     sample_seed: int | None = Field(None, description="of the samples; 0 when not given")
+    documents: DocumentsSpec | None = Field(None, description="score part of the documents; predict the others")
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     include_path: str | None = Field(None, description="folder of task YAML; its !function runs Python")
     chat_template: bool = Field(False, description="apply the tokenizer's chat template")
@@ -146,6 +169,18 @@ class EvalSpec(Section):
     kl_rows: Annotated[int, Field(ge=0)] = Field(16, description="rows of each text on which KL(start || tuned) is measured")
     margins: dict[str, float] = Field(default_factory=dict, description="{metric: loss that does not matter}")
     scorer: Literal["prefix", "stock"] = Field("prefix", description="contexts computed once, or lm-eval's own HFLM")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _total(cls, data: Any) -> Any:
+        """`documents.total` is the sample of everything."""
+        documents = data.get("documents") if isinstance(data, dict) else None
+        total = documents.get("total") if isinstance(documents, dict) else None
+        if total is None or data.get("sample") == total:
+            return data
+        if data.get("sample") is not None or data.get("limit") is not None:
+            raise ValueError("documents.total is a sample; give it in the place of sample or limit")
+        return {**data, "sample": total}
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:

@@ -1,0 +1,206 @@
+"""A model that was scored on part of the documents, beside a start model and references that were scored on all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cltk.measure import forgetting, stats
+from cltk.measure.forgetting import Result, Row, _judge, _kind, _with_unit, compare, headline, span
+from cltk.measure.looks import Looks, next_look
+from cltk.measure.pairing import pair
+from cltk.measure.scores import Scores, TaskScores
+from cltk.measure.subset import positions, restricted
+from cltk.measure.twophase import TwoPhase, predictors, two_phase
+
+if TYPE_CHECKING:
+    from cltk.measure.evaluate import Suite
+
+Positions = Mapping[str, Sequence[int]]  # task -> places of the scored documents, ascending; a task left out: all of them
+FIRST = 64  # documents of the first look
+
+
+def restrict(scores: Scores, places: Positions) -> Scores:
+    """The scores of these documents alone, as a model has them that was scored on no others."""
+    tasks = {name: _part(task, places[name]) if name in places else task for name, task in scores.tasks.items()}
+    return replace(scores, tasks=tasks, lm_eval={})
+
+
+def _part(task: TaskScores, places: Sequence[int]) -> TaskScores:
+    def of(listed: Sequence[Any]) -> list[Any]:
+        return [listed[i] for i in places] if listed else []
+
+    return replace(
+        task, values={metric: of(values) for metric, values in task.values.items()},
+        weights={metric: of(weights) for metric, weights in task.weights.items()},
+        doc_hash=of(task.doc_hash), prompt_hash=of(task.prompt_hash), choices=of(task.choices), cluster=of(task.cluster),
+        corpus={}, settings=mark(task.settings, len(places), len(task)),
+    )  # fmt: skip
+
+
+def mark(settings: dict[str, Any], scored: int, total: int) -> dict[str, Any]:
+    """Settings that pair with no full sample: what was scored in part is never taken for the whole."""
+    return {**settings, "scored": f"{scored} of {total}"}
+
+
+def marked(scores: Scores, places: Positions, start: Scores) -> Scores:
+    """The scores of a model on these documents, with the mark of `restrict`; corpus metrics, which need all, are gone."""
+    tasks = dict(scores.tasks)
+    for name in places:
+        own = tasks[name]
+        tasks[name] = replace(own, corpus={}, settings=mark(own.settings, len(own), len(start.tasks[name])))
+    return replace(scores, tasks=tasks)
+
+
+def compare_part(
+    pre: Scores,
+    post: Scores,
+    references: Sequence[Scores],
+    places: Positions,
+    *,
+    looks: Mapping[str, Looks] | None = None,
+    margins: Mapping[str, float] | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Result:
+    """Forgetting as `compare` has it, of a `post` that was scored on the documents at `places` alone.
+
+    Rows of tasks in `places` are two-phase estimates (`cltk.measure.twophase`): n is the documents that were scored, pre
+    the mean over all, post what follows from both; `test` is "two-phase t", their p the estimate's. A metric with weights
+    (a ratio of sums) and counts of flips are those of the scored documents. A note a task says what they are worth.
+
+    Args:
+        pre: of the start model, on all documents.
+        post: on those at `places`, with the mark of `marked`.
+        references: of other models, on all documents of `pre`.
+        looks: task -> the looks that were taken at its headline: its interval and p hold over all of them.
+
+    Raises:
+        InputError: as `compare`; a reference was scored on other documents than the start model.
+    """
+    result = compare(restrict(pre, places), post, margins=margins, draws=draws, seed=seed)
+    for one in references if places else ():
+        pair(_same(pre, places), _same(one, places))
+    found = {
+        (row.task, row.metric): _estimate(row, pre, post, references, places[row.task])
+        for row in result.rows
+        if row.task in places and _whole(row, pre, post)
+    }
+    rows = [_row(row, found[row.task, row.metric], pre) if (row.task, row.metric) in found else row for row in result.rows]
+    taken = {(task, result.headline[task]): one for task, one in (looks or {}).items()}
+    rows = [_over_looks(row, taken[row.task, row.metric]) if (row.task, row.metric) in taken else row for row in rows]
+    heads = [row for row in rows if _in_macro(row, result, pre.members)]
+    macro = result.macro
+    if any((row.task, row.metric) in found for row in heads):
+        macro = _macro(macro, heads, {key: one.estimate for key, one in found.items()}, pre, post)
+    notes = [f"{task}: {found[task, metric].sentence()}" for task, metric in result.headline.items() if (task, metric) in found]
+    return replace(result, rows=rows, macro=macro, notes=[*result.notes, *notes])
+
+
+def _same(scores: Scores, places: Positions) -> Scores:
+    """Without what two-phase estimates do not touch."""
+    return replace(scores, tasks={name: task for name, task in scores.tasks.items() if name in places})
+
+
+def _whole(row: Row, pre: Scores, post: Scores) -> bool:
+    """Whether the metric is a plain mean: every document has it with the same weight."""
+    return not any(row.metric in side.tasks[row.task].weights for side in (pre, post))
+
+
+def _estimate(row: Row, pre: Scores, post: Scores, references: Sequence[Scores], places: Sequence[int]) -> TwoPhase:
+    d = _losses(pre, post, row.task, row.metric, places)
+    return _two_phase(d, pre, references, row.task, row.metric, places)
+
+
+def _losses(pre: Scores, post: Scores, task: str, metric: str, places: Sequence[int] | None) -> stats.Floats:
+    """d [n], positive is bad."""
+    before, after = (np.asarray(side.tasks[task].values[metric], np.float64) for side in (pre, post))
+    gone = (before if places is None else before[list(places)]) - after
+    return gone if pre.tasks[task].higher_is_better[metric] else -gone
+
+
+def _two_phase(
+    d: stats.Floats, pre: Scores, references: Sequence[Scores], task: str, metric: str, places: Sequence[int] | None
+) -> TwoPhase:
+    before = pre.tasks[task]
+    bounds = span(metric, np.asarray(before.values[metric]))
+    x = predictors(metric, before.values, [one.tasks[task].values for one in references])
+    return two_phase(d, list(range(len(before)) if places is None else places), x, before.cluster, span=bounds)
+
+
+def _judged(row: Row, estimate: stats.Estimate) -> dict[str, Any]:
+    changed = None if row.lost is None or row.gained is None else (row.lost + row.gained) / row.n
+    return {**_judge(stats.corrected(estimate), row.margin, row.metric, changed), "test": "two-phase t"}
+
+
+def _row(row: Row, found: TwoPhase, pre: Scores) -> Row:
+    before = float(np.mean(pre.tasks[row.task].values[row.metric]))
+    after = before - found.estimate.mean if row.higher_is_better else before + found.estimate.mean
+    documents = {"scored": found.scored, "total": found.total, "r2": found.r2, "n_eff": found.n_eff}
+    return replace(row, pre=before, post=after, documents=documents, **_judged(row, found.estimate))
+
+
+def _over_looks(row: Row, looks: Looks) -> Row:
+    """With the interval and p that hold over all looks."""
+    if not looks.information:
+        return row
+    ci = (min(row.ci[0], row.forgetting - looks.width), max(row.ci[1], row.forgetting + looks.width))
+    p = max(row.p, looks.p(row.forgetting, row.se))
+    unit = _with_unit(row.margin, row.metric, row.lost is not None)
+    return replace(row, ci=ci, p=p, verdict=stats.verdict(ci, p, row.noninferiority_p, unit))
+
+
+def until(
+    suite: Suite, pre: Scores, references: Sequence[Scores], half_width: float, evaluate: Callable[[Suite], Scores]
+) -> tuple[Scores, dict[str, list[int]], dict[str, Looks]]:
+    """Score documents, look by look, until the interval of every task's headline has this half width or less.
+
+    Args:
+        suite: of all documents; `pre` and `references` are its scores.
+        evaluate: scores the model on a part of the suite; what was answered before should come from a journal.
+
+    Returns:
+        The scores of the documents that were needed, with the mark of `marked`; their places; the looks at every task. A task
+        that needed all of its documents has no places.
+    """
+    sizes, looks = dict.fromkeys(suite.sizes(), FIRST), {name: Looks(half_width) for name in suite.sizes()}
+    while True:
+        places = positions(suite, sizes)
+        post = marked(evaluate(restricted(suite, places)), places, pre)
+        for task, one in looks.items():
+            if one.ended or task not in post.tasks:
+                continue
+            metric = headline(list(post.tasks[task].values))
+            d, total = _losses(pre, post, task, metric, places.get(task)), len(pre.tasks[task])
+            found = _two_phase(d, pre, references, task, metric, places.get(task)).estimate
+            careful = stats.corrected(found)  # what the row will say; not narrow enough, it is no look
+            reach = max(careful.high - found.mean, found.mean - careful.low)
+            if reach <= half_width or task not in places:
+                one.look(found.se, found.df, last=task not in places)
+            needed = min(one.fraction(found.se), (half_width / reach) ** 2 if reach else math.inf)
+            sizes[task] = len(d) if one.ended else next_look(len(d), needed, total)
+        if all(one.ended for one in looks.values()):
+            return post, places, looks
+
+
+def _in_macro(row: Row, result: Result, members: Sequence[str]) -> bool:
+    """Whether the macro averages over this row, as `compare` says."""
+    alike = _kind(row.metric) == _kind(result.macro.metric)
+    return alike and result.headline[row.task] == row.metric and row.task not in members
+
+
+def _macro(macro: Row, heads: list[Row], found: Mapping[tuple[str, str], stats.Estimate], pre: Scores, post: Scores) -> Row:
+    """The mean over tasks, each by its own estimate; variances add up."""
+    parts = [found.get((row.task, row.metric)) or _plain(row, pre, post) for row in heads]
+    means: dict[str, Any] = {side: float(np.mean([getattr(row, side) for row in heads])) for side in ("pre", "post")}
+    return replace(macro, **means, **_judged(macro, stats.combine(parts)))
+
+
+def _plain(row: Row, pre: Scores, post: Scores) -> stats.Estimate:
+    """Of a task that was scored whole."""
+    one = pair(*(replace(side, tasks={row.task: side.tasks[row.task]}) for side in (pre, post)))[row.task]
+    return forgetting._estimate(one, row.metric)

@@ -1,0 +1,65 @@
+"""Part of a suite's documents: which they are, and the suite of them alone."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from cltk.errors import InputError
+from cltk.measure.documents import clusters
+from cltk.measure.sampling import choose
+
+if TYPE_CHECKING:
+    from cltk.measure.evaluate import Suite
+
+
+def positions(suite: Suite, n: int | Mapping[str, int]) -> dict[str, list[int]]:
+    """Task or text -> places of about n among the documents that the suite scores of it, drawn at random, clusters whole.
+
+    A task with no more than n is left out, as one that a mapping does not name: all of it is scored. A larger n has the
+    documents of a smaller one, but for what whole clusters of unequal size make of it.
+
+    Raises:
+        InputError: a group, whose row is not of one list of documents.
+    """
+    loaded = suite.load()
+    if groups := suite.groups():
+        raise InputError(f"{groups[0].name} is a group; name its tasks to score part of their documents")
+    found: dict[str, tuple[int, list[str]]] = {}
+    for name, task in loaded["tasks"].items() if loaded else ():
+        documents = suite.chosen[name].of(task.eval_docs)
+        found[name] = len(documents), clusters(name, task.dump_config(), documents)
+    found |= {text.name: (len(text.rows), text.labels()) for text in suite.texts}
+    seed = suite.selection.seed
+    wanted = dict.fromkeys(found, n) if isinstance(n, int) else n
+    drawn = {
+        name: choose(total, wanted[name], f"{seed} {name} part", labels)
+        for name, (total, labels) in found.items()
+        if wanted.get(name, total) < total
+    }
+    return {name: places for name, places in drawn.items() if len(places) < found[name][0]}
+
+
+def restricted(suite: Suite, places: Mapping[str, Sequence[int]]) -> Suite:
+    """The suite of the documents at `places` alone, of whole tasks where they are not named."""
+    suite.load()
+    other = copy.copy(suite)
+    other.chosen = {name: one.part(places.get(name)) for name, one in suite.chosen.items()}
+    other.texts = [
+        replace(text, rows=[text.rows[i] for i in places[text.name]]) if text.name in places else text for text in suite.texts
+    ]
+    return other
+
+
+def check_prompts(suite: Suite, part: Suite, tokenizer: Any = None) -> None:
+    """Raises InputError where a document has another prompt in the part than in the whole, as drawn examples may make it."""
+    whole = suite._requests(tokenizer)
+    for name, asked in part._requests(tokenizer).items():
+        if Counter(map(repr, asked)) - Counter(map(repr, whole[name])):
+            raise InputError(
+                f"task {name}: its examples are drawn document by document, so that part of the documents has other prompts;"
+                " set num_fewshot: 0, or score all of them"
+            )

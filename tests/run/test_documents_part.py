@@ -1,0 +1,148 @@
+"""`evals.documents`: references score all documents, the other cells part of them, and nothing takes the part for the whole.
+
+What people met: random documents that differ from model to model (UKGovernmentBEIS/inspect_ai#2118), subsets by position
+(EleutherAI/lm-evaluation-harness#2520), estimates from a part compared with whole ones (felipemaiapolo/tinyBenchmarks#2).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cltk
+from cltk.cli import main
+from cltk.errors import InputError, RunError
+from cltk.measure.scores import Scores
+from cltk.measure.twophase import two_phase
+from cltk.run.config import load_config
+from cltk.run.records import read_json
+from tests.conftest import TINY
+
+TRAIN = 'train: {learning_rate: 3.0e-3, max_steps: 4, per_device_train_batch_size: 4, save_strategy: "no"}\nkeep_model: false\n'
+GRID = "grid: {mitigators: {low_lr: [low_lr: {factor: 0.5}], plain: [], lower: [low_lr: {factor: 0.2}]}}\n"
+HALF = 0.02
+OLD = "retain: [toy, {text: old.jsonl, name: old_text, cluster: document}]"
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study)
+    monkeypatch.setenv("CLTK_CACHE", str(study / "cache"))
+
+
+def write(documents: str, evals: str = OLD, grid: str = GRID, rest: str = "") -> Path:
+    Path("x.yaml").write_text(
+        TINY + TRAIN + f"evals:\n  include_path: tasks\n  kl_rows: 0\n  {evals}\n  documents: {documents}\n{grid}{rest}"
+    )
+    return Path("x.yaml")
+
+
+def kept(experiment: Any, method: str) -> tuple[dict[str, Any], Scores]:
+    cell = next(cell for cell in experiment.cells if cell.method == method)
+    return read_json(experiment.folder(cell) / "record.json"), Scores.from_json(
+        read_json(experiment.folder(cell) / "scores.json")
+    )
+
+
+def test_references_are_scored_whole_and_first_and_predict_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    write("{total: 100, scored: 32, reference: plain}")
+    assert main(["run", "x.yaml", "--out", "out"]) == 0
+    said = capsys.readouterr().err
+    assert said.index("plain_seed=0: train") < said.index("low_lr_seed=0: train")
+    experiment = cltk.load("x.yaml", "out")
+    base = Scores.from_json(read_json(next(Path("out").glob("base-*/scores.json"))))
+    plain, whole = kept(experiment, "plain")
+    assert "documents" not in plain
+    assert {row["documents"] for row in plain["retain"]["rows"]} == {None}
+    assert len(whole.tasks["old_text"]) == len(base.tasks["old_text"]) == 100
+    record, scores = kept(experiment, "low_lr")
+    places = record["documents"]["places"]["old_text"]
+    assert record["documents"]["scored"] == {"old_text": [32, 100]}  # 12 and 18 documents are scored whole
+    assert record["documents"]["references"] == {"plain": plain["digests"]["tuned_model"]}
+    assert scores.tasks["old_text"].doc_hash == [base.tasks["old_text"].doc_hash[i] for i in places]
+    clusters = np.array(base.tasks["old_text"].cluster)
+    assert all(set(np.flatnonzero(clusters == clusters[i])) <= set(places) for i in places)
+    before, reference, after = (np.array(one.tasks["old_text"].values["nll"]) for one in (base, whole, scores))
+    found = two_phase(after - before[places], places, np.column_stack([before, reference - before]), clusters)
+    row = next(row for row in record["retain"]["rows"] if row["task"] == "old_text" and row["metric"] == "nll")
+    assert (row["forgetting"], row["se"]) == pytest.approx((found.estimate.mean, found.estimate.se))
+    assert (row["test"], row["n"]) == ("two-phase t", 32)
+    assert any(note.startswith("old_text: 32 scored of 100, R^2 ") for note in record["retain"]["notes"])
+    other, more = kept(experiment, "lower")
+    assert other["documents"]["places"] == record["documents"]["places"]
+    assert more.tasks["old_text"].doc_hash == scores.tasks["old_text"].doc_hash
+    assert main(["report", "out"]) == 0
+
+
+def test_as_many_as_the_half_width_needs() -> None:
+    run = cltk.load(write("{scored: auto, half_width: " + str(HALF) + "}", OLD.replace("toy, ", "")), "out")
+    run.run()
+    record, scores = kept(run, "lower")
+    row = next(row for row in record["retain"]["rows"] if row["metric"] == "nll")
+    assert record["documents"]["scored"]["old_text"] == [len(scores.tasks["old_text"]), 120]
+    assert 64 <= len(scores.tasks["old_text"]) < 120
+    low, high = row["ci"]
+    assert max(high - row["forgetting"], row["forgetting"] - low) <= HALF
+    assert record["documents"]["looks"]["old_text"] >= 1
+
+
+def test_a_failed_reference_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    grid = "grid: {mitigators: {plain: [low_lr: {factor: 1.0e+33}], low_lr: [low_lr: {factor: 0.5}]}}\n"
+    run = cltk.load(write("{scored: 32}", OLD, grid), "out")
+    with pytest.raises(RunError, match="2 of 2 cells failed"):
+        run.run()
+    error = read_json(run.folder(run.cells[1]) / "failed.json")["error"]
+    assert "the reference plain_seed=0 has no scores" in error
+
+
+def test_another_reference_is_another_cell() -> None:
+    one = cltk.load(write("{scored: 32}"), "out")
+    folders = {cell.method: one.folder(cell).name for cell in one.cells}
+    two = cltk.load(write("{scored: 32}", OLD, GRID.replace("plain: []", "plain: [low_lr: {factor: 0.9}]")), "out")
+    changed = {cell.method: two.folder(cell).name for cell in two.cells}
+    assert all(folders[name] != changed[name] for name in folders)
+    none = cltk.load(write("{scored: 32}", OLD, GRID).parent / "x.yaml", "out")
+    assert none.inputs.measured(none.cells[0]) == one.inputs.measured(one.cells[0])  # the start model is scored once
+
+
+@pytest.mark.parametrize(
+    ("documents", "evals", "message"),
+    [
+        (
+            "{scored: 32, reference: plian}",
+            OLD,
+            r"x\.yaml:\d+: evals\.documents\.reference: no cell has the method 'plian'.*plain",
+        ),
+        ("{scored: auto}", OLD, "half_width belongs to"),
+        ("{scored: 32, half_width: 0.01}", OLD, "half_width belongs to"),
+        ("{scored: 0}", OLD, "evals.documents.scored"),
+        ("{scored: 5, total: 8}", f"{OLD}\n  sample: 9", "documents.total is a sample"),
+        ("{scored: 5, total: 8}", f"{OLD}\n  limit: 9", "documents.total is a sample"),
+        ("{scored: 5, totl: 8}", OLD, "totl: unknown key"),
+    ],
+)
+def test_what_does_not_fit_is_refused_when_read(documents: str, evals: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(write(documents, evals))
+
+
+def test_prompts_that_depend_on_the_documents_before_are_refused() -> None:
+    run = cltk.load(write("{scored: 5}", f"{OLD}\n  num_fewshot: 2"), "out")
+    with pytest.raises(InputError, match=r"evals.documents: task toy: its examples are drawn document by document"):
+        run.check()
+
+
+def test_streams_and_groups_are_refused() -> None:
+    Path("tasks/both.yaml").write_text("group: both\ntask: [toy]\naggregate_metric_list: [{metric: acc}]\n")
+    with pytest.raises(InputError, match=r"evals.documents: both is a group"):
+        cltk.load(write("{scored: 5}", "retain: [both]"), "out").check()
+    data = "data: {train: {path: new.jsonl, prompt: question, completion: answer}, max_length: 64}"
+    Path("x.yaml").write_text(
+        f"model: {{pretrained: tiny-llama}}\n{TRAIN}stages: [{{name: one, {data}}}]\n"
+        "evals: {documents: {scored: 5}}\ngrid: {mitigators: {plain: []}}\n"
+    )
+    with pytest.raises(InputError, match="a stream is scored whole"):
+        load_config("x.yaml")

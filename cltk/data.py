@@ -262,7 +262,8 @@ def token_row(row: Row, where: str) -> Row:
         InputError: its input_ids are no list of token ids, or its labels are others than one a token.
     """
     found = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in row.items()}
-    ids, labels = found.get("input_ids"), found.get("labels")
+    ids: Any = found.get("input_ids")
+    labels: Any = found.get("labels")
     for name, value in (("input_ids", ids), ("labels", [] if labels is None else labels)):
         if not isinstance(value, list | tuple) or not all(issubclass(kind, Integral) for kind in set(map(type, value))):
             raise InputError(f"{where}: column {name!r} must be a list of token ids, got {str(value)[:40]}")

@@ -49,7 +49,8 @@ def score_tasks(
         lost = _evaluate(suite, plain, {"tasks": suspects, "groups": {}}, samples=first)[1]
     rest = {name: task for name, task in tasks.items() if name not in lost}
     whole = {name: group for name, group in loaded["groups"].items() if all(one in rest for one in _members(group))}
-    raw, later = {}, {}
+    raw: Any = {}
+    later: dict[str, str] = {}
     if rest:
         raw, later = _evaluate(
             suite, lm, {**loaded, "tasks": rest, "groups": whole}, limit=suite.limit, samples=sampled or None

@@ -109,7 +109,7 @@ def measure(
         del pair
         gc.collect()
     result = compare(scores[0], scores[1], margins=margins)
-    moved, notes = text_divergence(*kept, held_out, kl_rows, progress) if len(kept) == 2 else ({}, [])
+    moved, notes = text_divergence(kept[0], kept[1], held_out, kl_rows, progress) if len(kept) == 2 else ({}, [])
     if held_out and kl_rows and len(kept) < 2:
         notes = ["KL is left out: the two models do not fit in memory together"]
     settings = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from cltk.data import locate, read_rows, text_of
 from cltk.errors import InputError
+from cltk.measure.texts import TextTask
 from cltk.run.config import Cell
 from cltk.run.inputs import Inputs, memories
 from cltk.run.methods import resolve_path
@@ -138,18 +140,21 @@ def _sets(inputs: Inputs, cell: Cell) -> Iterator[_Set]:
             rows = getattr(data, part)
             name = ": ".join(filter(None, [training.stage, f"data.{part}"]))
             kind = "measured" if part == "heldout" else part
-            yield _Set(id(rows), name, lambda rows=rows: _decoded(rows, inputs.tokenizer(cell)), kind)
+            yield _Set(id(rows), name, partial(_decoded, rows, inputs.tokenizer(cell)), kind)
     for text in inputs.suite(cell).texts:
         if text.rows and "input_ids" not in text.rows[0]:
-            words: Any = lambda text=text: [text_of(row, text.name) for row in text.rows]  # noqa: E731
-            yield _Set(id(text.rows), text.name, words, "measured")
+            yield _Set(id(text.rows), text.name, partial(_words, text), "measured")
     for memory in sorted({path for _, path in memories(cell.config.mitigators)}):
         path = resolve_path(memory, inputs.plan.folder, "memory")
-        yield _Set(memory, f"memory {memory}", lambda path=path: _memory(path), "memory")
+        yield _Set(memory, f"memory {memory}", partial(_memory, path), "memory")
 
 
 def _decoded(rows: Sequence[Any], tokenizer: Any) -> list[str]:
     return list(tokenizer.batch_decode([list(map(int, row["input_ids"])) for row in rows], skip_special_tokens=True))
+
+
+def _words(text: TextTask) -> list[str]:
+    return [text_of(row, text.name) for row in text.rows]
 
 
 def _memory(path: str) -> list[str]:

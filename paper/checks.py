@@ -2,7 +2,8 @@
 
 A part is an estimate with its 95 % interval and the sign that the rule asks for. A check holds when every part's interval
 lies on its side of 0; it is contradicted when one lies on the other side; else it is undecided. Confirmatory checks are one
-family: p of a check is the largest of its parts' (two-sided, 1 where a sign is wrong), adjusted by Holm.
+family, and both answers need its adjusted p as well: p of a check is the largest of its parts' (two-sided, 1 where a sign is
+wrong), p against it the least of the wrong signs' times the number of parts, each adjusted by Holm over the checks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from cltk.measure.stats import Estimate, holm
 
 HOLDS, CONTRADICTED, UNDECIDED, ABSENT = "holds", "contradicted", "undecided", "not run"
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,15 @@ class Part:
     @property
     def p(self) -> float:
         """Two-sided; 1 where the sign is wrong."""
-        return self.estimate.p if self.estimate is not None and self.sign * self.estimate.mean > 0 else 1.0
+        return self._p(self.sign)
+
+    @property
+    def against(self) -> float:
+        """Two-sided; 1 where the sign is right."""
+        return self._p(-self.sign)
+
+    def _p(self, sign: int) -> float:
+        return self.estimate.p if self.estimate is not None and sign * self.estimate.mean > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,8 @@ class Check:
     parts: tuple[Part, ...] = ()
     numbers: dict[str, float] = field(default_factory=dict)
     decided: str | None = None  # the verdict of a rule that is not about signs
-    adjusted: float | None = None
+    adjusted: float | None = None  # p over the confirmatory checks
+    adjusted_against: float | None = None
     seeds: int | None = None
     missing: tuple[str, ...] = ()
 
@@ -59,19 +70,27 @@ class Check:
         if self.missing:
             return ABSENT
         found = [part.verdict for part in self.parts] + ([self.decided] if self.decided else [])
-        return CONTRADICTED if CONTRADICTED in found else UNDECIDED if UNDECIDED in found else HOLDS
+        answer = CONTRADICTED if CONTRADICTED in found else UNDECIDED if UNDECIDED in found else HOLDS
+        p = self.adjusted_against if answer == CONTRADICTED else self.adjusted
+        return UNDECIDED if p is not None and p >= ALPHA else answer
 
     @property
     def p(self) -> float:
         """Of all parts together: the intersection-union test."""
         return max(part.p for part in self.parts)
 
+    @property
+    def against(self) -> float:
+        """Of the part that speaks most against it, times the number of parts."""
+        return min(1.0, len(self.parts) * min(part.against for part in self.parts))
+
 
 def adjusted(found: list[Check]) -> list[Check]:
     """With Holm's p over the confirmatory checks that were run."""
-    family = [one.key for one in found if one.confirmatory and one.parts]
-    p = dict(zip(family, holm([one.p for one in found if one.key in family]), strict=True))
-    return [replace(one, adjusted=p.get(one.key)) for one in found]
+    family = [one for one in found if one.confirmatory and one.parts]
+    sides = (holm([one.p for one in family]), holm([one.against for one in family]))
+    p = {one.key: both for one, *both in zip(family, *sides, strict=True)}
+    return [replace(one, adjusted=p[one.key][0], adjusted_against=p[one.key][1]) if one.key in p else one for one in found]
 
 
 def numbers(found: list[Check]) -> Iterator[tuple[str, float]]:
@@ -85,5 +104,6 @@ def numbers(found: list[Check]) -> Iterator[tuple[str, float]]:
                     (f"{check.key}.{one.key}{end}", value)
                     for end, value in (("", one.estimate.mean), (".low", one.estimate.low), (".high", one.estimate.high))
                 )
-        if check.adjusted is not None:
+        if check.adjusted is not None and check.adjusted_against is not None:
             yield f"{check.key}.p", check.adjusted
+            yield f"{check.key}.against", check.adjusted_against

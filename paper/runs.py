@@ -10,8 +10,8 @@ import numpy as np
 
 from cltk.errors import InputError
 from cltk.measure.stats import Estimate, Floats
-from cltk.report.draws import Draws, drawn, name_of, settings
-from cltk.report.seeds import combine, from_documents
+from cltk.report.noise import Statistic, combine, delta, from_documents
+from cltk.report.settings import name_of, settings
 from cltk.report.sources import Entry, Losses, read_entries
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -89,6 +89,11 @@ class Runs:
         """Of the NLL after training itself."""
         return self.contrast(weights, side, lambda one: one.after)
 
-    def draws(self, names: Sequence[str], old: str = OLD) -> Draws:
-        """For statistics that are no plain mean; texts with as many seeds share their draws of seeds."""
-        return drawn(self.sides(names, old), DRAWS)
+    def of_means(self, statistic: Statistic, names: Sequence[str], *olds: str) -> Estimate | None:
+        """A statistic of the settings' mean forgetting on each old text, [K] a text, over the seeds that all have."""
+        tasks, seeds = [], []
+        for old in olds or (OLD,):
+            sides = [self.sides(names, old)[name][1] for name in names]
+            tasks.append((np.stack([side.d for side in sides]), sides[0].cluster))
+            seeds.append(len(sides[0].d))
+        return delta(statistic, tasks) if len(set(seeds)) == 1 else None

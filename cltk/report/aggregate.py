@@ -1,18 +1,21 @@
 """Records -> one summary a method: seeds together, methods against plain training, p-values adjusted over what is claimed.
 
-Seeds and documents are different noise: a method's forgetting comes from a two-way bootstrap (`cltk.report.seeds`), never
-from a pooled n. Confirmatory: the primary endpoint, alone and against plain, Holm (1979) over methods. Exploratory: methods
-x other tasks, Benjamini and Hochberg (1995).
+Seeds and documents are different noise (`cltk.report.noise`), never a pooled n. Confirmatory: the primary endpoint, alone and
+against plain, Holm (1979) over methods. Exploratory: methods x other tasks, Benjamini and Hochberg (1995). "Forgets" and "does
+not forget by more than M" are a family each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from cltk.measure import stats
-from cltk.report import seeds
+from cltk.measure.forgetting import span
+from cltk.report import noise
 from cltk.report.effects import Effect, Item, combined, finite, kind
 from cltk.report.groups import Group, group_entries, references
 from cltk.report.sides import Side, common_seeds, difference
@@ -100,12 +103,16 @@ def _items(group: Group, role: str, side: Side) -> list[Item]:
             rows = [found[task] for found in by_seed]
             whole = stack(side.runs(task))
             if whole is None:
-                errors = [finite(row["se"], math.nan) for row in rows]
-                evidence = seeds.from_records([row["forgetting"] for row in rows], errors, rows[0]["clusters"], rows[0]["n"])
+                scores = np.array([row[key] for row in rows for key in ("pre", "post")])
+                evidence = noise.from_records(
+                    [row["forgetting"] for row in rows], [finite(row["se"], math.nan) for row in rows], rows[0]["clusters"],
+                    rows[0]["n"], span(rows[0]["metric"], scores),
+                )  # fmt: skip
             else:
-                evidence = seeds.from_documents(whole.d, whole.cluster)
+                bounds = span(rows[0]["metric"], whole.before, whole.after)
+                evidence = noise.from_documents(whole.d, whole.cluster, bounds)
             right = whole.right if whole is not None and len(rows) > 1 else None
-            items.append(Item(rows, evidence, None if right is None else seeds.churn(right)))
+            items.append(Item(rows, evidence, None if right is None else noise.churn(right)))
     return items
 
 
@@ -134,13 +141,21 @@ def _adjust(summaries: list[Summary]) -> list[Summary]:
     """Holm over methods for the primary endpoint, and for its difference to plain; BH over methods x the other tasks."""
     for name in ("primary", "difference"):
         found = [(summary, effect) for summary in summaries if (effect := getattr(summary, name)) is not None]
-        for (summary, effect), p in zip(found, stats.holm([effect.estimate.p for _, effect in found]), strict=True):
-            setattr(summary, name, replace(effect, adjusted=p))
+        for (summary, _), effect in zip(found, _family([effect for _, effect in found], stats.holm), strict=True):
+            setattr(summary, name, effect)
     others = [(summary, i) for summary in summaries for i, one in enumerate(summary.retain) if not summary.is_primary(one)]
-    adjusted = stats.benjamini_hochberg([summary.retain[i].estimate.p for summary, i in others])
-    for (summary, i), p in zip(others, adjusted, strict=True):
-        summary.retain[i] = replace(summary.retain[i], adjusted=p)
+    adjusted = _family([summary.retain[i] for summary, i in others], stats.benjamini_hochberg)
+    for (summary, i), effect in zip(others, adjusted, strict=True):
+        summary.retain[i] = effect
     for summary in summaries:
         if summary.primary is not None and len(summary.primary_tasks) == 1:
             summary.retain = [summary.primary if summary.is_primary(one) else one for one in summary.retain]
     return summaries
+
+
+def _family(effects: Sequence[Effect], adjust: Callable[[Sequence[float]], list[float]]) -> list[Effect]:
+    """Both claims, each adjusted over all effects."""
+    changes, margins = adjust([one.estimate.p for one in effects]), adjust([one.p_margin for one in effects])
+    return [
+        replace(one, adjusted=p, adjusted_margin=p_margin) for one, p, p_margin in zip(effects, changes, margins, strict=True)
+    ]

@@ -12,8 +12,10 @@ import numpy as np
 from cltk.measure import stats
 from cltk.measure.forgetting import ACCURACIES, UNITS
 from cltk.measure.stats import Estimate
-from cltk.report import seeds
+from cltk.report import noise
 from cltk.report.sources import Record
+
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Effect:
     lost: float | None  # documents 1 -> 0, mean over seeds; None for continuous metrics
     gained: float | None
     churn: float | None = None  # documents that flip one way between two seeds of this method
-    adjusted: float | None = None  # p over the family that the effect is claimed in
+    adjusted: float | None = None  # p of no change, over the family that the effect is claimed in
+    adjusted_margin: float | None = None  # p_margin, the same
     more: bool = False  # the difference of two methods
 
     @property
@@ -41,11 +44,28 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        """By the adjusted p where there is one."""
-        p = self.estimate.p if self.adjusted is None else self.adjusted
-        if self.more and self.estimate.high < 0 and p < 0.05:
+        """By the adjusted p's where there are some."""
+        p, p_margin = self._claims[-1]
+        if self.more and self.estimate.high < 0 and p < ALPHA:
             return "forgets less"
-        return stats.verdict(self.estimate.ci, p, self.p_margin, self.margin_text, more=self.more)
+        return stats.verdict(self.estimate.ci, p, p_margin, self.margin_text, more=self.more)
+
+    @property
+    def rests_on(self) -> tuple[float, float | None]:
+        """The p that the verdict's words rest on, as tested and adjusted: of "does not forget by more than M" that of the
+        margin, of "forgets (by less than M)" the larger of both, else that of no change."""
+        words = self.verdict
+        both = "(by less than" in words
+        found = [max(p, p_margin) if both else p_margin if words.startswith("does not") else p for p, p_margin in self._claims]
+        return found[0], found[1] if len(found) > 1 else None
+
+    @property
+    def _claims(self) -> list[tuple[float, float]]:
+        """(p of no change, p of the margin), as tested and, where there is a family, adjusted."""
+        found = [(self.estimate.p, self.p_margin)]
+        if self.adjusted is not None and self.adjusted_margin is not None:
+            found.append((self.adjusted, self.adjusted_margin))
+        return found
 
     @property
     def margin_text(self) -> str:
@@ -95,7 +115,7 @@ class Item:
     """One task of one method: its rows, one a seed, and what they weigh."""
 
     rows: list[Record]
-    evidence: seeds.Evidence
+    evidence: noise.Evidence
     churn: float | None
 
     @property
@@ -115,9 +135,9 @@ def combined(items: list[Item], name: str) -> Effect:
     return replace(effect, lost=counts[0], gained=counts[1], churn=first.churn if len(items) == 1 else None)
 
 
-def judged(name: str, rows: list[Record], evidence: Sequence[seeds.Evidence]) -> Effect:
+def judged(name: str, rows: list[Record], evidence: Sequence[noise.Evidence]) -> Effect:
     """The estimate from this evidence, held against the smallest margin of its rows."""
-    estimate = seeds.combine(evidence)
+    estimate = noise.combine(evidence)
     margin, metrics = min(row["margin"] for row in rows), {row["metric"] for row in rows}
     binary = all(row["lost"] is not None for row in rows)
     points = np.mean([one.points for one in evidence], axis=0)

@@ -132,7 +132,7 @@ def tasks_table(summaries: Sequence[Summary]) -> str:
     for k, summary in enumerate(summaries):
         lines += [r"\addlinespace"] if k else []
         for effect in [*summary.retain, *summary.learn]:
-            p = effect.estimate.p if effect.adjusted is None else effect.adjusted
+            p = effect.estimate.p if effect.adjusted is None else effect.rests_on[1]
             name = escape(f"{effect.task} {tables.named(effect.metric)}")
             scores = [f"${tables.number(score, effect.metric)}$" for score in (effect.pre, effect.post)]
             shown = [escape(summary.label), name, str(effect.n), *scores, value(effect), f"${tables.p_value(p)}$"]

@@ -13,24 +13,19 @@ all settings and of the start model (0).
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from scipy import stats as distributions
 
-from cltk.measure.stats import Floats, cluster_sums
+from cltk.measure.stats import Floats
+from cltk.report import noise
 from cltk.report.aggregate import Summary
 from cltk.report.effects import Effect, scaled, unit
 from cltk.report.groups import PLAIN
 from cltk.report.pairs import Study
-from cltk.report.sides import Side
 from cltk.report.sources import stack
 from cltk.report.tables import Table
-
-DRAWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Area:
-    """A hypervolume, or a difference of two, with its 95 % interval; (-inf, inf) when nothing could be drawn."""
+    """A hypervolume, or a difference of two, with its 95 % interval; (-inf, inf) without scores that are paired."""
 
     value: float
     low: float = -math.inf
@@ -102,9 +97,7 @@ def hypervolume(f: Floats, g: Floats, corner: float) -> Floats:
 def volumes(study: Study) -> list[Volume]:
     """The hypervolume of every family, in the order of the summaries.
 
-    Interval: HV +- t SE, cut at 0. SE is that of a bootstrap in which all settings meet the same draw of seeds and, in
-    each task, of documents (by cluster); F is kept. Weights of S seeds are stretched by sqrt(S / (S - 1)), because S are
-    drawn from S. t has S - 1 degrees of freedom, with one seed those of the clusters.
+    Interval: that of `noise.delta`, for new seeds and new documents of all settings at once, cut at 0; F is kept.
     """
     found = points(study.summaries)
     if not found:
@@ -112,12 +105,10 @@ def volumes(study: Study) -> list[Volume]:
     worst, best = max(0.0, *(point.f for point in found)), min(0.0, *(point.f for point in found))
     corner = worst + (worst - best) / 10
     families = {name: [point for point in found if point.summary.family == name] for name in _families(found)}
-    drawn = {name: _drawn(study, own, corner) for name, own in families.items()}
-    values = {name: _value(own, corner) for name, own in families.items()}
     done = []
     for name, own in families.items():
-        more = None if name == PLAIN or PLAIN not in families else _area(values, drawn, name, PLAIN)
-        done.append(Volume(name, len(own), _area(values, drawn, name), more))
+        more = None if name == PLAIN or PLAIN not in families else _area(study, own, families[PLAIN], corner)
+        done.append(Volume(name, len(own), _area(study, own, [], corner), more))
     return done
 
 
@@ -129,64 +120,40 @@ def _value(own: Sequence[Point], corner: float) -> float:
     return float(hypervolume(np.array([point.f for point in own]), np.array([point.g for point in own]), corner))
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    areas: Floats  # [draws]
-    degrees: int
-
-
-def _area(values: dict[str, float], drawn: dict[str, _Drawn | None], name: str, minus: str | None = None) -> Area:
-    value, ours = values[name], drawn[name]
-    if minus is None:
-        theirs = _Drawn(np.zeros(DRAWS), ours.degrees) if ours else None
-    else:
-        value, theirs = value - values[minus], drawn[minus]
-    if ours is None or theirs is None:
+def _area(study: Study, own: Sequence[Point], minus: Sequence[Point], corner: float) -> Area:
+    """HV of `own`, less that of `minus` where there are some."""
+    value = _value(own, corner) - (_value(minus, corner) if minus else 0.0)
+    tasks = _noise(study, [*own, *minus])
+    if tasks is None:
         return Area(value)
-    se = float(np.std(ours.areas - theirs.areas, ddof=1))
-    half = float(distributions.t.ppf(0.975, min(ours.degrees, theirs.degrees))) * se
-    return Area(value, value - half if minus else max(value - half, 0.0), value + half)
+    scale = scaled(own[0].old, 1.0)
+
+    def more(means: Sequence[Floats]) -> float:
+        f, g = scale * np.mean(means[:-1], axis=0), -means[-1]
+        less = float(hypervolume(f[len(own) :], g[len(own) :], corner)) if minus else 0.0
+        return float(hypervolume(f[: len(own)], g[: len(own)], corner)) - less
+
+    estimate = noise.delta(more, tasks)
+    if estimate is None:
+        return Area(value)
+    low, high = (value + end - estimate.mean for end in estimate.ci)
+    return Area(value, low if minus else max(low, 0.0), high)
 
 
-def _drawn(study: Study, own: Sequence[Point], corner: float) -> _Drawn | None:
-    """HV of every draw; None when a setting lacks per-document scores."""
-    f, g, degrees = [], [], []
-    for point in own:
-        side = study.side(point.number)
-        old, new = (_means(side, tasks) for tasks in (point.summary.primary_tasks, [point.new.task]))
-        if old is None or new is None:
+def _noise(study: Study, found: Sequence[Point]) -> list[tuple[Floats, list[str]]] | None:
+    """(d [K, S, n], clusters) of each old task and of the new one, on the seeds that all have; None without such scores."""
+    sides = [study.side(point.number) for point in found]
+    seeds = [seed for seed in sides[0].seeds if all(seed in side.seeds for side in sides)]
+    if not seeds or any(point.summary.primary_tasks != found[0].summary.primary_tasks for point in found):
+        return None
+    done = []
+    for task in [*found[0].summary.primary_tasks, found[0].new.task]:
+        whole = [stack(side.runs(task, seeds)) for side in sides]
+        if any(one is None or whole[0] is None or one.documents != whole[0].documents for one in whole):
             return None
-        f.append(scaled(point.old, old[0]))
-        g.append(-new[0])
-        degrees += [old[1], new[1]]
-    return _Drawn(hypervolume(np.array(f), np.array(g), corner), min(degrees))
-
-
-def _means(side: Side, tasks: Sequence[str]) -> tuple[Floats, int] | None:
-    """The mean over tasks, seeds and documents of every draw, and its degrees of freedom."""
-    seeds = len(side.entries)
-    total, degrees = np.zeros((DRAWS, seeds)), []
-    for task in tasks:
-        whole = stack(side.runs(task))
-        if whole is None:
-            return None
-        per_seed = [cluster_sums(row, whole.cluster) for row in whole.d]
-        counts = per_seed[0][1]
-        if len(counts) < 2:
-            return None
-        weights = _weights(len(counts), task)
-        total += (weights @ np.column_stack([sums for sums, _ in per_seed])) / (weights @ counts)[:, None]
-        degrees.append(len(counts) - 1)
-    stretch = math.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
-    own = 1 / seeds + stretch * (_weights(seeds, "seeds") / seeds - 1 / seeds)
-    return (own * total / len(tasks)).sum(axis=1), seeds - 1 if seeds > 1 else min(degrees)
-
-
-@lru_cache(maxsize=32)
-def _weights(groups: int, name: str) -> Floats:
-    """How often each of `groups` is drawn [draws, groups]; the same for the same name."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    return rng.multinomial(groups, np.full(groups, 1 / groups), size=DRAWS).astype(np.float64)
+        known = [one for one in whole if one is not None]
+        done.append((np.stack([one.d for one in known]), known[0].cluster))
+    return done
 
 
 def area_table(study: Study) -> Table | None:
@@ -200,8 +167,8 @@ def area_table(study: Study) -> Table | None:
         f"The area between a method's settings (forgetting on {old.task}, new-task NLL fall) and a corner that all methods"
         " share: no gain, and forgetting a tenth of the study's range beyond the worst setting. Larger is better; a method"
         " tried at more settings has more chances, so compare equal numbers. Plain is fine-tuning without a method at any"
-        " learning rate, low_lr alone included. Brackets: 95 % intervals, from a bootstrap in which all settings meet the"
-        " same seeds and documents."
+        " learning rate, low_lr alone included. Brackets: 95 % intervals for new seeds and documents, which all"
+        " settings meet alike."
     )
     name = f"area, {unit(old.metric) or 'units'} × nats"
     return Table("What each method dominates (hypervolume)", ["method", "settings", name, "more than plain"], rows, note)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cltk.report import seeds
+from cltk.measure.forgetting import span
+from cltk.report import noise
 from cltk.report.effects import Effect, judged
 from cltk.report.sources import Entry, Losses, ScoreFiles, headline_rows, stack
 
@@ -41,11 +42,13 @@ def common_seeds(a: Side, b: Side) -> list[int]:
 def difference(a: Side, b: Side, tasks: Sequence[str], role: str) -> Effect | None:
     """Forgetting of a minus that of b: the mean over tasks, on common seeds and the same documents; None without them."""
     common, evidence = common_seeds(a, b), []
+    rows = [row for entry in a.entries for row in headline_rows(entry.record, role) if row["task"] in tasks]
+    metrics = {row["task"]: row["metric"] for row in rows}
     for task in tasks:
         ours, theirs = stack(a.runs(task, common)), stack(b.runs(task, common))
         if ours is None or theirs is None or ours.documents != theirs.documents:
             return None
-        evidence.append(seeds.from_documents(ours.d - theirs.d, ours.cluster))
-    rows = [row for entry in a.entries for row in headline_rows(entry.record, role) if row["task"] in tasks]
+        bounds = span(metrics[task], ours.after, theirs.after)
+        evidence.append(noise.from_documents(ours.d - theirs.d, ours.cluster, bounds))
     name = tasks[0] if len(tasks) == 1 else "mean"
     return replace(judged(name, rows, evidence), more=True) if evidence else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from cltk.measure.stats import Estimate
 from cltk.measure.stream import NAMES
-from cltk.report import seeds
+from cltk.report import noise
 from cltk.report.aggregate import Summary
 from cltk.report.tables import Table
 
@@ -45,7 +45,7 @@ def measure(summary: Summary, name: str) -> Estimate:
         one = found[0]
         return Estimate(one["value"], one["se"], one["ci"][0], one["ci"][1], math.nan, one["n"], one["clusters"])
     values, errors = ([one[key] for one in found] for key in ("value", "se"))
-    return seeds.combine([seeds.from_records(values, errors, found[0]["clusters"], found[0]["n"])])
+    return noise.combine([noise.from_records(values, errors, found[0]["clusters"], found[0]["n"])])
 
 
 def _cell(estimate: Estimate) -> str:

@@ -12,6 +12,7 @@ from cltk.measure.power import Plan
 from cltk.report.aggregate import Summary
 from cltk.report.effects import Effect, is_accuracy, unit
 
+P = 'p: what the verdict rests on, of no change, or of a loss of the margin or more for "does not forget"'
 TEXTS = ("method", "task", "text", "verdict")  # columns of words; the others hold numbers
 
 
@@ -131,7 +132,7 @@ def note(summaries: Sequence[Summary]) -> str:
     if len(several) < len(summaries):
         lines.append("One seed: the interval covers documents, not training noise.")
     if any(summary.per_document for summary in several):
-        lines.append("Several seeds: two-way bootstrap over seeds x documents.")
+        lines.append("Several seeds: for new seeds and new documents.")
     if any(not summary.per_document for summary in several):
         lines.append(
             "Seeds x documents needs the per-document scores (scores.json, or NAME.scores.json and base.scores.json): where"
@@ -176,7 +177,7 @@ def against_plain(summaries: Sequence[Summary]) -> Table | None:
             continue
         endpoints[f"{one.task} {one.metric}"] = None
         rows.append([
-            summary.label, str(len(one.points)), quantity(one, with_unit=True), p_value(one.estimate.p), p_value(one.adjusted),
+            summary.label, str(len(one.points)), quantity(one, with_unit=True), *map(p_value, one.rests_on),
             quantity(summary.learning, with_unit=True) if summary.learning else "", one.verdict,
         ])  # fmt: skip
     note = (
@@ -194,17 +195,18 @@ def details(summaries: Sequence[Summary]) -> Table:
     for summary in summaries:
         mean = [summary.primary] if summary.primary and not any(map(summary.is_primary, summary.retain)) else []
         for effect in [*mean, *summary.retain, *summary.learn]:
-            words = effect.verdict if effect.adjusted is not None else learning(effect)
+            new = effect.adjusted is None
+            words, found = (learning(effect), (effect.estimate.p, None)) if new else (effect.verdict, effect.rests_on)
             flips = "" if effect.lost is None else f"{count(effect.lost)}/{count(effect.gained)}"
             rows.append([
                 summary.label, f"{effect.task} {named(effect.metric)}", str(effect.n), number(effect.pre, effect.metric),
-                number(effect.post, effect.metric), quantity(effect), p_value(effect.estimate.p), p_value(effect.adjusted),
-                flips, *([count(effect.churn)] if churned else []), words,
+                number(effect.post, effect.metric), quantity(effect), *map(p_value, found), flips,
+                *([count(effect.churn)] if churned else []), words,
             ])  # fmt: skip
     heads = ["method", "task", "n", "pre", "post", "forgetting", "p", "adj. p", "lost / gained"]
     note = (
-        "adj. p, which verdicts go by: Holm over methods on the primary endpoint (old-text NLL, else mean accuracy); elsewhere"
-        " Benjamini-Hochberg over methods x tasks."
+        f"{P}. adj. p, which verdicts go by: Holm over methods on the primary endpoint (old-text NLL, else mean accuracy);"
+        " elsewhere Benjamini-Hochberg over methods x tasks."
     )
     if churned:
         note += " churn: documents that flip one way between two seeds of the method; lost and gained beyond it are no noise."
@@ -226,13 +228,20 @@ def verdict(summaries: Sequence[Summary]) -> list[str]:
                 on.setdefault(effect.verdict, []).append(effect.task)
         parts = [learning(learn)] if learn else []
         if (main := summary.primary) is not None:
-            parts.append(f"{main.verdict} on {main.task} (Holm p {p_value(main.adjusted)})")
+            parts.append(f"{main.verdict} on {main.task} ({_holm(main)})")
         parts += [f"{words} on {', '.join(tasks)}" for words, tasks in sorted(on.items(), key=lambda item: _rank(item[0]))]
         if summary.difference is not None:
-            parts.append(f"against plain: {summary.difference.verdict} (Holm p {p_value(summary.difference.adjusted)})")
+            parts.append(f"against plain: {summary.difference.verdict} ({_holm(summary.difference)})")
         seeds = f" ({len(summary.entries)} seeds)" if len(summary.entries) > 1 else ""
         lines.append(f"{summary.label}{seeds}: {'; '.join(parts)}.")
     return lines
+
+
+def _holm(effect: Effect) -> str:
+    """The adjusted p that the verdict rests on; of what cannot be told those of both claims."""
+    if effect.verdict.startswith("cannot") and effect.adjusted_margin is not None:
+        return f"Holm p {p_value(effect.adjusted)}, of {effect.margin_text} or more {p_value(effect.adjusted_margin)}"
+    return f"Holm p {p_value(effect.rests_on[1])}"
 
 
 def _rank(words: str) -> int:
@@ -247,10 +256,10 @@ def measured(result: dict[str, Any]) -> Table:
         flips = "" if effect.lost is None else f"{count(effect.lost)}/{count(effect.gained)}"
         rows.append([
             effect.task, named(effect.metric), str(effect.n), number(effect.pre, effect.metric),
-            number(effect.post, effect.metric), quantity(effect), p_value(effect.estimate.p), flips, row["verdict"],
+            number(effect.post, effect.metric), quantity(effect), p_value(effect.rests_on[0]), flips, row["verdict"],
         ])  # fmt: skip
     heads = ["task", "metric", "n", "pre", "post", "forgetting", "p", "lost / gained", "verdict"]
-    return Table("Forgetting: Perf_pre - Perf_ft, paired", heads, rows, "positive is bad; ± half of the 95 % interval")
+    return Table("Forgetting: Perf_pre - Perf_ft, paired", heads, rows, f"positive is bad; ± half of the 95 % interval; {P}")
 
 
 def moved(result: dict[str, Any]) -> Table | None:

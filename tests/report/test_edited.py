@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cltk.errors import InputError
-from cltk.report.draws import settings
 from cltk.report.groups import group_entries
+from cltk.report.settings import settings
 from cltk.report.sources import Entry
 
 

@@ -61,7 +61,7 @@ def test_nothing_moved_is_a_tie_of_all(tmp_path):
 
 def test_daggers_are_adjusted_over_methods(tmp_path):
     """Eight methods that differ from plain by a little: what is below 0.05 alone is not, times eight."""
-    study = constructed(tmp_path, {"plain": 0.3} | {f"m{i}": 0.3 - 0.0025 * i for i in range(8)})
+    study = constructed(tmp_path, {"plain": 0.3} | {f"m{i}": 0.3 - 0.004 * i for i in range(8)})
     endpoint = next(one for one in endpoints(study.summaries) if one.name.startswith("brown"))
     p = [difference(study.side(i), study.side(0), ["brown"], "retain").estimate.p for i in range(1, 9)]
     ordered = np.sort(p)

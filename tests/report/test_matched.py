@@ -12,18 +12,70 @@ import pytest
 from cltk.cli import main
 from cltk.errors import InputError
 from cltk.measure.scores import Scores, TaskScores
-from cltk.report.matched import interpolated, matched
+from cltk.report.matched import against_frontier, frontier, matched, place
+from cltk.report.sources import Losses
 from cltk.run.records import read_json, write_json
 
 N, SEEDS = 60, (0, 1, 2, 3, 4)
 
 
-def test_interpolates_between_what_is_not_beaten() -> None:
-    g = np.array([[1.0], [3.0], [2.0], [2.5]])
-    f = np.array([[0.2], [1.0], [0.5], [2.0]])  # the last is beaten by the second: more gain, less forgetting
-    for at, expected in ((0.0, 0.0), (0.5, 0.1), (1.5, 0.35), (2.5, 0.75), (3.0, 1.0)):
-        assert interpolated(g, f, np.array([at]))[0] == pytest.approx(expected)
-    assert np.isnan(interpolated(g, f, np.array([3.1]))[0])
+GAINS, RISES = np.array([1.0, 3.0, 2.0, 2.5]), np.array([0.2, 1.0, 0.5, 2.0])  # the last is beaten by the second
+
+
+@pytest.mark.parametrize(("at", "expected"), [(1.0, 0.2), (1.5, 0.35), (2.5, 0.75), (3.0, 1.0)])
+def test_a_place_between_what_is_not_beaten(at: float, expected: float) -> None:
+    assert frontier(GAINS, RISES) == [0, 2, 1]
+    weights, slope = place(GAINS, RISES, at, np.zeros((4, 4)))
+    assert weights @ RISES == pytest.approx(expected)
+    assert weights.sum() == pytest.approx(1)
+    assert slope == pytest.approx({1.0: 0.0, 1.5: 0.3, 2.5: 0.5, 3.0: 0.5}[at])
+
+
+def test_below_the_first_that_is_not_beaten_nothing_is_joined_to_it() -> None:
+    weights, slope = place(np.array([1.0, 3.0]), np.array([0.11, 0.10]), 2.0, np.zeros((2, 2)))
+    assert (weights.tolist(), slope) == ([0, 1], 0)  # more gain and less forgetting: no way through the start model
+
+
+def test_gains_that_noise_hides_are_taken_together() -> None:
+    v = np.full((4, 4), 1e6)
+    weights, slope = place(GAINS, RISES, 1.1, v)
+    assert weights == pytest.approx([0.5, 0, 0.5, 0], abs=1e-5)
+    assert slope == pytest.approx(0, abs=1e-5)
+
+
+def noisy(settings: dict[str, tuple[float, float]], rng: Any, seeds: int, n: int = 40) -> dict[str, tuple[Losses, Losses]]:
+    """Losses of settings with these gains and rises: noise of trainings, of documents and of both."""
+    found, documents = {}, [str(i) for i in range(n)]
+    for name, (gain, rise) in settings.items():
+        sides = []
+        for mean, training, spread in ((-gain, 0.05, 0.3), (rise, 0.01, 0.06)):
+            d = mean + training * (seeds > 1) * rng.normal(size=(seeds, 1)) + spread * rng.normal(size=(1, n))
+            d = d + spread / 2 * rng.normal(size=(seeds, n))
+            sides.append(Losses(d, [], None, documents, d, d))
+        found[name] = (sides[0], sides[1])
+    return found
+
+
+STUDIES: dict[str, dict[str, tuple[float, float]]] = {
+    "two rates": {"p1": (1, 0.11), "p2": (3, 0.10), "m": (2, 0.10)},
+    "equal rates": {"p1": (1, 0.10), "p2": (3, 0.10), "m": (2, 0.10)},
+    "six nearly equal": {**{f"p{i}": (2 + 0.01 * (i - 2.5), 0.10) for i in range(6)}, "m": (2, 0.10)},
+}
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+@pytest.mark.parametrize("study", list(STUDIES))
+def test_no_bias_where_the_truth_is_no_difference(study: str, seeds: int) -> None:
+    """120 studies: the mean D within three of its standard errors of 0 (0.013 to 0.031 above it when the least of the noisy
+    settings, and lines from the start model, were the reference), and at most one false claim in ten."""
+    rng = np.random.default_rng(0)
+    truth = STUDIES[study]
+    found = [against_frontier(noisy(truth, rng, seeds), "m", [name for name in truth if name != "m"]) for _ in range(120)]
+    known = [one for one in found if one is not None]
+    means = np.array([one.mean for one in known])
+    assert len(known) > 60
+    assert abs(means.mean()) < 3 * means.std() / np.sqrt(len(means))
+    assert np.mean([one.low > 0 or one.high < 0 for one in known]) < 0.1
 
 
 def scores(digest: str, new: np.ndarray, old: np.ndarray) -> Scores:
@@ -47,6 +99,7 @@ def runs(tmp_path: Path) -> Path:
         "good": (2, 0.25),
         "bad": (2, 0.6),
         "far": (4, 1.0),
+        "little": (0.5, 0.05),
     }
     per_document = rng.normal(size=(2, N)) * 0.2  # shared by all settings: it must cancel
     for order, (name, (gain, forgetting)) in enumerate(settings.items()):
@@ -66,23 +119,37 @@ def runs(tmp_path: Path) -> Path:
 
 def test_a_known_truth(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found: dict[str, Any] = {one.method: one for one in matched([runs])}
-    assert list(found) == ["good", "bad", "far"]
+    assert list(found) == ["good", "bad", "far", "little"]
     for name, truth in (("good", -0.15), ("bad", 0.2)):
         one = found[name]
         assert one.difference == pytest.approx(truth, abs=0.03)
         assert one.ci[0] < truth < one.ci[1]
         assert one.ci[1] - one.ci[0] < 0.1  # noise of seeds and documents cancels: alone it has an SE of 0.05
         assert one.adjusted < 0.01
-    assert found["far"].reference is None
-    assert found["far"].difference is None
+    for name in ("far", "little"):  # no plain setting gains as much, or as little
+        assert (found[name].reference, found[name].difference, found[name].adjusted) == (None, None, None)
     assert main(["matched", str(runs), "--json", str(runs / "m.json")]) == 0
-    assert "out of reach" in capsys.readouterr().out
-    assert [one["method"] for one in json.loads((runs / "m.json").read_text())["settings"]] == ["good", "bad", "far"]
+    out = capsys.readouterr().out
+    assert out.count("out of reach") == 3  # two rows and the note
+    assert "training noise is left out" not in out
+    assert [one["method"] for one in json.loads((runs / "m.json").read_text())["settings"]] == ["good", "bad", "far", "little"]
 
 
 def test_another_reference(runs: Path) -> None:
-    found = {one.method: one for one in matched([runs], reference="[bf]a*")}
-    assert found["good"].difference == pytest.approx(-0.35, abs=0.03)
+    found = {one.method: one for one in matched([runs], reference="[bfl]*")}
+    assert found["good"].difference == pytest.approx(-0.35, abs=0.04)  # `bad` gains as much and forgets 0.6
+
+
+def test_one_setting_is_no_frontier(runs: Path) -> None:
+    with pytest.raises(InputError, match="bad is its only setting, and tells nothing of other gains"):
+        matched([runs], reference="bad")
+
+
+def test_one_seed_says_that_training_noise_is_left_out(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in runs.glob("*_[1-4]/record.json"):
+        file.unlink()
+    assert main(["matched", str(runs)]) == 0
+    assert "One seed: intervals are of documents alone, training noise is left out" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_sweep_of_the_grid_is_a_setting_each(runs: Path) -> None:

@@ -1,64 +1,13 @@
-"""Means of settings over seeds and documents, as they are and in bootstrap draws that all settings share.
-
-For statistics that are no plain mean (a rank correlation, an exponent, a frontier): compute it from each draw's means.
-For a mean of paired differences `seeds.combine` is sharper.
-"""
+"""Settings of a study: all records by method and what the grid varies, each with the same seeds and documents."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from scipy import stats as distributions
-
 from cltk.errors import InputError
-from cltk.measure.stats import Estimate, Floats, cluster_sums
 from cltk.report.groups import differing
 from cltk.report.sources import Entry, Losses, ScoreFiles, stack
-
-DRAWS = 4_000
-
-
-@dataclass(frozen=True)
-class Draws:
-    """[1 + draws] numbers a setting, the first as measured. Gain: fall of the new loss; forgetting: rise of the old."""
-
-    seeds: int
-    gain: dict[str, Floats]
-    forgetting: dict[str, Floats]
-
-    def estimate(self, values: Floats) -> Estimate | None:
-        """A statistic of the means, [1 + draws]: its value, SE, 95 % interval and two-sided p of 0.
-
-        SE: the draws' standard deviation, stretched by sqrt(S / (S - 1)) because S seeds are drawn from S; t on S - 1
-        degrees of freedom, normal with one seed (which leaves training noise out). nan marks a draw that has no value;
-        None when more than one in ten has none, or the value itself is nan.
-        """
-        value, inside = float(values[0]), values[1:][~np.isnan(values[1:])]
-        if math.isnan(value) or len(inside) < 0.9 * (len(values) - 1):
-            return None
-        se = float(inside.std(ddof=1)) * math.sqrt(self.seeds / (self.seeds - 1) if self.seeds > 1 else 1.0)
-        df = self.seeds - 1 if self.seeds > 1 else math.inf
-        reach = float(distributions.t.ppf(0.975, df)) * se
-        p = float(2 * distributions.t.sf(abs(value) / se, df)) if se else float(value == 0)
-        return Estimate(value, se, value - reach, value + reach, p, self.seeds, self.seeds)
-
-
-def drawn(found: Mapping[str, tuple[Losses, Losses]], draws: int = DRAWS, seed: int = 0) -> Draws:
-    """Draws of settings (name -> losses on the new and the old task, as `settings` gives them), by seed and by cluster."""
-    rng = np.random.default_rng(seed)
-    first = next(iter(found.values()))
-    seeds = len(first[0].d)
-    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
-    new, old = (_weights(side, draws, rng) for side in first)
-    return Draws(
-        seeds,
-        {name: -_means(sides[0], weights, new) for name, sides in found.items()},
-        {name: _means(sides[1], weights, old) for name, sides in found.items()},
-    )
 
 
 def settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, tuple[Losses, Losses]]:
@@ -121,18 +70,3 @@ def _first_retained(record: Mapping[str, Any]) -> str:
     if "retain" not in record:
         raise InputError(f"{record.get('cell', 'a record')}: evals.retain is empty, so there is no forgetting to compare")
     return str(record["retain"]["rows"][0]["task"])
-
-
-def _weights(side: Losses, draws: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """How often each cluster is drawn [1 + draws, G]; the first row has each once. And the clusters' sizes."""
-    _, sizes = cluster_sums(side.d[0], side.cluster or None)
-    counts = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=draws)
-    return np.vstack([np.ones((1, len(sizes))), counts]), sizes
-
-
-def _means(side: Losses, seeds: Floats, documents: tuple[Floats, Floats]) -> Floats:
-    """The mean over seeds and documents, as it is and in every draw: [1 + draws]."""
-    counts, sizes = documents
-    sums = np.stack([cluster_sums(row, side.cluster or None)[0] for row in side.d])  # [S, G]
-    weights = np.vstack([np.full((1, len(sums)), 1 / len(sums)), seeds])
-    return np.einsum("ds,sg,dg->d", weights, sums, counts) / (counts @ sizes)

@@ -10,7 +10,8 @@
             s.after_step()
             optimizer.zero_grad()
 
-gives the weights that a transformers `Trainer` with `cltk.attach` gives.
+gives the weights that a transformers `Trainer` with `cltk.attach` gives. Behind the `with`, also after an exception,
+requires_grad is as it was, and so are the groups and rates of an optimizer that was made before.
 """
 
 from __future__ import annotations
@@ -51,15 +52,20 @@ class Session:
         self.mitigators, self.plan = list(mitigators), plan
         rate = plan.args.learning_rate
         self._flags = [(parameter, parameter.requires_grad) for parameter in plan.model.parameters()]
-        for mitigator in self.mitigators:
-            if overrides(mitigator, "loss"):
-                check_causal(plan.model, type(mitigator).__name__)
-            mitigator.setup(plan)
-        if isinstance(optimizer, Optimizer):
-            self.optimizer = optimizer
-            _rescale(optimizer, plan, plan.args.learning_rate / rate if rate else 1.0, model)
-        else:
-            self.optimizer = optimizer(_groups(plan))
+        self._groups = _snapshot(optimizer) if isinstance(optimizer, Optimizer) else []
+        try:
+            for mitigator in self.mitigators:
+                if overrides(mitigator, "loss"):
+                    check_causal(plan.model, type(mitigator).__name__)
+                mitigator.setup(plan)
+            if isinstance(optimizer, Optimizer):
+                self.optimizer = optimizer
+                self._rescaled = _rescale(optimizer, plan, plan.args.learning_rate / rate if rate else 1.0, model)
+            else:
+                self.optimizer, self._rescaled = optimizer(_groups(plan)), False
+        except BaseException:
+            self._put_back()
+            raise
         self.model, self.data, self.notes = plan.model, plan.data, plan.notes
         self.run = Run(self.model, self.model, max_steps=plan.args.max_steps, optimizer=self.optimizer)
         self.terms = [m for m in self.mitigators if overrides(m, "loss")]
@@ -76,12 +82,23 @@ class Session:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            with torch.no_grad():
-                for mitigator in finishing(self.mitigators):
-                    mitigator.finish(self.run)
-            self.model = self.run.model
-        for parameter, flag in self._flags:  # as the caller had it
+        try:
+            if kind is None:
+                with torch.no_grad():
+                    for mitigator in finishing(self.mitigators):
+                        mitigator.finish(self.run)
+                self.model = self.run.model
+        finally:
+            self._put_back()
+            if self._rescaled:  # the next session with this optimizer begins at the caller's rates again
+                self.optimizer.param_groups[:] = [group for group, _ in self._groups]
+                for group, before in self._groups:
+                    group.pop("initial_lr", None)  # a scheduler made meanwhile leaves one
+                    group.update(before)
+
+    def _put_back(self) -> None:
+        """requires_grad as the caller had it."""
+        for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
 
     def loss(
@@ -199,8 +216,14 @@ def _groups(plan: Plan) -> list[dict[str, Any]]:
     return [{"params": ps, **({"lr": rate * factor} if rate else {})} for factor, ps in groups.items()]
 
 
-def _rescale(optimizer: Optimizer, plan: Plan, factor: float, model: nn.Module) -> None:
-    """The same parameters at the methods' rates: every group is split by factor."""
+def _snapshot(optimizer: Optimizer) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every group, and what of it the methods' rates change."""
+    kept = ("params", "lr", "initial_lr")
+    return [(group, {key: group[key] for key in kept if key in group}) for group in optimizer.param_groups]
+
+
+def _rescale(optimizer: Optimizer, plan: Plan, factor: float, model: nn.Module) -> bool:
+    """The same parameters at the methods' rates: every group is split by factor. Whether any rate changes."""
     named = dict(tensors.trainable(plan.model))
     if plan.model is not model or not {id(p) for p in named.values()} <= {
         id(p) for g in optimizer.param_groups for p in g["params"]
@@ -216,4 +239,6 @@ def _rescale(optimizer: Optimizer, plan: Plan, factor: float, model: nn.Module) 
             "session: a method changes the learning rates, but a scheduler made before holds those of this optimizer; make the"
             " scheduler after session(...), from its `optimizer`"
         )
-    rescale(optimizer, scales, factor)
+    if changes:
+        rescale(optimizer, scales, factor)
+    return changes

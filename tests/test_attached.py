@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import warnings
@@ -133,6 +134,93 @@ def test_the_model_is_the_callers_again(hook: str, error: type[BaseException], m
     assert {name: p.requires_grad for name, p in trainer.model.named_parameters()} == before
     assert hooks(model) == plain
     assert (own.get_vocab(), own.special_tokens_map) == (words, special)
+
+
+def settings(tokenizer: Any) -> list[Any]:
+    names = ("padding_side", "truncation_side", "model_max_length", "pad_token", "eos_token", "chat_template", "init_kwargs")
+    return [copy.deepcopy(getattr(tokenizer, name)) for name in names]
+
+
+def state_of(optimizer: Any) -> list[Any]:
+    """The groups, but for `params` and what a scheduler sets: identities, order and numbers."""
+    pre, post = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    return [
+        [([id(p) for p in g["params"]], {k: v for k, v in g.items() if k != "params"}) for g in optimizer.param_groups],
+        len(pre), len(post), vars(optimizer).keys(),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("hook", "error"), [("", Stop), ("loss", Stop), ("grad", KeyboardInterrupt)])
+def test_what_was_given_to_the_trainer_is_the_callers(
+    hook: str, error: type[BaseException], make: Any, tiny: Any, arguments: Any, tokenizer: Any
+) -> None:
+    """Optimizer, scheduler, callbacks, tokenizer and arguments: as after the same training without methods."""
+
+    def after(methods: list[Mitigator]) -> tuple[Any, ...]:
+        model, args, own = tiny(), arguments(), copy.deepcopy(tokenizer)
+        optimizer = torch.optim.AdamW([{"params": [p], "lr": RATE / (i + 1)} for i, p in enumerate(model.parameters())])
+        scheduler = get_linear_schedule_with_warmup(optimizer, 1, 9)
+        given = {"model": model, "processing_class": own, "optimizers": (optimizer, scheduler)}
+        trainer = make([Breaks(hook, error)] if hook and not methods else [], args, **given)
+        callbacks, told = list(trainer.callback_handler.callbacks), args.to_dict()
+        cltk.attach(trainer, [*methods, Breaks(hook, error)] if methods else [])
+        with pytest.raises(error) if hook else contextlib.nullcontext():
+            trainer.train()
+        assert [c for c in trainer.callback_handler.callbacks if c in callbacks] == callbacks
+        assert (args.to_dict(), settings(own)) == (told, settings(tokenizer))
+        while hasattr(scheduler, "scheduler"):
+            scheduler = scheduler.scheduler
+        places = {id(p): i for i, p in enumerate(model.parameters())}
+        groups, *rest = state_of(optimizer)
+        return [([places[i] for i in ids], numbers) for ids, numbers in groups], rest, scheduler.last_epoch, scheduler.base_lrs
+
+    ewc = cltk.EWC(1.0, {"memory": OLD, "samples": 2, "block": 16})
+    assert after([cltk.Freeze(1), ewc, cltk.KL(0.5), cltk.EMA(0.1)]) == after([])
+
+
+# --- what belongs to the caller of a session -----------------------------------------------------------------------------
+@pytest.mark.parametrize("error", [None, Stop, KeyboardInterrupt])
+def test_after_a_session_everything_is_the_callers(error: Any, tiny: Any, rows: Any, tokenizer: Any) -> None:
+    model, own = tiny(), copy.deepcopy(tokenizer)
+    model.model.norm.weight.requires_grad_(False)
+    names = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW([{"params": [p], "lr": RATE / (i + 1)} for i, p in enumerate(names.values())])
+    flags, plain, before = {n: p.requires_grad for n, p in names.items()}, hooks(model), copy.deepcopy(state_of(optimizer)[0])
+    ewc = cltk.EWC(1.0, {"memory": OLD, "samples": 2, "block": 16})
+    for scheduled in (False, True):  # the second begins where the first did
+        methods = [cltk.ULMFiT(1.3, cut_frac=0.0), ewc, cltk.KL(0.5)]
+        with (
+            contextlib.suppress(Stop, KeyboardInterrupt),
+            cltk.session(model, optimizer, methods, max_steps=3, tokenizer=own) as s,
+        ):
+            scheduler = get_linear_schedule_with_warmup(s.optimizer, 0, 9) if scheduled else None
+            assert [group["lr"] for group in s.optimizer.param_groups] != [group["lr"] for _, group in before]
+            for step in range(3):
+                batch = Collator(1)(rows[step : step + 2])
+                out = model(**batch)
+                (out.loss + s.loss(batch, out.logits)).backward()
+                s.before_step()
+                if error and step == 1:
+                    raise error
+                optimizer.step()
+                s.after_step()
+                optimizer.zero_grad()
+                if scheduler is not None:
+                    scheduler.step()
+        assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
+        assert (hooks(model), settings(own)) == (plain, settings(tokenizer))
+        assert state_of(optimizer)[0] == before
+
+
+@pytest.mark.parametrize("bad", [lambda: cltk.Replay([], 0.5), lambda: cltk.EWC("auto", {"memory": OLD})])
+def test_a_refused_session_leaves_everything_as_it_was(bad: Any, tiny: Any, rows: Any, tokenizer: Any) -> None:
+    model = tiny()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    before = copy.deepcopy(state_of(optimizer)[0])
+    with pytest.raises(InputError, match=r"is empty|session leaves to your loop"):
+        cltk.session(model, optimizer, [cltk.LowLR(0.5), cltk.Freeze(1), bad()], data=rows, tokenizer=tokenizer)
+    assert all(p.requires_grad for p in model.parameters())
+    assert state_of(optimizer)[0] == before
 
 
 class Replaces(Mitigator):

@@ -30,7 +30,7 @@ BOUND = 1e-6
 @pytest.fixture(autouse=True)
 def _warnings() -> Any:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")  # SFTConfig's own default
+        warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing\w*` is deprecated")  # TRL's own
         yield
 
 
@@ -258,3 +258,49 @@ def test_session(by_items: bool, accumulation: int, tiny: Any, rows: Any) -> Non
     plain = of([])
     assert gap(of([Own()]), plain, 2.0) < BOUND
     assert gap(of([Nothing()]), plain, 0.0) < BOUND
+
+
+class Mean(Mitigator):
+    """The mean token loss of each micro-batch, and what it was taken of."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def loss(self, inputs: Any, logits_NV: Any) -> Any:
+        self.seen.append({name: inputs[name] for name in ("input_ids", "attention_mask", "labels") if name in inputs})
+        return F.cross_entropy(logits_NV, targets(inputs))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4, 8])
+def test_dpo(accumulation: int, tiny: Any, tiny_folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """Its loss is one of pairs, and a mean over micro-batches: an extra loss is that of the completions' tokens, by hand."""
+    from transformers import AutoModelForCausalLM
+    from trl import DPOConfig, DPOTrainer
+
+    words = [s.split() for s in sentences(16, seed=5)]
+    pairs = [{"prompt": f"{w[0]} {w[1]}", "chosen": " " + " ".join(w[2:4]), "rejected": " " + " ".join(w[3:])} for w in words]
+
+    def of(methods: list[Mitigator]) -> list[torch.Tensor]:
+        args = DPOConfig(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=2, use_cpu=True, gradient_accumulation_steps=accumulation,
+            report_to="none", save_strategy="no", disable_tqdm=True, bf16=False, dataloader_pin_memory=False,
+            logging_strategy="no", gradient_checkpointing=False,
+        )  # fmt: skip
+        set_seed(1)
+        model = AutoModelForCausalLM.from_pretrained(tiny_folder).double()
+        trainer = DPOTrainer(model=model, args=args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
+        seen = Grads()
+        cltk.attach(trainer, [*methods, seen])
+        trainer.train()
+        return seen.found
+
+    plain, mean = of([]), Mean()
+    both = of([mean])
+    assert len(mean.seen) == accumulation
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder).double()
+    for batch in mean.seen:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        assert 0 < int((batch["labels"] != -100).sum()) < int(batch["attention_mask"].sum())
+        (nll(logits, batch["labels"]) / accumulation).backward()
+    extra = [a - b for a, b in zip(both, plain, strict=True)]
+    assert gap(extra, [p.grad for p in model.parameters()], 1.0) < BOUND

@@ -288,7 +288,8 @@ def dry_run(experiment: Any) -> int:
     for line in leaks:
         print(f"  {line}")
     texts = {text.name for text in suite.texts}
-    for row in plan({name: n for name, n in suite.sizes().items() if name not in texts}) if suite.names else []:
+    sizes_of = {name: n for name, n in suite.sizes().items() if name not in texts}
+    for row in plan(sizes_of, clusters=suite.cluster_sizes()) if suite.names else []:
         shown = "no loss" if row.mde is None else f"a loss of {100 * row.mde:.1f} pp or more"
         print(f"    {row.task}: {row.n} documents show {shown} (if 10 % of them flip)")
     return 0
@@ -342,12 +343,13 @@ def power(options: argparse.Namespace) -> int:
     tasks = [task.strip() for task in options.tasks.split(",") if task.strip()]
     chosen = {"limit": options.limit, "sample": options.sample, "sample_seed": options.sample_seed}
     suite = Suite(tasks, include_path=options.include_path, **chosen)
-    rows = plan(suite.sizes(), discordance=options.discordance, effect=options.effect)
+    asked = {"discordance": options.discordance, "effect": options.effect, "clusters": suite.cluster_sizes()}
+    rows = plan(suite.sizes(), **asked)
     if options.base:
         dtype = common_dtype(options.base, options.base, "auto")
         with Bar() as bar:
             scores = score_model(suite, options.base, dtype, "auto", "prefix", True, bar, "base")
-        rows = plan(suite.sizes(), *known(scores), discordance=options.discordance, effect=options.effect)
+        rows = plan(suite.sizes(), *known(scores), **asked)
     console().print(planned(rows, options.effect).rich())
     for row in rows:
         for warning in row.warnings:

@@ -25,7 +25,7 @@ from cltk.measure.prompting import Prompting, own_randomness, restore, seed, sta
 from cltk.measure.rules import rules_digest
 from cltk.measure.sampling import Sample
 from cltk.measure.scores import Scores
-from cltk.measure.selection import Chosen, Selection, row_notes, with_notes
+from cltk.measure.selection import Chosen, Selection, cluster_sizes, row_notes, with_notes
 from cltk.measure.settings import options
 from cltk.measure.texts import TextTask, check_ids, score_text, scored_rows, token_rows
 
@@ -183,6 +183,11 @@ class Suite:
             | grouped
             | {text.name: len(text.rows) for text in self.texts}
         )
+
+    def cluster_sizes(self) -> dict[str, list[int]]:
+        """Documents in each cluster that will be scored, of the tasks that name their clusters."""
+        loaded = self.load()
+        return cluster_sizes(loaded["tasks"], self.chosen, self.groups()) if loaded else {}
 
     def _requests(self, tokenizer: Any = None) -> dict[str, list[Any]]:
         """What lm-eval will ask of a model, by task; a chat template needs the tokenizer."""

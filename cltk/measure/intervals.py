@@ -31,6 +31,7 @@ class Part:
     gains: float  # the same, for gains
     span: float | None = None  # highest minus lowest score that the metric can have; None: unbounded
     weight: float = 1.0
+    alike: float = 0.0  # as `gains`, if gains within a cluster are as much alike as all changes; the larger of both counts
 
     @property
     def simple(self) -> bool:
@@ -103,9 +104,9 @@ def paired_mean(
         return Estimate(mean, math.nan, -math.inf, math.inf, 1.0, n, 1, 0.0, math.nan, (part,))
     variance, df, skew = (float(x) for x in clustered_moments(sums - counts * mean, counts))
     squares = float(np.square(values - mean).sum())
-    hit = [int(np.count_nonzero(cluster_sums(side, clusters)[0])) for side in (values > 0, values < 0)]
-    size, gains = (float(effective_size(variance, squares, counts, changed)) for changed in hit)
-    part = Part(variance, df, groups, n, size, gains, span)
+    hit = [int(np.count_nonzero(cluster_sums(side, clusters)[0])) for side in (values > 0, values < 0, values != 0)]
+    size, gains, alike = (effective_size(variance, squares, counts, changed) for changed in hit)
+    part = Part(variance, df, groups, n, size, gains, span, alike=alike)
     return t_estimate(mean, variance, df, n, groups, alpha, skew, (part,))
 
 

@@ -125,16 +125,21 @@ def corrected(estimate: Estimate, alpha: float = 0.05) -> Estimate:
 
     Interval: every mean that `below` (not careful) accepts from both sides at alpha / 2, so the union of the t interval,
     of Hall's and of that of unseen losses, within the bounds of the metric; of up to LEAST documents without bounds also of
-    Hall's with STRETCH times the skewness. p: twice the careful one-sided p of 0.
+    Hall's with STRETCH times the skewness. p: twice the careful one-sided p of 0. Losses that clusters do not show may be of
+    whole clusters; gains are taken to be as much alike within clusters as all changes are, else a loss in each of 20 clusters
+    could still be luck.
     """
     if math.isnan(estimate.se):
         return estimate
-    high, low = _end(estimate, alpha / 2), -_end(estimate.mirrored(), alpha / 2)
+    mirrored = estimate.mirrored()
+    parts = tuple(replace(part, size=max(part.size, part.alike)) for part in mirrored.parts)
+    mirrored = replace(mirrored, parts=parts)
+    high, low = _end(estimate, alpha / 2), -_end(mirrored, alpha / 2)
     spans = [part.span for part in estimate.parts]
     if spans and None not in spans:
         most = sum(part.weight * (part.span or 0.0) for part in estimate.parts)
         low, high = max(low, -most), min(high, most)
-    side = estimate.mirrored() if estimate.mean > 0 else estimate
+    side = mirrored if estimate.mean > 0 else estimate
     return replace(estimate, low=low, high=high, p=min(1.0, 2 * below(side, 0.0)))
 
 

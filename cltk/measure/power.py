@@ -15,6 +15,7 @@ from cltk.measure.forgetting import ACCURACIES
 from cltk.measure.scores import Scores
 from cltk.measure.stats import guess_odds, mde
 
+FEW = 50  # clusters below which documents in clusters show less than their number says
 FEWEST = 6  # clusters that a sign-flip test needs to reach 0.05, and lost documents that McNemar's needs
 
 
@@ -73,6 +74,9 @@ def plan(
         accuracy, k = base.get(task), choices.get(task)
         losable = None if accuracy is None else max(1 - (1 - accuracy) * (1 + guess_odds([k] if k else None)), 0.0)
         warnings = _effect_warnings(effect, smallest, losable, count)
+        groups = len((clusters or {}).get(task, ()))
+        if FEWEST <= groups < FEW:
+            warnings.append(f"{groups} clusters of documents: their power is lower than is said here; {FEW} have it")
         if accuracy is not None and at_chance(accuracy, count, k, alpha):
             warnings.append("base score is at chance: nothing can be lost")
         rows.append(Plan(task, count, _finite(smallest), needed, accuracy, losable, tuple(warnings)))
@@ -92,7 +96,7 @@ def at_chance(accuracy: float, n: int, choices: float | None, alpha: float = 0.0
 
 def _effect_warnings(effect: float | None, smallest: float, losable: float | None, n: int) -> list[str]:
     if math.isinf(smallest):
-        return [f"n={n} shows no loss at all: 6 documents, or clusters of them, have to be lost"]
+        return [f"n={n} shows no loss at all: {FEWEST} documents, or clusters of them, have to be lost"]
     warnings = []
     if effect and smallest > effect:
         warnings.append(

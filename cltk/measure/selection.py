@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -110,6 +111,16 @@ class Selection:
         indices = choose(total, sample, f"{self.seed} {name}", labels, strata)
         note = described(sample, self.seed, indices, total, labels, strata)
         return Chosen(total, None, indices, {"sample": asked, "sample_seed": self.seed}, [note])
+
+
+def cluster_sizes(loaded: Mapping[str, Any], chosen: Mapping[str, Chosen], groups: Iterable[Group]) -> dict[str, list[int]]:
+    """Task or group -> documents in each cluster that is scored, where the task names its clusters; a document alone is one."""
+    sizes = {}
+    for name, task in loaded.items():
+        labels = clusters(name, task.dump_config(), chosen[name].of(task.eval_docs))
+        sizes[name] = list(Counter(labels).values()) if labels else [1] * chosen[name].count
+    sizes |= {group.name: [size for name in group.members for size in sizes[name]] for group in groups}
+    return {name: found for name, found in sizes.items() if max(found, default=1) > 1}
 
 
 def strata_of(name: str, config: dict[str, Any], documents: Sequence[Any]) -> list[str]:

@@ -89,3 +89,38 @@ def test_little_to_lose():
 def test_refusals(arguments, message):
     with pytest.raises(InputError, match=message):
         plan(**arguments)
+
+
+def test_documents_in_clusters_show_less():
+    alone, together = (plan({"t": 600}, effect=0.05, clusters=some)[0] for some in (None, {"t": [6] * 100}))
+    assert together.mde == stats.mde(0.1, 600 / (1 + 5 * 0.05), binary=True) > alone.mde
+    assert together.needed == pytest.approx(1.25 * alone.needed, abs=1)
+    few = plan({"t": 90}, clusters={"t": [30] * 5})[0]
+    assert few.mde is None
+    assert few.warnings == ("n=90 shows no loss at all: 6 documents, or clusters of them, have to be lost",)
+    assert "their power is lower" in plan({"t": 90}, clusters={"t": [9] * 10})[0].warnings[0]
+
+
+def test_too_few_documents_show_no_loss():
+    row, other, macro = plan({"t": 5, "u": 500}, {"t": 0.8, "u": 0.8}, effect=0.1)
+    assert (row.mde, "no loss at all" in row.warnings[0]) == (None, True)
+    assert other.mde is not None
+    assert macro.mde == stats.mde(0.1, 4 / (1 / 5 + 1 / 500), binary=True)
+    assert json.loads(json.dumps(row.to_json()))["mde"] is None
+
+
+def test_the_clusters_of_a_suite_are_known_before_it_runs(monkeypatch, tmp_path):
+    """The first 90 documents of a task in the order of its subjects are one subject, about which nothing can be said."""
+    from cltk.measure.evaluate import Suite
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    rows = "".join(json.dumps({"q": f"q{i}", "s": f"s{i // 10}"}) + "\n" for i in range(100))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    (tmp_path / "mine.yaml").write_text(
+        f"task: mine\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: [a, b]\ndoc_to_target: 0\n"
+        "metadata: {cluster: s}\n"
+    )
+    assert Suite(["mine"], include_path=tmp_path, limit=35).cluster_sizes() == {"mine": [10, 10, 10, 5]}
+    suite = Suite(["mine"], include_path=tmp_path, limit=10)
+    assert plan(suite.sizes(), clusters=suite.cluster_sizes())[0].mde is None

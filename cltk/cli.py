@@ -155,6 +155,13 @@ def _measuring(command: Command) -> None:
         "--sample", type=_number, metavar="N", help="random documents of each task and text, or a fraction of them"
     )
     sub.add_argument("--sample-seed", type=int, default=0, metavar="SEED", help="of the sample (default: 0)")
+    sub.add_argument(
+        "--until",
+        type=float,
+        metavar="HALF",
+        help="score random documents until the macro's interval has this half width (0.01)",
+    )
+    sub.add_argument("--every-task", action="store_true", help="with --until: the interval of every task instead")
     sub.add_argument("--num-fewshot", type=int)
     sub.add_argument("--include-path", type=Path, help="folder of task YAML, such as evals/tasks")
     sub.add_argument("--batch-size", default="auto")
@@ -314,7 +321,8 @@ def measure(options: argparse.Namespace) -> int:
             options.batch_size, options.dtype, texts=texts, chat_template=options.chat_template,
             system_instruction=options.system_instruction, fewshot_as_multiturn=options.fewshot_as_multiturn,
             gen_kwargs=options.gen_kwargs, confirm_run_unsafe_code=options.confirm_run_unsafe_code,
-            sample=options.sample, sample_seed=options.sample_seed, members=options.members, scorer=options.scorer,
+            sample=options.sample, sample_seed=options.sample_seed, until=options.until, every_task=options.every_task,
+            members=options.members, scorer=options.scorer,
             kl_rows=options.kl_rows, progress=bar,
         )  # fmt: skip
     for table in (measured(result.to_json()), moved(result.to_json())):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ def measure(
     texts: Sequence[TextTask | str | Path] | str | Path = (),
     sample: Sample | Mapping[str, Sample] | None = None,
     sample_seed: int = 0,
+    until: float | None = None,
+    every_task: bool = False,
     chat_template: bool = False,
     system_instruction: str | None = None,
     fewshot_as_multiturn: bool = True,
@@ -67,6 +70,8 @@ def measure(
         dtype: "auto" (bfloat16 where this machine runs it faster), or a torch dtype's name; live models keep theirs.
         texts: held-out texts whose token NLL is compared too: `TextTask`s, or files of texts.
         sample, sample_seed: random documents of each task and text instead of the first; see `Suite`.
+        until: score random documents in looks until the macro's interval has this half width or less, or the interval of
+            every task's headline with `every_task`; both models are in memory. See `cltk.measure.stepwise`.
         chat_template: whether the tokenizers' chat template is applied; the two must give the same prompts.
         system_instruction, fewshot_as_multiturn, gen_kwargs, confirm_run_unsafe_code: as in lm-eval, with its defaults; see
             `Suite`.
@@ -98,9 +103,18 @@ def measure(
     sides = ((base, "base"), (tuned, "tuned"))
     dtype = common_dtype(base, tuned, dtype)
     suite.check({_who(model, side): _tokenizer(model) for model, side in sides} if chat_template else {})
+    if every_task and until is None:
+        raise InputError("every_task: says whose interval `until` is about; give until too")
     scores: list[Scores] = []
     kept: list[tuple[Any, Any]] = []  # both models, where their predictions are compared: each is loaded once
-    for spec, side in sides:
+    how: dict[str, Any] = {}
+    result: Result | None = None
+    if until is not None:
+        kept += [_live(spec, dtype) for spec, _ in sides]
+        how = suite.prompting.exported(kept[1][1])
+        result, pre = _in_looks(suite, kept, until, every_task, margins, batch_size, scorer, progress)
+        scores.append(pre)
+    for spec, side in sides if until is None else ():
         keep = journal and not isinstance(spec, tuple)
         pair, found = _beside(kept, partial(_scored, suite, spec, dtype, batch_size, scorer, keep, progress, side))
         scores.append(found)
@@ -108,17 +122,40 @@ def measure(
         how = suite.prompting.exported(pair[1])
         del pair
         gc.collect()
-    result = compare(scores[0], scores[1], margins=margins)
-    moved, notes = text_divergence(kept[0], kept[1], held_out, kl_rows, progress) if len(kept) == 2 else ({}, [])
+    result = result or compare(scores[0], scores[1], margins=margins)
+    both = len(kept) == 2 and bool(held_out and kl_rows)
+    moved, notes = text_divergence(kept[0], kept[1], held_out, kl_rows, progress) if both else ({}, [])
     if held_out and kl_rows and len(kept) < 2:
         notes = ["KL is left out: the two models do not fit in memory together"]
     settings = {
         "base": _name(base), "tuned": _name(tuned), "tasks": _asked(scores[0]), "texts": [text.name for text in held_out],
         "limit": limit, "sample": dict(sample) if isinstance(sample, Mapping) else sample, "sample_seed": sample_seed,
         "include_path": None if include_path is None else str(include_path), "dtype": dtype,
-        "batch_size": batch_size, "scorer": scorer, "kl_rows": kl_rows, "cltk_version": __version__, **how,
+        "batch_size": batch_size, "scorer": scorer, "kl_rows": kl_rows, "until": until, "cltk_version": __version__, **how,
     }  # fmt: skip
     return replace(result, divergence=moved, notes=[*suite.notes, *result.notes, *notes], settings=settings)
+
+
+def _in_looks(
+    suite: Suite, pairs: list[tuple[Any, Any]], until: float, every_task: bool, margins: Mapping[str, float] | None,
+    batch_size: Any, scorer: str, progress: Progress | None,
+) -> tuple[Result, Scores]:  # fmt: skip
+    """`stepwise` with a journal of its own: what a look has scored no later one scores again."""
+    from cltk.measure.journal import Journal
+    from cltk.measure.stepwise import stepwise
+
+    digests = [tensors.digest(model) for model, _ in pairs]
+    with TemporaryDirectory() as folder:
+        books = [Journal(Path(folder) / f"{number}.jsonl") for number in range(2)]
+
+        def score(part: Suite) -> tuple[Scores, Scores]:
+            pre, post = (
+                part.evaluate(*pair, digest=digest, batch_size=batch_size, journal=book, progress=progress, scorer=scorer)
+                for pair, digest, book in zip(pairs, digests, books, strict=True)
+            )
+            return pre, post
+
+        return stepwise(suite, score, until, every_task=every_task, margins=margins)
 
 
 def _name(model: Model) -> str:

@@ -92,7 +92,7 @@ def compare_part(
     }
     rows = [_row(row, found[row.task, row.metric], pre) if (row.task, row.metric) in found else row for row in result.rows]
     taken = {(task, result.headline[task]): one for task, one in (looks or {}).items()}
-    rows = [_over_looks(row, taken[row.task, row.metric]) if (row.task, row.metric) in taken else row for row in rows]
+    rows = [over_looks(row, taken[row.task, row.metric]) if (row.task, row.metric) in taken else row for row in rows]
     heads = [row for row in rows if _in_macro(row, result, pre.members)]
     macro = result.macro
     if any((row.task, row.metric) in found for row in heads):
@@ -144,7 +144,7 @@ def _row(row: Row, found: TwoPhase, pre: Scores) -> Row:
     return replace(row, pre=before, post=after, documents=documents, **_judged(row, found.estimate))
 
 
-def _over_looks(row: Row, looks: Looks) -> Row:
+def over_looks(row: Row, looks: Looks) -> Row:
     """With the interval and p that hold over all looks."""
     if not looks.information:
         return row

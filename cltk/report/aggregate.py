@@ -21,6 +21,8 @@ from cltk.report.groups import Group, group_entries, references
 from cltk.report.sides import Side, common_seeds, difference
 from cltk.report.sources import Entry, ScoreFiles, headline_rows, stack
 
+PART = "part of the documents was scored, the others are predicted from the start model and references (two-phase)"
+
 
 @dataclass
 class Summary:
@@ -90,7 +92,7 @@ def _summary(group: Group, side: Side) -> Summary:
         primary=_mean(group, texts, "old text") if texts else macro or (combined(chosen, "macro") if chosen else None),
         primary_tasks=[item.rows[0]["task"] for item in chosen],
         per_document=all(item.evidence.d is not None for item in [*retain, *learn]),
-        notes=list(group.notes),
+        notes=[*group.notes, *([PART] if any(entry.record.get("documents") for entry in group.entries) else [])],
     )  # fmt: skip
 
 

@@ -32,6 +32,11 @@ def settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, t
         losses = [files.losses(by_seed[seed]) for seed in seeds]
         sides: list[Losses] = []
         for task in (new, old or _first_retained(by_seed[seeds[0]].record)):
+            if any(by_seed[seed].record.get("documents") for seed in seeds):
+                raise InputError(
+                    f"{name}: part of its documents was scored (evals.documents), and gains are matched document by document;"
+                    " run it without `documents`, or read its rows in the report"
+                )
             if any(one is None or task not in one for one in losses):
                 raise InputError(f"{name}: no scores of {task!r} beside its records; name the folders that `cltk run` wrote")
             whole = stack([one[task] for one in losses if one is not None])

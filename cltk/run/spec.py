@@ -175,11 +175,13 @@ class EvalSpec(Section):
     def _total(cls, data: Any) -> Any:
         """`documents.total` is the sample of everything."""
         documents = data.get("documents") if isinstance(data, dict) else None
+        if documents is not None and data.get("limit") is not None:
+            raise ValueError("documents are drawn at random and limit takes the first; give documents.total in its place")
         total = documents.get("total") if isinstance(documents, dict) else None
         if total is None or data.get("sample") == total:
             return data
-        if data.get("sample") is not None or data.get("limit") is not None:
-            raise ValueError("documents.total is a sample; give it in the place of sample or limit")
+        if data.get("sample") is not None:
+            raise ValueError("documents.total is a sample; give one of the two")
         return {**data, "sample": total}
 
     @model_validator(mode="after")

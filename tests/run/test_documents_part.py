@@ -74,7 +74,9 @@ def test_references_are_scored_whole_and_first_and_predict_the_rest(capsys: pyte
     other, more = kept(experiment, "lower")
     assert other["documents"]["places"] == record["documents"]["places"]
     assert more.tasks["old_text"].doc_hash == scores.tasks["old_text"].doc_hash
+    capsys.readouterr()
     assert main(["report", "out"]) == 0
+    assert "part of the documents was scored" in " ".join(capsys.readouterr().out.split())
 
 
 def test_as_many_as_the_half_width_needs() -> None:
@@ -120,7 +122,8 @@ def test_another_reference_is_another_cell() -> None:
         ("{scored: 32, half_width: 0.01}", OLD, "half_width belongs to"),
         ("{scored: 0}", OLD, "evals.documents.scored"),
         ("{scored: 5, total: 8}", f"{OLD}\n  sample: 9", "documents.total is a sample"),
-        ("{scored: 5, total: 8}", f"{OLD}\n  limit: 9", "documents.total is a sample"),
+        ("{scored: 5, total: 8}", f"{OLD}\n  limit: 9", "give documents.total in its place"),
+        ("{scored: 5}", f"{OLD}\n  limit: 9", "give documents.total in its place"),
         ("{scored: 5, totl: 8}", OLD, "totl: unknown key"),
     ],
 )

@@ -22,9 +22,9 @@ def test_sizes_alone_need_no_weights(study, capsys):
     (study / "tiny-llama" / "model.safetensors").write_bytes(b"not weights")
     assert main([*TOY, "--limit", "8"]) == 0
     out = capsys.readouterr().out
-    assert "75.0" in out  # six losses of eight are what an exact McNemar test needs
-    assert "873" in out  # documents for 3 pp: (2.8016 / 0.03)^2 * 0.1
-    assert "warning: toy: cannot show an effect of 3.0 pp at n=8: the smallest detectable is 75.0 pp" in out
+    assert "80.1" in out  # six losses of eight are what an exact McNemar test needs, and binom.sf(5, 8, 0.801) is 0.8
+    assert "920" in out  # documents for 3 pp; (2.8016 / 0.03)^2 * 0.1 = 873 is the normal approximation
+    assert "warning: toy: cannot show an effect of 3.0 pp at n=8: the smallest detectable is 80.1 pp" in out
     assert "base" not in out
 
 
@@ -70,6 +70,6 @@ def test_refusals_are_one_line(arguments, message, capsys):
 def test_dry_run_says_what_can_be_seen(experiment, capsys):
     assert main(["run", str(experiment), "--out", "out", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "toy: 8 documents show a loss of 75.0 pp or more (if 10 % of them flip)" in out
+    assert "toy: 8 documents show a loss of 80.1 pp or more (if 10 % of them flip)" in out
     # nothing is known of a text's NLL before it is scored
     assert not re.search(r"old_text: \d+ documents show", out)

@@ -382,12 +382,15 @@ def matched(options: argparse.Namespace) -> int:
 
     from cltk.report.matched import matched as compare
     from cltk.report.matched import table
+    from cltk.report.settings import first_retained
+    from cltk.report.sources import read_entries
     from cltk.run.records import write_json
 
-    found = compare(options.runs, options.reference, options.new, options.old)
-    console().print(table(found, options.reference).rich())
+    old = options.old or first_retained(read_entries(options.runs[0])[0].record)
+    found = compare(options.runs, options.reference, options.new, old)
+    console().print(table(found, options.reference, old).rich())
     if options.json:
-        settings = {"reference": options.reference, "new": options.new, "old": options.old}
+        settings = {"reference": options.reference, "new": options.new, "old": old}
         write_json(options.json, {**settings, "settings": [asdict(one) for one in found]})
     return 0
 

@@ -149,8 +149,8 @@ def against(found: Mapping[str, tuple[Losses, Losses]], reference: str = "plain*
     return [Matched(**{**asdict(one), "adjusted": next(adjusted)}) if one.p is not None else one for one in done]
 
 
-def table(found: Sequence[Matched], reference: str) -> Table:
-    """A row a setting."""
+def table(found: Sequence[Matched], reference: str, old: str | None = None) -> Table:
+    """A row a setting; `old` names what is forgotten in the title."""
     heads = ["method", "seeds", "gain", "forgetting", "reference", "difference", "Holm p"]
     rows = [
         [
@@ -167,7 +167,8 @@ def table(found: Sequence[Matched], reference: str) -> Table:
     )
     if any(one.seeds == 1 for one in found):
         note += ". One seed: intervals are of documents alone, training noise is left out"
-    return Table(f"Forgetting at matched new-task gain, against {reference}", heads, rows, note)
+    what = f"Forgetting of {old}" if old else "Forgetting"
+    return Table(f"{what} at matched new-task gain, against {reference}", heads, rows, note)
 
 
 def _judged(name: str, found: Mapping[str, tuple[Losses, Losses]], chosen: Sequence[str]) -> Matched:

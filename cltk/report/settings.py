@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cltk.errors import InputError
@@ -31,7 +32,7 @@ def settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, t
             )
         losses = [files.losses(by_seed[seed]) for seed in seeds]
         sides: list[Losses] = []
-        for task in (new, old or _first_retained(by_seed[seeds[0]].record)):
+        for task in (new, old or first_retained(by_seed[seeds[0]].record)):
             if any(by_seed[seed].record.get("documents") for seed in seeds):
                 raise InputError(
                     f"{name}: part of its documents was scored (evals.documents), and gains are matched document by document;"
@@ -71,7 +72,18 @@ def name_of(record: Mapping[str, Any]) -> str:
     return " ".join([record["method"], *(f"{key.split('.')[-1]}={value}" for key, value in labels.items())])
 
 
-def _first_retained(record: Mapping[str, Any]) -> str:
+def first_retained(record: Mapping[str, Any]) -> str:
+    """The first of `evals.retain`, as its YAML has it: in a record lm-eval's tasks come before texts.
+
+    Of a group or pattern, and in a record that does not say, the first that was measured.
+
+    Raises:
+        InputError: nothing was measured on both sides of the training.
+    """
     if "retain" not in record:
         raise InputError(f"{record.get('cell', 'a record')}: evals.retain is empty, so there is no forgetting to compare")
-    return str(record["retain"]["rows"][0]["task"])
+    tasks = [str(row["task"]) for row in record["retain"]["rows"]]
+    first = next(iter(record.get("config", {}).get("evals", {}).get("retain") or []), "")
+    named = [first.get(key) for key in ("name", "task", "text")] if isinstance(first, dict) else [first]
+    names = [name for one in named if one for name in (str(one), Path(str(one)).stem)]
+    return next((name for name in names if name in tasks), tasks[0])

@@ -13,6 +13,7 @@ from cltk.cli import main
 from cltk.errors import InputError
 from cltk.measure.scores import Scores, TaskScores
 from cltk.report.matched import against_frontier, frontier, matched, place
+from cltk.report.settings import first_retained
 from cltk.report.sources import Losses
 from cltk.run.records import read_json, write_json
 
@@ -130,6 +131,7 @@ def test_a_known_truth(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert (found[name].reference, found[name].difference, found[name].adjusted) == (None, None, None)
     assert main(["matched", str(runs), "--json", str(runs / "m.json")]) == 0
     out = capsys.readouterr().out
+    assert "Forgetting of old_text at matched" in out
     assert out.count("out of reach") == 3  # two rows and the note
     assert "training noise is left out" not in out
     assert [one["method"] for one in json.loads((runs / "m.json").read_text())["settings"]] == ["good", "bad", "far", "little"]
@@ -175,3 +177,24 @@ def test_bad_input(runs: Path) -> None:
     (runs / "good_4" / "record.json").unlink()
     with pytest.raises(InputError, match=r"good: has the seeds \[0, 1, 2, 3\]"):
         matched([runs])
+
+
+@pytest.mark.parametrize(
+    ("retain", "expected"),
+    [
+        ([{"text": "old.jsonl", "name": "old_text"}, "toy"], "old_text"),  # rows begin with lm-eval's tasks
+        ([{"text": "data/old_text.jsonl"}, "toy"], "old_text"),
+        (["toy", {"text": "old.jsonl", "name": "old_text"}], "toy"),
+        ([{"task": "toy", "sample": 5}], "toy"),
+        (["a_group"], "toy"),
+        ([], "toy"),
+    ],
+)
+def test_the_first_of_what_is_retained_is_the_files_first(retain: list[Any], expected: str) -> None:
+    rows = [{"task": "toy"}, {"task": "old_text"}]
+    assert first_retained({"config": {"evals": {"retain": retain}}, "retain": {"rows": rows}}) == expected
+
+
+def test_no_old_task_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"evals\.retain is empty"):
+        first_retained({"config": {}})

@@ -207,7 +207,9 @@ def _attempt(name: str, manager: Any, guard: Callable[[str], Any]) -> Any:
         raise
     except jinja2.TemplateError as error:
         raise InputError(f"task {name!r}: its template cannot be filled ({reason(error)})") from error
-    except (OSError, ImportError) as error:
+    except ImportError as error:
+        raise InputError(f"task {name!r}: it needs a package that is not here ({reason(error)})") from error
+    except OSError as error:
         raise InputError(_no_data(name, error)) from error
     except Exception as error:
         if type(error).__module__.split(".")[0] in ("datasets", "huggingface_hub", "requests", "httpx", "pyarrow"):

@@ -107,7 +107,12 @@ def test_code_that_fails_is_known_after_its_first_document(
 
     asked: list[int] = []
     own = HFLM._loglikelihood_tokens
-    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", lambda self, r, **k: (asked.append(len(r)), own(self, r, **k))[1])
+
+    def counted(self: Any, requests: Any, **settings: Any) -> Any:
+        asked.append(len(requests))
+        return own(self, requests, **settings)
+
+    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", counted)
     with pytest.raises(InputError, match="KeyError"):
         Suite(["boom"], include_path=folder).evaluate(tiny(), tokenizer)
     assert asked == [2]  # the choices of one document

@@ -146,3 +146,9 @@ def test_no_index_host_and_no_path_of_a_machine() -> None:
         if word in (ROOT.parent / file).read_text(errors="ignore")
     ]
     assert not named
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Folders of tests are no packages: pytest knows a file by its name alone."""
+    names = [file.name for file in (ROOT.parent / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})

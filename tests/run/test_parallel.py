@@ -84,7 +84,7 @@ def test_the_start_model_is_scored_once_for_all_cells(experiment: Path) -> None:
         cluster_resources=dict, remote=lambda _: task, wait=lambda waiting, num_returns: (waiting[:1], waiting[1:]),
         get=lambda one: "", exceptions=SimpleNamespace(RayError=ZeroDivisionError),
     )  # fmt: skip
-    assert cluster._run(ray, cltk.load(experiment, "out"), [1, 2, 4], 1, lambda *_: None) == {}
+    assert cluster._run(ray, cltk.load(experiment, "out"), [1, 2, 4], 1, lambda *_: None, cltk.load) == {}
     assert task.calls == [(1, True), (1, False), (2, False), (4, False)]
 
 

@@ -56,7 +56,7 @@ def _cell(text: str) -> str:
 
 
 def quantity(effect: Effect, *, sign: int = 1, with_unit: bool = False) -> str:
-    """ "+0.123 ±0.073": the forgetting (with sign -1: the gain) and the half-width of its 95 % interval."""
+    """ "+0.123 ±0.073": the forgetting (with sign -1: the gain) and the longer side of its 95 % interval."""
     if math.isinf(effect.estimate.high):
         text = f"{number(sign * effect.estimate.mean, effect.metric, '+')} (no interval)"
     else:
@@ -126,7 +126,8 @@ def _texts(summaries: Sequence[Summary]) -> list[str]:
 def note(summaries: Sequence[Summary]) -> str:
     """How the intervals came about, only what applies."""
     lines = [
-        "±: half of the 95 % interval, paired document by document. A rise and a loss are forgetting. NLL in nats a token."
+        "±: the longer side of the 95 % interval, paired document by document. A rise and a loss are forgetting. NLL in nats a"
+        " token."
     ]
     several = [summary for summary in summaries if len(summary.entries) > 1]
     if len(several) < len(summaries):
@@ -259,7 +260,9 @@ def measured(result: dict[str, Any]) -> Table:
             number(effect.post, effect.metric), quantity(effect), p_value(effect.rests_on[0]), flips, row["verdict"],
         ])  # fmt: skip
     heads = ["task", "metric", "n", "pre", "post", "forgetting", "p", "lost / gained", "verdict"]
-    return Table("Forgetting: Perf_pre - Perf_ft, paired", heads, rows, f"positive is bad; ± half of the 95 % interval; {P}")
+    return Table(
+        "Forgetting: Perf_pre - Perf_ft, paired", heads, rows, f"positive is bad; ± the longer side of the 95 % interval; {P}"
+    )
 
 
 def moved(result: dict[str, Any]) -> Table | None:

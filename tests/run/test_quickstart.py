@@ -52,7 +52,7 @@ def as_committed(record: dict, out: Path) -> None:
         assert not [str(found) for found in differences(old, new)]
     for name, value in old.items():
         if name.endswith(".nll.post"):
-            assert new[name] == pytest.approx(value, abs=0.1), name
+            assert new[name] == pytest.approx(value, abs=0.03), name  # 0.009 measured, from a Zen 3 to a Zen 5 with oneDNN
 
 
 def scores(file: Path) -> dict:

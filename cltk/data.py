@@ -241,6 +241,7 @@ def memory_rows(memory: Any, tokenizer: Any, block: int = 256, limit: int | None
     if isinstance(memory, Mapping):
         raise InputError(f"memory: is a set of splits ({', '.join(map(str, memory))}); give one of them")
     rows = read_rows(memory) if isinstance(memory, str | Path) else memory
+    rows = rows.with_format(None) if hasattr(rows, "with_format") else rows  # a `datasets` format may give no rows at all
     rows = rows if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") else list(rows)
     if not len(rows):
         raise InputError(f"{where}: the memory is empty")

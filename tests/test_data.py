@@ -10,6 +10,7 @@ import pytest
 from cltk.data import Collator, blocks, fill, memory_rows, read_rows, split_by, text_of, tokenize_pairs
 from cltk.errors import InputError
 from cltk.mitigate.memory import text_rows
+from tests.conftest import sentences
 
 
 def test_readers_agree(tmp_path: Path) -> None:
@@ -298,3 +299,13 @@ def test_no_more_of_a_memory_is_tokenised_than_is_needed(tokenizer: Any) -> None
     whole = memory_rows(texts, tokenizer, 8)
     assert memory_rows(texts, Asked(), 8, limit=3) == whole[:3]
     assert sum(asked) < 2_000
+
+
+@pytest.mark.parametrize("form", ["pandas", "arrow", "numpy", "torch"])
+def test_a_memory_in_any_format_of_datasets_is_its_rows(form: str, tokenizer: Any) -> None:
+    from datasets import Dataset
+
+    texts = Dataset.from_list([{"text": sentence} for sentence in sentences(6)])
+    plain = memory_rows(texts, tokenizer, 16)
+    assert memory_rows(texts.with_format(form), tokenizer, 16) == plain
+    assert memory_rows(Dataset.from_list(plain).with_format(form), tokenizer) == plain

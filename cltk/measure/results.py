@@ -75,6 +75,7 @@ class Result:
 
 
 def finite(value: Any) -> Any:
+    """The tree as JSON may hold it: numbers that are not finite become None."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

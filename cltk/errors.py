@@ -1,5 +1,11 @@
 """The exceptions of cltk. The command line turns them into one line and an exit code; a traceback is a bug."""
 
+from errno import ENOMEM
+
+OUT_OF_MEMORY = (  # in what torch and CUDA raise as plain RuntimeErrors
+    "not enough memory", "defaultcpuallocator", "out of memory", "alloc_failed",
+)  # fmt: skip
+
 
 class CltkError(Exception):
     """Base class. `exit_code` is what the command line returns."""
@@ -27,3 +33,10 @@ class RunError(CltkError):
 
 class DiskError(RunError, OSError):
     """Something could not be written: the disk is full, the folder read-only. What was there before is as it was."""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory, of whatever kind, was not enough."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == ENOMEM):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)

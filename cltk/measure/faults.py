@@ -9,10 +9,9 @@ from typing import Any
 import jinja2
 import torch
 
-from cltk.errors import CltkError, InputError
+from cltk.errors import CltkError, InputError, out_of_memory
 
 PASSING = (CltkError, OSError, MemoryError, torch.OutOfMemoryError, Warning)  # no fault of a task or a model
-NO_MEMORY = ("not enough memory", "out of memory", "alloc_failed", "defaultcpuallocator")  # as libraries say it in words
 
 
 def attempt(name: str, act: Callable[..., Any], *given: Any) -> Any:
@@ -73,7 +72,7 @@ def _of_model(error: Exception) -> InputError | None:
         one = frame.tb_frame.f_locals.get("self")
         model = model or (type(one).__name__ if isinstance(one, torch.nn.Module) else "")
         frame = frame.tb_next
-    if any(part in words for part in NO_MEMORY) or not (model or words.startswith("cuda error")):
+    if out_of_memory(error) or not (model or words.startswith("cuda error")):
         return None
     return InputError(
         f"{model or 'model'}: its forward pass fails ({reason(error)}); its weights must fit its config, its embedding the"

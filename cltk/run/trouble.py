@@ -5,16 +5,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import EIO, ENOMEM
+from errno import EIO
 from pathlib import Path
 from typing import Any
 
-from cltk.errors import CltkError, RunError
+from cltk.errors import CltkError, RunError, out_of_memory
 from cltk.files import CLOSED, FULL, disk_error
-
-OUT_OF_MEMORY = (  # in what torch and CUDA raise as plain RuntimeErrors
-    "not enough memory: you tried to allocate", "defaultcpuallocator", "out of memory", "cublas_status_alloc_failed",
-)  # fmt: skip
 
 
 class OutOfMemoryError(RunError):
@@ -62,13 +58,6 @@ def _explanation(error: Exception, config: Any, folder: Path, model_config: Any,
     if not isinstance(error, OSError) or error.errno in (*FULL, *CLOSED, EIO):
         return disk_error(error, Path(getattr(error, "filename", None) or folder))
     return None
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory, of whatever kind, was not enough."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == ENOMEM):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 def estimated(config: Any, model_config: Any) -> str:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from driver import alternate, arguments_of, serve, write
 from torch import Tensor
 
-from cltk.loss import kl_divergence
+from cltk.forward.loss import kl_divergence
 from cltk.run.speed import tune_allocator
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -90,7 +90,7 @@ def plain(model: Any, rows: list[torch.Tensor]) -> float:
 
 
 def cltk(model: Any, rows: list[torch.Tensor], kind: str, autocast: bool = False) -> float:
-    from cltk.mitigate.importance import fisher
+    from cltk.importance.fisher import fisher
 
     return fisher(model, [{"input_ids": ids} for ids in rows], kind, batch_size=8, autocast=autocast).trace
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "attach": "cltk.trainer",
+    "attach": "cltk.hosts.trainer",
     "fisher": "cltk.mitigate",
     "load": "cltk.run.experiment",
     "merge": "cltk.mitigate",
-    "session": "cltk.loop",
+    "session": "cltk.hosts.loop",
     "CltkError": "cltk.errors",
     "InputError": "cltk.errors",
     "RunError": "cltk.errors",
@@ -38,7 +38,8 @@ if TYPE_CHECKING:  # what `__getattr__` below finds, for type checkers
     from cltk.errors import CltkError as CltkError
     from cltk.errors import InputError as InputError
     from cltk.errors import RunError as RunError
-    from cltk.loop import session as session
+    from cltk.hosts.loop import session as session
+    from cltk.hosts.trainer import attach as attach
     from cltk.measure.compare import measure as measure
     from cltk.mitigate import AGEM as AGEM
     from cltk.mitigate import DARE as DARE
@@ -79,7 +80,6 @@ if TYPE_CHECKING:  # what `__getattr__` below finds, for type checkers
     from cltk.mitigate import merge as merge
     from cltk.report.api import report as report
     from cltk.run.experiment import load as load
-    from cltk.trainer import attach as attach
 
 
 if not TYPE_CHECKING:  # a name that is not there must be an error there, too

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cltk import assets
+from cltk.data import assets
 from cltk.errors import InputError
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_s
 
 import cltk
 from tests.conftest import sentences
-from tests.test_scale import TURNS
+from tests.hosts.test_scale import TURNS
 
 SETTINGS: dict[str, Any] = {
     "max_steps": 3, "logging_steps": 1, "report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True,

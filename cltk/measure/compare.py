@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cltk import __version__, tensors
-from cltk.assets import cache_dir
+from cltk.data.assets import cache_dir
 from cltk.errors import InputError
 from cltk.measure.divergence import text_divergence
 from cltk.measure.evaluate import Progress, Suite, TextTask

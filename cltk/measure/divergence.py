@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cltk.data import IGNORED, Collator, Row
+from cltk.data.readers import Row
+from cltk.data.rows import IGNORED, Collator
 from cltk.errors import InputError
+from cltk.forward.probe import evaluating, length_batches, logits_where
 from cltk.measure.stats import paired_mean
 from cltk.measure.texts import TextTask, by_windows, check_ids, counted, positions, token_rows
-from cltk.probe import evaluating, length_batches, logits_where
 from cltk.ranks import shared
 
 
@@ -24,8 +25,8 @@ def row_kl(
     """Forward KL of each row: mean over its counted tokens of sum_v p_start(v) [log p_start(v) - log p_tuned(v)], in nats.
 
     On new-task prompts it is the quantity that predicts forgetting best across methods (Shenfeld et al. 2025,
-    arXiv 2509.04259). Rows are those of `cltk.probe.row_nll`. float32. Of models with vocabularies of other sizes (tokens
-    were added, the embedding padded) it is the divergence over the ids that both have, each p summing to 1 over these.
+    arXiv 2509.04259). Rows are those of `cltk.forward.probe.row_nll`. float32. Of models with vocabularies of other sizes
+    (tokens were added, the embedding padded) it is the divergence over the ids that both have, each p summing to 1 over these.
     """
     values = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cltk import tensors
-from cltk.data import text_of
+from cltk.data.rows import text_of
 from cltk.errors import InputError
 from cltk.measure.answers import score_tasks
 from cltk.measure.faults import attempt, forward

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from cltk import assets
+from cltk.data import assets
 from cltk.errors import InputError
 
 OWN = "lm_eval:"  # a file in lm-eval's own tasks folder; legal in `include`

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from cltk.data import IGNORED, Row, read_rows, text_of
+from cltk.data.readers import Row, read_rows
+from cltk.data.rows import IGNORED, text_of
 from cltk.errors import InputError
+from cltk.forward.probe import row_nll
 from cltk.measure.harness import Progress
 from cltk.measure.sampling import Sample, choose, described
 from cltk.measure.scores import TaskScores
-from cltk.probe import row_nll
 from cltk.ranks import shared
 
 WINDOW = 1024  # tokens that are read at once, where the model has so many positions

@@ -1,11 +1,11 @@
 """The methods. `MITIGATORS` is the whole plugin system: add `cltk.MITIGATORS["name"] = YourClass`."""
 
+from cltk.importance.fisher import Importance, fisher
 from cltk.mitigate.adapters import LoRA
 from cltk.mitigate.averaging import EMA, LMCocktail, WiSEFT
 from cltk.mitigate.distill import KL, LwF
 from cltk.mitigate.freezing import Freeze, ULMFiT
 from cltk.mitigate.generate import SelfReplay
-from cltk.mitigate.importance import Importance, fisher
 from cltk.mitigate.interface import Mitigator, Plan, Run
 from cltk.mitigate.online import MAS, OnlineEWC
 from cltk.mitigate.path import SI
@@ -14,7 +14,7 @@ from cltk.mitigate.quadratic import EWC, L2SP
 from cltk.mitigate.rates import EarlyStopping, LowLR, Rewarm
 from cltk.mitigate.rehearsal import DERPP, ReplayLoss
 from cltk.mitigate.replay import Replay, Reservoir
-from cltk.mitigate.riemann import RWalk
+from cltk.mitigate.rwalk import RWalk
 from cltk.mitigate.sharpness import SAM
 from cltk.mitigate.sparse import HFT, MoFO
 from cltk.mitigate.subspace import OSFT

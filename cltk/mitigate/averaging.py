@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from cltk import tensors
-from cltk.causal import check_causal
-from cltk.data import memory_rows
+from cltk.data.rows import memory_rows
 from cltk.errors import InputError
+from cltk.forward.causal import check_causal
+from cltk.forward.probe import mean_nll
 from cltk.mitigate.interface import Mitigator, Plan, Run
 from cltk.mitigate.memory import probe_rows
 from cltk.models import load_model
-from cltk.probe import mean_nll
 from cltk.ranks import agreed
 
 

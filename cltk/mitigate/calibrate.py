@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from cltk import tensors
-from cltk.data import IGNORED, Collator, Row, memory_rows
+from cltk.data.readers import Row
+from cltk.data.rows import IGNORED, Collator, memory_rows
 from cltk.errors import InputError
-from cltk.mitigate.estimators import untouched
+from cltk.forward.probe import logits_where, mean_nll
+from cltk.importance.estimators import untouched
 from cltk.mitigate.interface import Mitigator, Plan, Run
 from cltk.mitigate.memory import labelled
-from cltk.probe import logits_where, mean_nll
 from cltk.ranks import agreed
 
 TOLERANCE = 0.2  # of the budget

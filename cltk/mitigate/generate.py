@@ -19,10 +19,11 @@ from filelock import lock_descriptor
 from torch import Tensor
 
 from cltk import tensors
-from cltk.causal import check_causal
-from cltk.data import Row, pad_id
+from cltk.data.readers import Row
+from cltk.data.rows import pad_id
 from cltk.errors import InputError, RunError
-from cltk.mitigate.estimators import untouched
+from cltk.forward.causal import check_causal
+from cltk.importance.estimators import untouched
 from cltk.mitigate.interface import Mitigator, Plan
 from cltk.mitigate.memory import check_memory, check_number, text_rows
 from cltk.mitigate.replay import check_data, mix, old_count

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cltk.data import IGNORED
+from cltk.data.rows import IGNORED
 from cltk.tensors import trainable
 
 

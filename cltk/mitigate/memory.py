@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cltk import tensors
-from cltk.causal import check_causal
-from cltk.data import IGNORED, Collator, Row, memory_rows, read_rows, text_of, token_row
+from cltk.data.readers import Row, read_rows
+from cltk.data.rows import IGNORED, Collator, memory_rows, text_of, token_row
 from cltk.errors import InputError
+from cltk.forward.causal import check_causal
+from cltk.forward.probe import takes_logits_to_keep
 from cltk.mitigate.interface import Plan, Run, counted, targets
-from cltk.probe import takes_logits_to_keep
 from cltk.ranks import ranks
 
 Batch = dict[str, Tensor]
@@ -141,7 +142,7 @@ class MemoryBatches:
 
 
 def memory_batches(name: str, memory: Any, plan: Plan, batch_size: int | None, length: int, seed: int) -> MemoryBatches:
-    """Batches of `memory` (see `cltk.data.memory_rows`); the trainer's batch size of one device where none is given.
+    """Batches of `memory` (see `cltk.data.rows.memory_rows`); the trainer's batch size of one device where none is given.
 
     Raises:
         InputError: the model cannot take next-token losses (names the method), or the memory has no row to predict.

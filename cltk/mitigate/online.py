@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from cltk.data import Row
+from cltk.data.readers import Row
 from cltk.errors import InputError
-from cltk.mitigate.importance import Importance, update
+from cltk.importance.fisher import Importance, update
 from cltk.mitigate.interface import Plan
 from cltk.mitigate.memory import labelled
 from cltk.mitigate.quadratic import EWC, Anchored
@@ -120,7 +120,7 @@ class MAS(EWC):
 
     Args:
         strength: 0 changes no bit and computes nothing.
-        memory: text or rows of what shall be kept; see `cltk.data.memory_rows`. Any text does, the outputs are its own.
+        memory: text or rows of what shall be kept; see `cltk.data.rows.memory_rows`. Any text does, the outputs are its own.
         samples: sequences used at most.
         block: tokens of a sequence, when the memory is text.
         form, offload: see EWC.

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from cltk import tensors
 from cltk.errors import InputError, RunError
+from cltk.importance.fisher import Importance
 from cltk.mitigate.blockwise import decay_, proximal_, pull_, value
 from cltk.mitigate.calibrate import calibrate, check_auto, held_out
-from cltk.mitigate.importance import Importance
 from cltk.mitigate.interface import Mitigator, Plan, Run
 from cltk.mitigate.source import check_source, importance_of, summary
 

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cltk.causal import logits_at
-from cltk.data import Collator, Row
+from cltk.data.readers import Row
+from cltk.data.rows import Collator
 from cltk.errors import InputError
-from cltk.loss import squared_distance
+from cltk.forward.causal import logits_at
+from cltk.forward.loss import squared_distance
 from cltk.mitigate.distill import Reference
 from cltk.mitigate.interface import Mitigator, Plan, Run, counted, targets
 from cltk.mitigate.memory import (
@@ -42,7 +43,7 @@ class ReplayLoss(Mitigator):
     ranks' means. The number of steps stays.
 
     Args:
-        memory: old-domain text or token rows (see `cltk.data.memory_rows`).
+        memory: old-domain text or token rows (see `cltk.data.rows.memory_rows`).
         strength: gamma; 0 changes nothing. 0.1 to 1 beside supervised fine-tuning; InstructGPT used 27.8 beside PPO.
         batch_size: old rows a step and rank; the trainer's per-device batch size when not given.
         length: tokens of an old row, when the memory is text.
@@ -94,7 +95,7 @@ class DERPP(Mitigator):
     batch for the last term, and keeps z of the moment when a row was stored; here all rows are older than the training.
 
     Args:
-        memory: old-domain text or token rows (see `cltk.data.memory_rows`).
+        memory: old-domain text or token rows (see `cltk.data.rows.memory_rows`).
         alpha: weight of the logits' distance. beta: weight of the old text's NLL. Both 0 change nothing.
         top_k: logits kept a position, 6 bytes each (float16 and int32, on the CPU), computed once at setup. None: a frozen
             copy of the model computes all of them again at every step.

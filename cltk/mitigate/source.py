@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from cltk import tensors
-from cltk.causal import check_causal
-from cltk.data import memory_rows
+from cltk.data.rows import memory_rows
 from cltk.errors import InputError
-from cltk.mitigate.importance import Importance, fisher
+from cltk.forward.causal import check_causal
+from cltk.importance.fisher import Importance, fisher
+from cltk.importance.sequences import data_digest
 from cltk.mitigate.interface import Plan
-from cltk.mitigate.sequences import data_digest
 from cltk.models import config_digest
 from cltk.ranks import agreed, ranks
 

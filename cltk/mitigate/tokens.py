@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cltk.causal import check_causal
 from cltk.errors import InputError
-from cltk.loss import cross_entropy
+from cltk.forward.causal import check_causal
+from cltk.forward.loss import cross_entropy
+from cltk.forward.probe import row_nll
 from cltk.mitigate.distill import Reference
 from cltk.mitigate.interface import Mitigator, Plan, Run, counted, targets
 from cltk.mitigate.memory import labelled
-from cltk.probe import row_nll
 
 Setting = Literal["stm", "talr", "flow", "dft", "eaft", "random", "none"]
 PROBED = 256  # rows of the training data from which flow takes tau and its scale

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from cltk import models, tensors
-from cltk.deepspeed import whole
 from cltk.errors import InputError
 from cltk.files import locked, sync_tree
+from cltk.hosts.deepspeed import whole
 from cltk.measure.divergence import distance, divergence
 from cltk.measure.evaluate import Suite, token_rows
 from cltk.measure.identity import device, versions

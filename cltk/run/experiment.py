@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cltk import assets
+from cltk.data import assets
 from cltk.errors import CltkError, DiskError, InputError, RunError
 from cltk.files import check_folder, locked, shipped
 from cltk.ranks import agreed, first, gathered, join, regroup

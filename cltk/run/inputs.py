@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cltk import models
-from cltk.data import locate, read_rows
+from cltk.data.readers import locate, read_rows
 from cltk.errors import InputError
 from cltk.files import shipped
 from cltk.measure.evaluate import Suite, TextTask

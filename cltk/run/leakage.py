@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cltk.data import locate, read_rows, text_of
+from cltk.data.readers import locate, read_rows
+from cltk.data.rows import text_of
 from cltk.errors import InputError
 from cltk.measure.texts import TextTask
 from cltk.run.config import Cell

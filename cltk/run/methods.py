@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from cltk.assets import find
-from cltk.data import READERS
+from cltk.data.assets import find
+from cltk.data.readers import READERS
 from cltk.errors import InputError
 
 

@@ -1,9 +1,9 @@
 """What makes training fast without changing what is trained; each choice is proven on the machine and the model at start-up.
 
-    packing     rows end to end instead of padding, where the losses are equal     (cltk.packing.PackedCollator)
+    packing     rows end to end instead of padding, where the losses are equal     (cltk.forward.packing.PackedCollator)
     grouping    batches of like lengths, where packing is not exact                (TrainingArguments' own)
-    attention   of packed rows one sequence after the other, on processors         (cltk.attention)
-    label_head  the output head only where a label is, where the loss is equal     (cltk.packing.label_head)
+    attention   of packed rows one sequence after the other, on processors         (cltk.forward.attention)
+    label_head  the output head only where a label is, where the loss is equal     (cltk.forward.packing.label_head)
     autocast    bfloat16 where the processor has units for it                      (TrainingArguments' bf16)
     fused       AdamW in one kernel                                                (TrainingArguments' optim)
     onednn      float32 products through oneDNN, where they are float32 and faster
@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 
-from cltk.attention import attention_by_sequence
-from cltk.data import Collator, Row, pad_id
+from cltk.data.readers import Row
+from cltk.data.rows import Collator, pad_id
 from cltk.errors import InputError
-from cltk.packing import PackedCollator, head_error, label_head, packing_error
+from cltk.forward.attention import attention_by_sequence
+from cltk.forward.packing import PackedCollator, head_error, label_head, packing_error
 from cltk.run import machine
 
 TOLERANCE = 1e-5  # relative, float32

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cltk.data import IGNORED, Collator, Row, blocks, filled, pad_id, pairs, read_rows, split_by
+from cltk.data.readers import Row, read_rows
+from cltk.data.rows import IGNORED, Collator, blocks, filled, pad_id, pairs, split_by
 from cltk.errors import InputError, RunError
 from cltk.measure.sampling import choose
 from cltk.ranks import agreed, decided, first, gathered
@@ -152,11 +153,11 @@ def train_cell(
     import torch
     from transformers import PrinterCallback, Trainer, set_seed
 
-    from cltk.packing import collate_training
+    from cltk.forward.packing import collate_training
+    from cltk.hosts.trainer import attach
     from cltk.run.checkpoints import MEASURED, Keeper, newest, settled
     from cltk.run.speed import choose, say
     from cltk.run.trouble import explained
-    from cltk.trainer import attach
 
     checkpoint, kept = agreed((newest(output) if first() else None) or (None, {}))
     if cell.config.train.get("save_only_model") and not kept.get("finished"):

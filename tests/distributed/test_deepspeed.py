@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import cltk
-from cltk import deepspeed
 from cltk.errors import InputError
+from cltk.hosts import deepspeed
+from cltk.importance.fisher import Importance
 from cltk.mitigate import Mitigator, Plan, Run
-from cltk.mitigate.importance import Importance
 from tests.conftest import sentences
 from tests.mitigator_cases import CASES
 

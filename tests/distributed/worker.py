@@ -5,9 +5,9 @@
 ENGINE is single, ddp, fsdp2, zero1, zero2 or zero3; FOLDER holds the start model. A job is the name of a case of the table, or
 `penalty-HOW-ACCUMULATION-SETTING` with HOW one of autograd (the penalty in the loss), ewc, l2_sp, none, and SETTING one of clip
 (small gradient norms), free (no clipping), bf16 (autocast, or the engine's own mixed precision; also no clipping); or
-`scale-HOST-METHOD-ACCUMULATION`: one SGD step of rate 1 in a host of tests/test_scale.py, METHOD one of none, own (the host's
-loss once more), nothing (token weights of 0); or `held-METHOD`: the bytes of all tensors behind the first optimiser step,
-METHOD a case or plain.
+`scale-HOST-METHOD-ACCUMULATION`: one SGD step of rate 1 in a host of tests/hosts/test_scale.py, METHOD one of none, own (the
+host's loss once more), nothing (token weights of 0); or `held-METHOD`: the bytes of all tensors behind the first optimiser
+step, METHOD a case or plain.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import cltk
 from cltk import tensors
 from cltk.data import Collator, tokenize_pairs
 from cltk.errors import InputError, RunError
-from cltk.mitigate.importance import Importance
+from cltk.importance.fisher import Importance
 from tests.conftest import sentences
 from tests.mitigator_cases import CASES
 
@@ -123,7 +123,7 @@ def penalty(engine: str, folder: Path, how: str, accumulation: int, setting: str
 
 
 def scale(engine: str, folder: Path, host: str, method: str, accumulation: int) -> Any:
-    from tests.test_scale import HOSTS, Nothing, Own
+    from tests.hosts.test_scale import HOSTS, Nothing, Own
 
     cls, changes, _ = HOSTS[host]
     step = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}

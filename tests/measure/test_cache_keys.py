@@ -45,7 +45,7 @@ def test_the_same_model_is_known_again_wherever_it_lies(llama: Any, tokenizer: A
     ],
 )
 def test_every_setting_of_the_configuration_counts(kind: str, name: str, value: Any) -> None:
-    from tests.causal_models import build
+    from tests.forward.causal_models import build
 
     model = build(kind)
     other = build(kind, **{name: value})

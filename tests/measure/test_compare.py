@@ -14,11 +14,11 @@ import torch
 import cltk
 from cltk import tensors
 from cltk.errors import InputError
+from cltk.forward.probe import row_nll
 from cltk.measure.compare import common_dtype
 from cltk.measure.divergence import distance, divergence, row_kl
 from cltk.measure.evaluate import Suite, TextTask
 from cltk.measure.forgetting import UNITS
-from cltk.probe import row_nll
 
 
 @pytest.fixture(autouse=True)

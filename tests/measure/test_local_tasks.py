@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 
-from cltk import assets
+from cltk.data import assets
 from cltk.measure.compare import measure
 from cltk.measure.evaluate import Suite
 from cltk.measure.forgetting import compare

@@ -5,7 +5,7 @@ import lm_eval
 import pytest
 import yaml
 
-from cltk import assets
+from cltk.data import assets
 from cltk.errors import InputError
 from cltk.measure.tasks import prepare
 

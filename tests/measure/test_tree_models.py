@@ -15,7 +15,7 @@ from cltk.measure.journal import Journal
 from cltk.measure.scoring import PrefixLM
 from cltk.measure.tree_forward import TreeForward, UnsupportedModelError
 from cltk.measure.tree_proof import check_close, prove, switch_length
-from tests.causal_models import EVERY, build
+from tests.forward.causal_models import EVERY, build
 
 HYBRID = ["lfm2", "granitemoehybrid", "qwen3_next", "falcon_h1"]
 NO_TREES = [*HYBRID, "bloom", "mpt", "gpt_neo"]

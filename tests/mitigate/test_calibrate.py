@@ -12,12 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from cltk import tensors
 from cltk.errors import InputError
+from cltk.forward.probe import mean_nll
+from cltk.importance.fisher import fisher
 from cltk.mitigate.calibrate import search
-from cltk.mitigate.importance import fisher
 from cltk.mitigate.interface import Plan
 from cltk.mitigate.memory import labelled
 from cltk.mitigate.quadratic import EWC
-from cltk.probe import mean_nll
 
 # --- the search
 

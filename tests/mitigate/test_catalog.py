@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cltk import deepspeed
 from cltk.cli import main
 from cltk.errors import InputError
+from cltk.hosts import deepspeed
 from cltk.mitigate import MITIGATORS, catalog
 from cltk.run.methods import build_mitigators
 from tests.mitigator_cases import CASES

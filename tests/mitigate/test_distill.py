@@ -11,7 +11,7 @@ import torch
 
 import cltk
 from cltk.errors import InputError
-from cltk.loss import kl_divergence
+from cltk.forward.loss import kl_divergence
 from cltk.mitigate.distill import Reference
 from cltk.mitigate.interface import Plan
 from tests.mitigate.test_rehearsal import NEW, OLD, moved, shift

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from cltk import tensors
 from cltk.errors import InputError
-from cltk.mitigate.importance import Importance, fisher
+from cltk.importance.fisher import Importance, fisher
 from cltk.mitigate.interface import Plan, Run
 from cltk.mitigate.online import MAS, OnlineEWC, sample
 from cltk.mitigate.quadratic import EWC

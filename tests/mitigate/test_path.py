@@ -14,11 +14,11 @@ import torch.nn.functional as F
 
 from cltk import tensors
 from cltk.errors import InputError
-from cltk.mitigate.importance import Importance
+from cltk.importance.fisher import Importance
 from cltk.mitigate.interface import Mitigator, Plan, Run
 from cltk.mitigate.path import SI, Tracker, gained_, per_distance, walk
 from cltk.mitigate.quadratic import EWC
-from cltk.mitigate.riemann import RWalk, per_divergence
+from cltk.mitigate.rwalk import RWalk, per_divergence
 from tests.mitigate.test_quadratic import ROWS, llama, step, train, weights_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:si. nothing is protected in the first training")

@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cltk import tensors
 from cltk.errors import InputError, RunError
+from cltk.importance.fisher import Importance, fisher
 from cltk.mitigate import source
-from cltk.mitigate.importance import Importance, fisher
 from cltk.mitigate.interface import Plan, Run
 from cltk.mitigate.quadratic import EWC, L2SP, decay_, proximal_, pull_, value
 

@@ -11,9 +11,9 @@ from transformers import Trainer, TrainingArguments
 import cltk
 from cltk.data import Collator
 from cltk.errors import InputError
+from cltk.forward.packing import pack
 from cltk.mitigate.interface import Plan, Run, counted, targets
 from cltk.mitigate.tokens import TokenWeights, dft, eaft, flow, random_mask, samples_of, stm, talr
-from cltk.packing import pack
 
 ROWS = [
     {"input_ids": [i + 3, 9, 2 + i, 6, 7, 30 + i, 8][: 3 + i], "labels": [-100, 9, 2 + i, 6, 7, 30 + i, 8][: 3 + i]}

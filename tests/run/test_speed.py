@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cltk import tensors
 from cltk.data import IGNORED, Collator
 from cltk.errors import InputError
-from cltk.probe import evaluating, row_nll
+from cltk.forward.probe import evaluating, row_nll
 from cltk.run import machine, speed
 from cltk.run.config import Cell, load_config
 from cltk.run.methods import build_mitigators

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from cltk import assets, packages
 from cltk.cli import main
+from cltk.data import assets, packages
 from cltk.errors import InputError
 from cltk.measure.journal import Journal, ModelJournal, _line
 from cltk.measure.prefix_tree import Requests

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from cltk import packages
 from cltk.cli import main
+from cltk.data import packages
 from cltk.errors import InputError
 from cltk.run.checkpoints import opened, seal
 from cltk.run.config import load_config

@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cltk import assets, packages
+from cltk.data import assets, packages
 from tests.survive.victim import SIGNALS, Striker, ended, start
 
 FILE = "kill.yaml"
@@ -179,13 +179,13 @@ def import_everything() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
     import cltk.cli
+    import cltk.hosts.trainer
     import cltk.measure.scoring
     import cltk.mitigate
     import cltk.report.api
     import cltk.run.checkpoints
     import cltk.run.experiment
     import cltk.run.speed
-    import cltk.trainer
 
     named = (accelerate, datasets, lm_eval, peft, rich, torch, transformers, cltk)
     assert all((*named, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer))

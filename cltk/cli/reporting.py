@@ -1,0 +1,53 @@
+"""`cltk report` and `matched`: tables of what was run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cltk.cli.options import Command
+from cltk.progress import console
+
+
+def add(command: Command) -> None:
+    """Options of what reports."""
+    sub = command("report", report, "print the tables of an output folder")
+    sub.add_argument("runs", type=Path, help="a folder that `cltk run` wrote, or a record")
+    sub.add_argument("--markdown", type=Path, metavar="FILE", help="also write Markdown here")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="also write one self-contained page here")
+    sub.add_argument("--latex", type=Path, metavar="DIR", help="also write tables (.tex) and figures (.pdf) here")
+    sub.add_argument("--lm-eval", type=Path, metavar="DIR", help="also copy the result files that lm-eval's tools read here")
+
+    sub = command("matched", matched, "forgetting at matched new-task gain, against what plain fine-tuning reaches")
+    sub.add_argument("runs", type=Path, nargs="+", help="output folders of `cltk run`, on the same documents and seeds")
+    sub.add_argument("--reference", default="plain*", help="the methods to beat: a pattern of their names (default: plain*)")
+    sub.add_argument("--new", default="heldout", help="the task that is learned (default: heldout)")
+    sub.add_argument("--old", help="the task that is forgotten (default: the first of evals.retain)")
+    sub.add_argument("--json", type=Path, help="write the numbers here")
+
+
+def report(options: argparse.Namespace) -> int:
+    """`cltk report`: the tables of an output folder, and the files asked for."""
+    from cltk.report.api import report as show
+
+    show(options.runs, markdown=options.markdown, html=options.html, latex=options.latex, lm_eval=options.lm_eval)
+    return 0
+
+
+def matched(options: argparse.Namespace) -> int:
+    """`cltk matched`: does a method beat the frontier of another?"""
+    from dataclasses import asdict
+
+    from cltk.report.matched import matched as compare
+    from cltk.report.matched import table
+    from cltk.report.settings import first_retained
+    from cltk.report.sources import read_entries
+    from cltk.run.records import write_json
+
+    old = options.old or first_retained(read_entries(options.runs[0])[0].record)
+    found = compare(options.runs, options.reference, options.new, old)
+    console().print(table(found, options.reference, old).rich())
+    if options.json:
+        settings = {"reference": options.reference, "new": options.new, "old": old}
+        write_json(options.json, {**settings, "settings": [asdict(one) for one in found]})
+    return 0

@@ -1,0 +1,124 @@
+"""`cltk run`, `clean` and `reproduce`: experiments."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from cltk.cli.options import TRUST, Command
+
+
+def add(command: Command) -> None:
+    """Options of what runs experiments."""
+    sub = command("run", run, "run an experiment: evaluate, train every cell, evaluate, record")
+    sub.add_argument("file", type=Path, help="the experiment's YAML")
+    sub.add_argument("--out", type=Path, help="where records go (default: train.output_dir, else runs/NAME)")
+    sub.add_argument("--dry-run", action="store_true", help="print the cells and their cost in tokens; load no weights")
+    sub.add_argument(
+        "--ray", nargs="?", const="local", metavar="ADDRESS", help="cells in parallel, on this machine or on the Ray at ADDRESS"
+    )
+
+    sub.add_argument("--trust", action="store_true", help=TRUST)
+    sub.add_argument("--strict", action="store_true", help="refuse rows that are learned from and measured on")
+
+    sub = command("clean", clean, "list what an output folder holds that nobody reads any more, or remove it")
+    sub.add_argument(
+        "runs", type=Path, metavar="DIR", help="a folder that `cltk run` wrote; its records, scores and curves stay"
+    )
+    sub.add_argument("--yes", action="store_true", help="remove what is listed")
+    sub.add_argument("--unfinished", action="store_true", help="also checkpoints of cells without a record: they begin anew")
+    sub.add_argument("--models", action="store_true", help="also the tuned weights of cells that have a record")
+
+    sub = command("reproduce", reproduce, "run a record's cell again and compare every number; exit code 0 or 1")
+    sub.add_argument("record", type=Path, help="a record.json, or a folder of records")
+    sub.add_argument("--out", type=Path, help="where the new records go (default: runs/reproduced-NAME)")
+    sub.add_argument("--tolerance", type=float, default=0.0, help="difference to accept, relative (default: 0, bit for bit)")
+    sub.add_argument("--trust", action="store_true", help=TRUST)
+
+
+def run(options: argparse.Namespace) -> int:
+    """`cltk run`: all cells that have no record, then the report."""
+    from cltk.progress import Bar
+    from cltk.ranks import first
+    from cltk.report.api import report as show
+    from cltk.run.experiment import load
+
+    experiment = load(options.file, options.out, options.trust, options.strict)
+    if options.dry_run:
+        return dry_run(experiment)
+    if not experiment.missing():
+        print(f"{len(experiment.cells)} of {len(experiment.cells)} cells have a record in {experiment.out}: nothing to do")
+        experiment.run()
+    else:
+        from cltk.run.speed import tune_allocator
+
+        tune_allocator(experiment.plan.experiment.speed.allocator)
+        with Bar() as bar:
+            experiment.run(bar, ray=options.ray)
+    if first():
+        show([experiment.folder(cell) / "record.json" for cell in experiment.cells])
+    return 0
+
+
+def dry_run(experiment: Any) -> int:
+    """`cltk run --dry-run`: the cells, their cost in tokens, and what the planned documents can show."""
+    from cltk.measure.power import plan
+    from cltk.run.cost import cost_in_tokens
+    from cltk.run.methods import build_mitigators
+
+    experiment.check()
+    leaks = experiment.leaks()
+    print(f"{experiment.plan.file}: {len(experiment.cells)} cells -> {experiment.out}")
+    for cell in experiment.cells:
+        state = "has a record" if (experiment.folder(cell) / "record.json").exists() else "to run"
+        mitigators = build_mitigators(cell.config.mitigators, experiment.plan.folder)
+        for training in cell.trainings:
+            cost = cost_in_tokens(training, experiment.inputs.data(training), mitigators, experiment.inputs.tokenizer(cell))
+            name = f"{cell.name} ({state})" + (f", {training.stage}" if training.stage else "")
+            print(f"  {name}: {cost['steps']} steps, {cost['rows']} rows, {cost['tokens']} training tokens")
+        for entry in cell.config.mitigators:
+            print(f"    {entry}")
+    first = experiment.cells[0]
+    suite, tokenizer = experiment.inputs.suite(first), experiment.inputs.tokenizer(first)
+    sizes = ", ".join(f"{name} {n}" for name, n in suite.sizes().items())
+    print(f"  measured before and after each: {sizes} documents; {suite.tokens(tokenizer)} tokens a model")
+    for name, notes in suite.about().items():
+        for note in notes:
+            print(f"    {name}: {note}")
+    for line in leaks:
+        print(f"  {line}")
+    texts = {text.name for text in suite.texts}
+    sizes_of = {name: n for name, n in suite.sizes().items() if name not in texts}
+    for row in plan(sizes_of, clusters=suite.cluster_sizes()) if suite.names else []:
+        shown = "no loss" if row.mde is None else f"a loss of {100 * row.mde:.1f} pp or more"
+        print(f"    {row.task}: {row.n} documents show {shown} (if 10 % of them flip)")
+    return 0
+
+
+def clean(options: argparse.Namespace) -> int:
+    """`cltk clean`: what can go and its size; with --yes it goes."""
+    from cltk.run.tidy import leftovers, remove
+
+    found = leftovers(options.runs, unfinished=options.unfinished, models=options.models)
+    for left in found:
+        print(f"{left.size / 1e6:10.1f} MB  {left.path}: {left.what}")
+    total = f"{sum(left.size for left in found) / 1e6:.1f} MB"
+    if options.yes:
+        remove(options.runs, found)
+    print(f"{total} removed" if options.yes else f"{total} can go; --yes removes it" if found else "nothing to remove")
+    return 0
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """`cltk reproduce`: 0 when every record was reproduced, 1 when one was not."""
+    from cltk.progress import Bar
+    from cltk.run.reproduce import reproduce as again
+    from cltk.run.speed import tune_allocator
+
+    tune_allocator()
+    with Bar() as bar:
+        found = again(options.record, options.out, options.tolerance, bar, options.trust)
+    for one in found:
+        print("\n".join(one.lines()))
+    return int(any(one.beyond for one in found))

@@ -1,0 +1,110 @@
+"""What a host cannot run, said at attach in one line: silence would mean a method that does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cltk.errors import InputError
+from cltk.hosts import deepspeed
+from cltk.hosts.order import overrides
+from cltk.mitigate import MITIGATORS
+from cltk.mitigate.catalog import card
+from cltk.mitigate.interface import Mitigator
+
+STEPS_IN_BACKWARD = ("lomo", "adalomo", "layerwise")  # TrainingArguments.optim: how it ends
+
+
+def check_host(trainer: Any, mitigators: Sequence[Mitigator]) -> None:
+    """Raises InputError: this trainer, or how it is set up, cannot run one of the methods."""
+    if getattr(trainer, "model_init", None) is not None:
+        raise InputError(
+            "attach: model_init makes a new model when training begins, which the methods would not see; give Trainer the"
+            " model itself (model=...)"
+        )
+    if getattr(trainer.args, "n_gpu", 1) > 1:
+        raise InputError(
+            f"attach: DataParallel on {trainer.args.n_gpu} GPUs runs copies of the model in threads, which the methods do not"
+            " follow; start with torchrun (DDP), or show one GPU (CUDA_VISIBLE_DEVICES=0)"
+        )
+    for mitigator in mitigators:
+        name = type(mitigator).__name__
+        if deepspeed.active(trainer):
+            deepspeed.check(mitigator)
+        _check_compiled(trainer, mitigator, name)
+        _check_sharded(trainer, mitigator, name)
+        _check_dpo(trainer, mitigator, name)
+        _check_optim(trainer, mitigator, name)
+        if mitigator.wraps:
+            check_no_optimizer(trainer, name, "adds parameters that it does not hold")
+        if mitigator.replaces == "average" and trainer.args.load_best_model_at_end:
+            raise InputError(
+                f"{name}: load_best_model_at_end loads one checkpoint, which the average of all steps would then replace;"
+                " switch one of the two off"
+            )
+
+
+def _check_compiled(trainer: Any, mitigator: Mitigator, name: str) -> None:
+    if trainer.args.torch_compile and overrides(mitigator, "loss"):
+        raise InputError(
+            f"{name}: its loss is tied to the hidden states by hooks, which a compiled model does"
+            " not call; train without torch_compile, or in a loop of your own with cltk.session"
+        )
+
+
+def _check_sharded(trainer: Any, mitigator: Mitigator, name: str) -> None:
+    if not getattr(trainer, "is_fsdp_enabled", False):
+        return
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if getattr(plugin, "fsdp_version", 1) != 2 and any(overrides(mitigator, h) for h in ("loss", "grad", "step", "finish")):
+        raise InputError(f"{name}: FSDP version 1 flattens the parameters; set fsdp_version: 2 in fsdp_config, or use DDP")
+
+
+def _check_dpo(trainer: Any, mitigator: Mitigator, name: str) -> None:
+    key = next((key for key, cls in MITIGATORS.items() if cls is type(mitigator)), None)
+    if key is None or not any(cls.__name__ == "DPOTrainer" for cls in type(trainer).__mro__):
+        return
+    if "DPOTrainer" not in card(key).engines:
+        raise InputError(
+            f"{name}: not in a DPOTrainer, whose loss is one of pairs and no sum over tokens, and whose rows are pairs; use"
+            f" it in Trainer or SFTTrainer (`cltk methods {key}` lists where it runs)"
+        )
+
+
+def _check_optim(trainer: Any, mitigator: Mitigator, name: str) -> None:
+    optim = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    if optim.endswith(STEPS_IN_BACKWARD) and (overrides(mitigator, "grad") or overrides(mitigator, "step")):
+        raise InputError(
+            f"{name}: optim={optim} steps inside backward, so gradients and updates cannot be edited; use adamw_torch, or"
+            " the variant that is not layerwise"
+        )
+
+
+def check_no_optimizer(trainer: Any, name: str, why: str) -> None:
+    """Raises InputError: the trainer has its optimizer already, so that the method `name` would do nothing."""
+    if trainer.optimizer is not None:
+        raise InputError(
+            f"{name}: {why}, and this trainer has its optimizer already (optimizers=..., or an earlier train());"
+            " give the optimizer as optimizer_cls_and_kwargs=(cls, {'lr': ...}) or TrainingArguments.optim"
+        )
+
+
+def check_rates(trainer: Any, name: str) -> None:
+    """Raises InputError: the method changes learning rates that this trainer's optimizer would not take."""
+    check_no_optimizer(trainer, name, "changes learning rates")
+    optim = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    if optim.endswith("layerwise"):
+        raise InputError(f"{name}: optim={optim} keeps one optimizer a layer, whose rates cannot be changed; use adamw_torch")
+    if deepspeed.active(trainer):
+        config = trainer.accelerator.state.deepspeed_plugin.hf_ds_config
+        if config.get_value("optimizer") is not None:
+            raise InputError(
+                f"{name}: the optimizer in the DeepSpeed configuration has one rate for all; take it out of there, so that"
+                " TrainingArguments.optim makes it"
+            )
+
+
+def check_schedule(trainer: Any, name: str) -> None:
+    """Raises InputError: the method sets the schedule of the rates, and so does the caller's scheduler."""
+    if trainer.lr_scheduler is not None and not getattr(trainer, "_created_lr_scheduler", False):
+        raise InputError(f"{name}: sets the schedule of the learning rate, and optimizers=(..., scheduler) brings another")

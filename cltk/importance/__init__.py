@@ -1,0 +1,1 @@
+"""Importance of parameters: the Fisher information and its kin."""

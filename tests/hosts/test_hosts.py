@@ -1,0 +1,220 @@
+"""Where methods can be attached: DPOTrainer, a peft model, checkpointing, torch.compile, and the example of each host."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments, set_seed
+
+import cltk
+from cltk import tensors
+from cltk.data import Collator, tokenize_pairs
+from cltk.errors import InputError, RunError
+from cltk.mitigate import Mitigator
+from tests.conftest import sentences, write_jsonl
+from tests.mitigator_cases import CASES
+
+ROOT = Path(cltk.__file__).parent.parent
+OLD = sentences(60, seed=1)
+
+
+@pytest.fixture(autouse=True)
+def _warnings() -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*learning rate")
+        warnings.filterwarnings("ignore", message="si: ")
+        # TRL's and peft's own use
+        warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing\w*` is deprecated")
+        yield
+
+
+@pytest.mark.parametrize("name", ["ewc", "kl", "l2_sp", "low_lr", "wise_ft", "ema", "mofo", "hft", "freeze", "a_gem", "lora"])
+def test_dpo_trainer(name: str, tiny_folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from trl import DPOConfig, DPOTrainer
+
+    def run(mitigators: list[Mitigator]) -> str:
+        words = [s.split() for s in sentences(24, seed=5)]
+        data = Dataset.from_list([{"prompt": " ".join(w), "chosen": f" {w[0]}", "rejected": f" {w[1]} {w[2]}"} for w in words])
+        args = DPOConfig(
+            str(tmp_path / "dpo"), max_steps=3, per_device_train_batch_size=4, learning_rate=3e-3, report_to="none",
+            use_cpu=True, save_strategy="no", disable_tqdm=True, max_length=64, bf16=False, dataloader_pin_memory=False,
+        )  # fmt: skip
+        set_seed(3)
+        model = AutoModelForCausalLM.from_pretrained(tiny_folder)  # TRL loads the reference from where the model came from
+        trainer = DPOTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+        cltk.attach(trainer, mitigators)
+        trainer.train()
+        assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+        return tensors.digest(trainer.model)
+
+    assert run([]) != run([CASES[name].active(OLD)])
+
+
+def trained(model: Any, mitigators: list[Mitigator], tokenizer: Any, folder: Path, **arguments: Any) -> Any:
+    pairs = [{"q": f"{s} why", "a": f" {s.split()[0]}"} for s in sentences(32, seed=5)]
+    args = TrainingArguments(
+        str(folder), max_steps=3, per_device_train_batch_size=4, learning_rate=3e-3, report_to="none", use_cpu=True, seed=3,
+        save_strategy="no", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, **arguments,
+    )  # fmt: skip
+    set_seed(3)
+    rows = tokenize_pairs(pairs, tokenizer, prompt="q", completion="a")
+    trainer = Trainer(model=model, args=args, train_dataset=rows, data_collator=Collator(1), processing_class=tokenizer)
+    cltk.attach(trainer, mitigators)
+    trainer.train()
+    return trainer.model
+
+
+@pytest.mark.parametrize("name", ["ewc", "kl", "l2_sp", "replay"])
+def test_peft_model(name: str, tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    def run(mitigators: list[Mitigator]) -> Any:
+        torch.manual_seed(0)
+        model = get_peft_model(tiny(), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+        return trained(model, mitigators, tokenizer, tmp_path)
+
+    assert tensors.digest(run([])) != tensors.digest(run([CASES[name].active(OLD)]))
+
+
+@pytest.mark.parametrize("name", ["ewc", "kl"])
+def test_same_weights_with_checkpointing(name: str, tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    expected = trained(tiny(), [CASES[name].active(OLD)], tokenizer, tmp_path)
+    same(expected, trained(tiny(), [CASES[name].active(OLD)], tokenizer, tmp_path, gradient_checkpointing=True))
+
+
+def test_same_weights_compiled(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    compiled = {"torch_compile_backend": "aot_eager"}
+    expected = trained(tiny(), [CASES["ewc"].active(OLD)], tokenizer, tmp_path)
+    same(expected, trained(tiny(), [CASES["ewc"].active(OLD)], tokenizer, tmp_path, **compiled))
+    with pytest.raises(InputError, match=r"KL: .* torch_compile"):  # its loss would be traced once and never seen again
+        trained(tiny(), [cltk.KL(0.5)], tokenizer, tmp_path, **compiled)
+
+
+def same(expected: Any, found: Any) -> None:
+    for (name, x), (_, y) in zip(expected.named_parameters(), found.named_parameters(), strict=True):
+        assert torch.allclose(x, y, atol=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted(p.stem for p in (ROOT / "experiments/examples").glob("*.py") if p.stem != "common"))
+def test_example(script: str, tiny_folder: Path, tmp_path: Path) -> None:
+    new = [{"prompt": f"{s} what?", "completion": f" {s.split()[0]} {i}"} for i, s in enumerate(sentences(60, seed=2))]
+    old = write_jsonl(tmp_path / "old.jsonl", [{"text": s} for s in sentences(600, seed=1)])
+    command = [
+        sys.executable, str(ROOT / "experiments/examples" / f"{script}.py"), "--model", str(tiny_folder), "--steps", "2",
+        "--new", str(write_jsonl(tmp_path / "new.jsonl", new)), "--old", str(old), "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["token_weights", "early_stopping", "lm_cocktail", "replay", "reservoir", "online_ewc"])
+def test_what_a_dpo_trainer_cannot_run(name: str) -> None:
+    """The card says so, and attach names the alternative."""
+    from cltk.hosts.checks import check_host
+
+    class DPOTrainer:
+        model_init = None
+        args = TrainingArguments(use_cpu=True)
+
+    with pytest.raises(InputError, match=r"not in a DPOTrainer.* use it in Trainer or SFTTrainer"):
+        check_host(DPOTrainer(), [CASES[name].active(OLD)])
+
+
+def test_a_second_pass_is_not_counted_by_trl(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    def counted(methods: list[Mitigator]) -> list[float]:
+        args = SFTConfig(
+            str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to="none", use_cpu=True, save_strategy="no",
+            disable_tqdm=True, bf16=False, dataloader_pin_memory=False, logging_steps=1,
+        )  # fmt: skip
+        data = Dataset.from_list([{"text": s} for s in sentences(8)])
+        trainer = SFTTrainer(tiny(), args=args, train_dataset=data, processing_class=tokenizer)
+        cltk.attach(trainer, methods)
+        trainer.train()
+        return [line["num_tokens"] for line in trainer.state.log_history if "num_tokens" in line]
+
+    assert counted([cltk.SAM(0.05)]) == counted([])
+
+
+# --- every ordered pair, under the head that runs where labels are -----------------------------------------------------
+ROOTS = [*CASES, "stm", "flow", "kl_memory"]
+MADE: dict[str, Any] = {
+    "stm": lambda old: cltk.TokenWeights("stm", tau=280.0),
+    "flow": lambda old: cltk.TokenWeights("flow"),
+    "kl_memory": lambda old: cltk.KL(0.5, memory=old, length=16),
+    "ewc": lambda old: cltk.EWC(3.0, WEIGHTS),  # a Fisher once, not in every pair
+    "self_replay": lambda old: cltk.Replay(old, 0.25),
+    **{name: case.active for name, case in CASES.items() if name not in ("ewc", "self_replay")},
+}
+WEIGHTS: dict[str, Any] = {"memory": OLD[:2], "samples": 1, "block": 16, "normalize": "mean"}
+LOSSES = ["kl", "lwf", "token_weights", "stm", "flow", "lora", "sam", "der_pp", "kl_memory"]  # what meets in a forward pass
+FAST = [(a, b) for a in LOSSES for b in LOSSES if a != b]
+
+
+def first_step(pair: tuple[str, str], tiny: Any, rows: Any, tokenizer: Any, folder: Path) -> None:
+    from cltk.forward.packing import label_head
+
+    args = TrainingArguments(
+        str(folder), max_steps=1, per_device_train_batch_size=2, learning_rate=3e-3, report_to="none", use_cpu=True,
+        save_strategy="no", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False, logging_strategy="no",
+    )  # fmt: skip
+    trainer = Trainer(model=tiny(), args=args, train_dataset=rows[:8], eval_dataset=rows[:4], data_collator=Collator(1),
+                      processing_class=tokenizer)  # fmt: skip
+    try:
+        cltk.attach(trainer, [MADE[name](OLD[:8]) for name in pair])
+    except InputError:
+        return  # a line that says why not
+    start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    refused = ""
+    try:
+        with label_head(trainer.model):
+            trainer.train()
+    except RunError as error:  # a penalty whose parameters a later method took away: said before a weight has changed
+        refused = str(error)
+    if refused:
+        assert pair[0] in refused
+        assert all(torch.equal(p, start[name]) for name, p in trainer.model.named_parameters())
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters()), pair
+
+
+@pytest.mark.parametrize("first", LOSSES)
+def test_first_step_of_pairs_with_losses(first: str, tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    rows = tokenize_pairs([{"q": s, "a": f" {s.split()[0]}"} for s in sentences(8)], tokenizer, prompt="q", completion="a")
+    for pair in [pair for pair in FAST if pair[0] == first]:
+        first_step(pair, tiny, rows, tokenizer, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ROOTS)
+def test_first_step_of_all_ordered_pairs(first: str, tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    rows = tokenize_pairs([{"q": s, "a": f" {s.split()[0]}"} for s in sentences(8)], tokenizer, prompt="q", completion="a")
+    for second in ROOTS:
+        if first != second:
+            first_step((first, second), tiny, rows, tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("second", ["kl", "stm", "flow"])
+def test_adapters_beside_a_loss_train_under_the_label_head_as_without(
+    second: str, tiny: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """The reference without adapters calls the decoder from inside the decoder's hook."""
+    from cltk.forward.packing import label_head
+
+    def run(narrow: bool) -> Any:
+        model = tiny()
+        with label_head(model) if narrow else contextlib.nullcontext():
+            return trained(model, [cltk.LoRA(4), MADE[second](OLD)], tokenizer, tmp_path)
+
+    same(run(False), run(True))

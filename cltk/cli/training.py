@@ -46,7 +46,7 @@ def add(command: Command) -> None:
 
 def fisher(options: argparse.Namespace) -> int:
     """`cltk fisher`: compute and save an importance; continues an interrupted one."""
-    from cltk.data.rows import memory_rows
+    from cltk.data.memories import memory_rows
     from cltk.mitigate import fisher as compute
     from cltk.models import load_model
     from cltk.progress import Bar

@@ -1,5 +1,7 @@
 """What goes in: rows of files and data sets, texts and tokens, and the pinned assets."""
 
+from cltk.data.memories import memory_rows
+from cltk.data.pairs import tokenize_pairs
 from cltk.data.readers import Row, locate, read_rows
 from cltk.data.rows import (
     IGNORED,
@@ -9,12 +11,10 @@ from cltk.data.rows import (
     blocks,
     digest_rows,
     fill,
-    memory_rows,
     pad_id,
     split_by,
     text_of,
     token_row,
-    tokenize_pairs,
 )
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Rows in, token ids out: reading files, building prompts, masking, cutting, splitting, padding."""
+"""Rows in, texts and token ids out: columns, templates, blocks, splitting, padding."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
-from cltk.data.readers import Row, read_rows
+from cltk.data.readers import Row
 from cltk.errors import InputError
 
 IGNORED = -100  # a label that does not count, as in transformers
@@ -71,93 +70,10 @@ def filled(rows: Sequence[Row], templates: Sequence[str], where: str) -> list[li
     return done
 
 
-def tokenize_pairs(rows: Sequence[Row], tokenizer: Any, **settings: Any) -> list[Row]:
-    """The rows of `pairs` that are left: {"input_ids", "labels"}. Same arguments, same errors."""
-    return [row for row in pairs(rows, tokenizer, **settings) if row is not None]
-
-
-def pairs(
-    rows: Sequence[Row],
-    tokenizer: Any,
-    *,
-    prompt: str,
-    completion: str,
-    max_length: int = 512,
-    chat_template: bool = False,
-    completion_only: bool = True,
-    drop_long: bool = False,
-    where: str = "data",
-) -> list[Row | None]:
-    """Prompt and completion -> {"input_ids", "labels"}; labels are -100 on the prompt when `completion_only`.
-
-    Prompt and completion are tokenised apart and joined, so that no token straddles the border and the loss never
-    depends on a merge; the end-of-sequence token closes the completion. With `chat_template` the pair becomes one
-    user and one assistant turn. Sequences are cut on the right to `max_length`.
-
-    Args:
-        drop_long: rows whose prompt alone fills `max_length` become None; else they are refused.
-
-    Raises:
-        InputError: cells without text, empty completions, or prompts that leave nothing of the completion: how many rows, and
-            which are the first.
-    """
-    done: list[Row | None] = []
-    empty, long = [], []
-    for index, (question, answer) in enumerate(filled(rows, (prompt, completion), where)):
-        if not answer.strip():
-            empty.append(index)
-            continue
-        before, after = _chat_ids(tokenizer, question, answer) if chat_template else _plain_ids(tokenizer, question, answer)
-        ids = (before + after)[:max_length]
-        if len(ids) <= len(before):
-            long.append((index, len(before)))
-            done.append(None)
-            continue
-        labels = [IGNORED] * len(before) + ids[len(before) :] if completion_only else list(ids)
-        done.append({"input_ids": ids, "labels": labels})
-    if empty:
-        raise InputError(f"{where}, row {empty[0]}: the completion is empty" + others(empty, len(rows)))
-    if long and (not drop_long or not any(done)):
-        raise InputError(
-            f"{where}, row {long[0][0]}: nothing of the completion is left after the cut to max_length={max_length} (the"
-            f" prompt has {long[0][1]} tokens; the longest {max(n for _, n in long)})"
-            + others([index for index, _ in long], len(rows))
-            + "; raise data.max_length"
-            + ("" if drop_long else ", or leave such rows out (data.drop_long: true)")
-        )
-    return done
-
-
 def others(found: Sequence[int], rows: int) -> str:
     """How many rows share a fault, and which are the first."""
     shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
     return f" ({len(found)} such rows of {rows}: {shown})" if len(found) > 1 else ""
-
-
-def _plain_ids(tokenizer: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
-    before = tokenizer(question)["input_ids"]
-    if tokenizer.eos_token_id is not None and before and before[-1] == tokenizer.eos_token_id:
-        before = before[:-1]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return before, tokenizer(answer, add_special_tokens=False)["input_ids"] + end
-
-
-def _chat_ids(tokenizer: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError("data.chat_template: this tokenizer has no chat template; set it to false")
-    turn = [{"role": "user", "content": question}]
-    try:
-        before = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        whole = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": answer}], tokenize=False)
-    except Exception as error:  # whatever a stranger's template does, in its sandbox
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"data.chat_template: the tokenizer's template cannot be filled ({type(error).__name__}: {reason})"
-        ) from None
-    if not whole.startswith(before):
-        raise InputError("data.chat_template: this template does not put the generation prompt before the answer")
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, whole[len(before) :])]
-    return ids[0], ids[1]
 
 
 def text_of(row: Row, where: str) -> str:
@@ -220,37 +136,6 @@ def _streamed(texts: Iterable[str], tokenizer: Any, start: list[int]) -> Iterato
     while some := list(islice(waiting, BATCH)):  # a call for each text takes several times as long
         for ids in tokenizer(some, add_special_tokens=False)["input_ids"]:
             yield start + ids + end
-
-
-def memory_rows(memory: Any, tokenizer: Any, block: int = 256, limit: int | None = None) -> list[Row]:
-    """Old-domain data as token rows: a path, "asset:NAME/FILE", hub id, list of texts, or rows (texts or input_ids).
-
-    Rows that hold `input_ids` are taken as they are, as lists; texts are cut into blocks.
-
-    Args:
-        block: tokens of a block.
-        limit: the first so many rows; the rest is not tokenised.
-
-    Raises:
-        InputError: it is empty, a set of splits, or a row has no text.
-    """
-    where = str(memory) if isinstance(memory, str | Path) else "memory"
-    if isinstance(memory, Mapping):
-        raise InputError(f"memory: is a set of splits ({', '.join(map(str, memory))}); give one of them")
-    rows = read_rows(memory) if isinstance(memory, str | Path) else memory
-    rows = rows.with_format(None) if hasattr(rows, "with_format") else rows  # a `datasets` format may give no rows at all
-    rows = rows if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") else list(rows)
-    if not len(rows):
-        raise InputError(f"{where}: the memory is empty")
-    if isinstance(rows[0], Mapping) and "input_ids" in rows[0]:
-        return [token_row(rows[i], f"{where}, row {i}") for i in range(min(len(rows), limit or len(rows)))]
-    if tokenizer is None:
-        raise InputError(f"{where}: texts need a tokenizer; give the trainer a processing_class or pass rows with input_ids")
-    texts = (row if isinstance(row, str) else text_of(row, f"{where}, row {i}") for i, row in enumerate(rows))
-    done = blocks(texts, tokenizer, block, limit)
-    if not done:
-        raise InputError(f"{where}: the memory holds no text")
-    return done
 
 
 def token_row(row: Row, where: str) -> Row:

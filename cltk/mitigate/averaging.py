@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cltk import tensors
-from cltk.data.rows import memory_rows
+from cltk.data.memories import memory_rows
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal
 from cltk.forward.probe import mean_nll

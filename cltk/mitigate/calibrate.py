@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from cltk import tensors
+from cltk.data.memories import memory_rows
 from cltk.data.readers import Row
-from cltk.data.rows import IGNORED, Collator, memory_rows
+from cltk.data.rows import IGNORED, Collator
 from cltk.errors import InputError
 from cltk.forward.probe import logits_where, mean_nll
 from cltk.importance.estimators import untouched

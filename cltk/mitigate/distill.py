@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cltk.data.rows import memory_rows
+from cltk.data.memories import memory_rows, text_rows
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal, inherit, logits_at
 from cltk.forward.loss import kl_divergence
@@ -21,7 +21,6 @@ from cltk.mitigate.memory import (
     check_number,
     forward_logits,
     frozen,
-    text_rows,
 )  # fmt: skip
 
 LOG_EVERY = 10  # steps
@@ -93,7 +92,7 @@ class KL(Mitigator):
         strength: beta, 0.1 to 0.5 in the field; 0 changes nothing.
         direction: "forward" (start || model; covers what the start model says) or "reverse".
         temperature: T; both distributions are softened and the loss multiplied by T².
-        memory: old-domain text or token rows (see `cltk.data.rows.memory_rows`).
+        memory: old-domain text or token rows (see `cltk.data.memory_rows`).
         prompts: texts, each a row of its own, or token rows. Not together with `memory`.
         batch_size: rows of memory or prompts a step and rank; the trainer's per-device batch size when not given.
         length: tokens of a row of memory, at most of a prompt.

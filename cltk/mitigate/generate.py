@@ -19,13 +19,14 @@ from filelock import lock_descriptor
 from torch import Tensor
 
 from cltk import tensors
+from cltk.data.memories import text_rows
 from cltk.data.readers import Row
 from cltk.data.rows import pad_id
 from cltk.errors import InputError, RunError
 from cltk.forward.causal import check_causal
 from cltk.importance.estimators import untouched
 from cltk.mitigate.interface import Mitigator, Plan
-from cltk.mitigate.memory import check_memory, check_number, text_rows
+from cltk.mitigate.memory import check_memory, check_number
 from cltk.mitigate.replay import check_data, mix, old_count
 from cltk.models import config_digest
 from cltk.ranks import ranks

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cltk import tensors
-from cltk.data.readers import Row, read_rows
-from cltk.data.rows import IGNORED, Collator, memory_rows, text_of, token_row
+from cltk.data.memories import memory_rows
+from cltk.data.readers import Row
+from cltk.data.rows import IGNORED, Collator
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal
 from cltk.forward.probe import takes_logits_to_keep
@@ -61,33 +61,6 @@ def probe_rows(rows: Any, limit: int | None, name: str) -> list[Row]:
     if not isinstance(rows[0], Mapping) or "input_ids" not in rows[0]:
         raise InputError(f"{name}: the validation rows are not tokenised (no input_ids); pass token rows")
     return [labelled(rows[i]) for i in range(min(len(rows), limit or len(rows)))]
-
-
-def text_rows(texts: Any, tokenizer: Any, length: int, where: str) -> list[Row]:
-    """One token row a text, cut on the right to `length`: prompts and examples, which `memory_rows` would join into blocks.
-
-    Args:
-        texts: as for `memory_rows`; rows that hold input_ids are taken as they are.
-
-    Raises:
-        InputError: there is no text, or no tokenizer for it.
-    """
-    if isinstance(texts, Mapping):
-        raise InputError(f"{where}: is a set of splits ({', '.join(map(str, texts))}); give one of them")
-    rows = read_rows(texts) if isinstance(texts, str | Path) else list(texts)
-    if not rows:
-        raise InputError(f"{where}: is empty; give texts")
-    if isinstance(rows[0], Mapping) and "input_ids" in rows[0]:
-        return [token_row(row, f"{where}, row {i}") for i, row in enumerate(rows)]
-    if tokenizer is None:
-        raise InputError(f"{where}: texts need a tokenizer; give the trainer a processing_class or pass rows with input_ids")
-    found = [row if isinstance(row, str) else text_of(row, f"{where}, row {i}") for i, row in enumerate(rows)]
-    ids = [tokenizer(text)["input_ids"] for text in found if text.strip()]
-    if not ids:
-        raise InputError(f"{where}: holds no text")
-    if tokenizer.eos_token_id is not None:  # some tokenizers close a text, which a prompt must not be
-        ids = [one[:-1] if len(one) > 1 and one[-1] == tokenizer.eos_token_id else one for one in ids]
-    return [{"input_ids": one[:length]} for one in ids]
 
 
 class MemoryBatches:
@@ -142,7 +115,7 @@ class MemoryBatches:
 
 
 def memory_batches(name: str, memory: Any, plan: Plan, batch_size: int | None, length: int, seed: int) -> MemoryBatches:
-    """Batches of `memory` (see `cltk.data.rows.memory_rows`); the trainer's batch size of one device where none is given.
+    """Batches of `memory` (see `cltk.data.memory_rows`); the trainer's batch size of one device where none is given.
 
     Raises:
         InputError: the model cannot take next-token losses (names the method), or the memory has no row to predict.

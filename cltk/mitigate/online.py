@@ -120,7 +120,7 @@ class MAS(EWC):
 
     Args:
         strength: 0 changes no bit and computes nothing.
-        memory: text or rows of what shall be kept; see `cltk.data.rows.memory_rows`. Any text does, the outputs are its own.
+        memory: text or rows of what shall be kept; see `cltk.data.memory_rows`. Any text does, the outputs are its own.
         samples: sequences used at most.
         block: tokens of a sequence, when the memory is text.
         form, offload: see EWC.

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cltk import tensors
+from cltk.data.memories import memory_rows
 from cltk.data.readers import Row
-from cltk.data.rows import IGNORED, Collator, memory_rows
+from cltk.data.rows import IGNORED, Collator
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal
 from cltk.forward.probe import logits_where
@@ -102,7 +103,7 @@ class SI(Anchored):
         strength: c, 0.1 in the paper; 0 changes no bit and computes nothing.
         xi: damping. Fine-tuning moves weights by 1e-4 to 1e-3, so that the paper's 1e-3 outweighs moved² and Omega is
             omega / xi: lower xi to 1e-8 for the paper's proportion, and strength by as much as Omega grows.
-        memory: old-domain text or rows for the walk; see `cltk.data.rows.memory_rows`.
+        memory: old-domain text or rows for the walk; see `cltk.data.memory_rows`.
         memory_steps: steps of the walk, 8 rows each; 0 for none.
         memory_lr: its learning rate.
         log_every: steps between log lines of the penalty; 0 for none.

@@ -96,7 +96,7 @@ class AGEM(Mitigator):
     coordinate, so that the step itself keeps the angle only roughly.
 
     Args:
-        memory: old-domain text or token rows (see `cltk.data.rows.memory_rows`).
+        memory: old-domain text or token rows (see `cltk.data.memory_rows`).
         batch_size: old rows a step and rank; the trainer's per-device batch size when not given; 0 changes nothing.
         length: tokens of an old row, when the memory is text.
         seed: of the order of the old rows.
@@ -139,7 +139,7 @@ class GEM(Mitigator):
     helps the old data rather than sparing it (the paper adds it to the solution v, which can break a constraint).
 
     Args:
-        memories: {name: memory} or a list of memories, each a path, texts or token rows (see `cltk.data.rows.memory_rows`).
+        memories: {name: memory} or a list of memories, each a path, texts or token rows (see `cltk.data.memory_rows`).
         margin: gamma, at least 0; 0.5 in the authors' experiments, in units of g_k.
         batch_size: old rows a step, rank and memory; the trainer's per-device batch size when not given; 0 changes nothing.
         length: tokens of an old row, when a memory is text.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cltk import tensors
-from cltk.data.rows import memory_rows
+from cltk.data.memories import memory_rows
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal
 from cltk.forward.probe import mean_nll
@@ -132,7 +132,7 @@ class EarlyStopping(Mitigator):
         every: optimiser steps between probes; 0 switches the method off.
         min_delta: nats per token that count as an improvement.
         budget: largest rise of old-text NLL, nats per token; needs `memory`.
-        memory: old-domain text (see `cltk.data.rows.memory_rows`); use other text than the one you report on.
+        memory: old-domain text (see `cltk.data.memory_rows`); use other text than the one you report on.
         validation: held-out rows with input_ids and labels; the trainer's eval_dataset when not given.
         limit: rows of each set to probe.
         restore: go back to the best weights at the end.

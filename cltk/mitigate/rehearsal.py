@@ -43,7 +43,7 @@ class ReplayLoss(Mitigator):
     ranks' means. The number of steps stays.
 
     Args:
-        memory: old-domain text or token rows (see `cltk.data.rows.memory_rows`).
+        memory: old-domain text or token rows (see `cltk.data.memory_rows`).
         strength: gamma; 0 changes nothing. 0.1 to 1 beside supervised fine-tuning; InstructGPT used 27.8 beside PPO.
         batch_size: old rows a step and rank; the trainer's per-device batch size when not given.
         length: tokens of an old row, when the memory is text.
@@ -95,7 +95,7 @@ class DERPP(Mitigator):
     batch for the last term, and keeps z of the moment when a row was stored; here all rows are older than the training.
 
     Args:
-        memory: old-domain text or token rows (see `cltk.data.rows.memory_rows`).
+        memory: old-domain text or token rows (see `cltk.data.memory_rows`).
         alpha: weight of the logits' distance. beta: weight of the old text's NLL. Both 0 change nothing.
         top_k: logits kept a position, 6 bytes each (float16 and int32, on the CPU), computed once at setup. None: a frozen
             copy of the model computes all of them again at every step.

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cltk.data.memories import memory_rows
 from cltk.data.readers import Row
-from cltk.data.rows import IGNORED, memory_rows
+from cltk.data.rows import IGNORED
 from cltk.errors import InputError, RunError
 from cltk.mitigate.interface import Mitigator, Plan, Run
 from cltk.mitigate.memory import check_memory, labelled
@@ -106,7 +107,7 @@ class Replay(Mitigator):
     Where the trainer packs (TRL's `packing`), p is the share of packed rows; the record has sequences and tokens.
 
     Args:
-        memory: old-domain text or token rows (see `cltk.data.rows.memory_rows`).
+        memory: old-domain text or token rows (see `cltk.data.memory_rows`).
         fraction: p, 0 to below 1; 0 changes nothing. 0.01 to 0.05 for a weak shift, 0.25 for a strong one.
         extra_steps: whether steps grow so that the new task keeps its tokens.
         length: tokens of an old row, when the memory is text. Short pieces protect little: what is measured is text in
@@ -251,7 +252,7 @@ class Reservoir(Mitigator):
     Args:
         size: rows of the memory.
         fraction: p, 0 to below 1; 0 replays nothing (the memory fills all the same).
-        memory: what was seen before the first training (see `cltk.data.rows.memory_rows`).
+        memory: what was seen before the first training (see `cltk.data.memory_rows`).
         extra_steps: whether steps grow so that the new task keeps its tokens.
         length: tokens of a row of `memory`, when it is text.
         seed: of the choice.

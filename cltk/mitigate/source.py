@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from cltk import tensors
-from cltk.data.rows import memory_rows
+from cltk.data.memories import memory_rows
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal
 from cltk.importance.fisher import Importance, fisher

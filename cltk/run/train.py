@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cltk.data.pairs import pairs
 from cltk.data.readers import Row, read_rows
-from cltk.data.rows import IGNORED, Collator, blocks, filled, pad_id, pairs, split_by
+from cltk.data.rows import IGNORED, Collator, blocks, filled, pad_id, split_by
 from cltk.errors import InputError, RunError
 from cltk.measure.sampling import choose
 from cltk.ranks import agreed, decided, first, gathered

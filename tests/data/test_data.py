@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cltk.data import Collator, blocks, fill, memory_rows, read_rows, split_by, text_of, tokenize_pairs
+from cltk.data.memories import text_rows
 from cltk.errors import InputError
-from cltk.mitigate.memory import text_rows
 from tests.conftest import sentences
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from cltk.data.memories import text_rows
 from cltk.errors import InputError
 from cltk.mitigate.interface import Run
-from cltk.mitigate.memory import MemoryBatches, add_gradient, labelled, text_rows, token_losses
+from cltk.mitigate.memory import MemoryBatches, add_gradient, labelled, token_losses
 
 ROWS = [{"input_ids": [i + 2] * (3 + i % 4)} for i in range(7)]
 

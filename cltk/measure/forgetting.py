@@ -65,7 +65,8 @@ def compare(
         *(f"{reason} (left out)" for reason in refused.values()),
         *(note for pair in pairs.values() for note in pair.notes),
     ]
-    return Result(rows, macro, samples, chosen, pre.digest, post.digest, notes=notes)
+    left_out = refused | {f"{task}/{metric}": why for task, pair in pairs.items() for metric, why in pair.left_out.items()}
+    return Result(rows, macro, samples, chosen, pre.digest, post.digest, notes=notes, left_out=left_out)
 
 
 def headline(metrics: list[str]) -> str:
@@ -160,6 +161,7 @@ def _judge(estimate: Estimate, margin: float, metric: str, changed: float | None
         "noninferiority_p": p_margin,
         "verdict": stats.verdict(estimate.ci, estimate.p, p_margin, _with_unit(margin, metric, changed is not None)),
         "mde": _mde(estimate, changed),
+        "estimate": estimate,
     }
 
 

@@ -199,6 +199,21 @@ def combine(estimates: Sequence[Estimate], alpha: float = 0.05) -> Estimate:
     return t_estimate(mean, variance, df, size, clusters, alpha, third / variance**1.5 if variance else 0.0, whole)
 
 
+def degrees(*parts: tuple[float, float]) -> float:
+    """Degrees of freedom of the sum of two noises of different kinds (trainings, documents), (variance, degrees) each:
+
+        1 / df = (T / (T + V))^a / df_T + (V / (T + V))^a / df_V,   a = 1 + smaller df / larger (0.6 + where the smaller is 1)
+
+    a = 2 is Satterthwaite's, whose degrees are far too many where a variance has one or two of them and is too small by chance.
+    """
+    whole = [(variance, df) for variance, df in parts if variance > 0]
+    if len(whole) < 2:
+        return whole[0][1] if whole else parts[-1][1]
+    total, (least, most) = sum(variance for variance, _ in whole), sorted(df for _, df in whole)
+    power = (0.6 if least <= 1 else 1.0) + least / most
+    return max(1 / sum((variance / total) ** power / df for variance, df in whole), least)
+
+
 def satterthwaite(parts: Sequence[tuple[float, float]]) -> float:
     """Degrees of freedom of a sum of independent variances, (variance, degrees) each; all degrees when the sum is 0."""
     total = sum(variance for variance, _ in parts)

@@ -33,6 +33,20 @@ def noninferiority(estimate: Estimate, margin: float, binary: bool = False) -> f
     return below(estimate, margin)
 
 
+def exceeds(estimate: Estimate, margin: float) -> float:
+    """One-sided p of "the mean loss is `margin` or less"; a small p says: it forgets more than the margin.
+
+    The test of `corrected`'s p, about `margin` in the place of 0. SE nan gives 1.
+    """
+    return 1.0 if math.isnan(estimate.se) else below(_gains(estimate), -margin)
+
+
+def _gains(estimate: Estimate) -> Estimate:
+    """The mirrored estimate, its gains as much alike within clusters as all changes are: see `corrected`."""
+    mirrored = estimate.mirrored()
+    return replace(mirrored, parts=tuple(replace(part, size=max(part.size, part.alike)) for part in mirrored.parts))
+
+
 def tost(estimate: Estimate, margin: float, binary: bool = False) -> float:
     """p of "the mean is at least `margin` away from 0, on either side": two one-sided tests, the larger p.
 
@@ -131,9 +145,7 @@ def corrected(estimate: Estimate, alpha: float = 0.05) -> Estimate:
     """
     if math.isnan(estimate.se):
         return estimate
-    mirrored = estimate.mirrored()
-    parts = tuple(replace(part, size=max(part.size, part.alike)) for part in mirrored.parts)
-    mirrored = replace(mirrored, parts=parts)
+    mirrored = _gains(estimate)
     high, low = _end(estimate, alpha / 2), -_end(mirrored, alpha / 2)
     spans = [part.span for part in estimate.parts]
     if spans and None not in spans:

@@ -35,6 +35,7 @@ class Pair:
     only: dict[str, NDArray[np.intp]] = field(default_factory=dict)  # metric -> the documents that have it, if not all
     corpus: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)  # metric -> score, then draws, pre and post
     notes: list[str] = field(default_factory=list)  # what could not be compared, and what a reader must know
+    left_out: dict[str, str] = field(default_factory=dict)  # metric -> why it could not be compared
 
     def loss(self, metric: str) -> Floats:
         """d [n]: pre - post when higher is better, else post - pre; positive is bad. Of a corpus metric: score, then draws."""
@@ -124,6 +125,7 @@ def _pair(pre: TaskScores, post: TaskScores) -> Pair:
     found = Pair(
         pre.task, {}, {}, {}, pre.doc_hash, pre.prompt_hash, pre.choices, pre.cluster,
         notes=list(dict.fromkeys([*(f"{pre.task}: {note}" for note in [*pre.notes, *post.notes]), *notes])),
+        left_out=lost,
     )  # fmt: skip
     for metric in pre.values:
         _add(found, pre, post, metric, order)
@@ -171,7 +173,8 @@ def _add(pair: Pair, pre: TaskScores, post: TaskScores, metric: str, order: list
 def _add_corpus(pair: Pair, pre: TaskScores, post: TaskScores, metric: str, order: list[int]) -> None:
     """One corpus metric into `pair`; draws are joined by number, so the documents must stand in one order."""
     if order != list(range(len(order))):
-        pair.notes.append(f"{pair.task}: {metric} is left out: the documents stand in another order after; measure both again")
+        pair.left_out[metric] = "the documents stand in another order after; measure both again"
+        pair.notes.append(f"{pair.task}: {metric} is left out: {pair.left_out[metric]}")
         return
     drawn = [(a, b) for a, b in zip(pre.corpus[metric], post.corpus[metric], strict=False) if a is not None and b is not None]
     before, after = np.asarray(drawn, np.float64).T

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from cltk.measure import forgetting, stats
 from cltk.measure.forgetting import Result, Row, _judge, _kind, _with_unit, compare, headline, span
@@ -151,7 +152,14 @@ def over_looks(row: Row, looks: Looks) -> Row:
     ci = (min(row.ci[0], row.forgetting - looks.width), max(row.ci[1], row.forgetting + looks.width))
     p = max(row.p, looks.p(row.forgetting, row.se))
     unit = _with_unit(row.margin, row.metric, row.lost is not None)
-    return replace(row, ci=ci, p=p, verdict=stats.verdict(ci, p, row.noninferiority_p, unit))
+    estimate = row.estimate and _wider(row.estimate, looks.width)
+    return replace(row, ci=ci, p=p, verdict=stats.verdict(ci, p, row.noninferiority_p, unit), estimate=estimate)
+
+
+def _wider(estimate: stats.Estimate, half_width: float) -> stats.Estimate:
+    """With the standard error whose 95 % t interval has this half width, where that is larger."""
+    se = max(estimate.se, half_width / float(stdtrit(estimate.df, 0.975)))
+    return replace(estimate, se=se, skew=estimate.skew * (estimate.se / se) ** 3 if se else estimate.skew)
 
 
 def until(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cltk.measure.flips import Flips
+from cltk.measure.intervals import Estimate
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,13 @@ class Row:
     mde: float  # smallest forgetting that n documents show with 80 % power
     higher_is_better: bool
     documents: dict[str, Any] | None = None  # {scored, total, r2, n_eff} of a two-phase estimate; None: all were scored
+    estimate: Estimate | None = field(default=None, repr=False, compare=False)  # what other margins are tested on; None: `ci`
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; what is not finite (one cluster has no standard error) becomes null."""
-        return finite(asdict(self))
+        found = asdict(replace(self, estimate=None))
+        del found["estimate"]
+        return finite(found)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Result:
     divergence: dict[str, dict[str, Any]] = field(default_factory=dict)  # text -> forward KL(start || tuned), nats a token
     notes: list[str] = field(default_factory=list)  # what was asked for and is not so, what could not be compared, a line each
     settings: dict[str, Any] = field(default_factory=dict)  # what was measured, and how: see `cltk.measure.compare.measure`
+    left_out: dict[str, str] = field(default_factory=dict)  # task, or task/metric, that could not be compared -> why
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; what is not finite becomes null."""
@@ -71,6 +76,7 @@ class Result:
             "divergence": self.divergence,
             "notes": self.notes,
             "settings": self.settings,
+            **({"left_out": self.left_out} if self.left_out else {}),
         })  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cltk.measure.intervals import degrees
 from cltk.measure.stats import (
     Estimate,
     Floats,
@@ -123,16 +124,6 @@ def delta(statistic: Statistic, tasks: Sequence[tuple[Floats, Sequence[str]]]) -
         moved = np.einsum("k,ksn->sn", slopes, d)
         evidence.append(from_documents(moved - moved.mean() + value / len(tasks), cluster))
     return combine(evidence, total=True)
-
-
-def degrees(*parts: tuple[float, float]) -> float:
-    """Degrees of freedom of training and document noise, (variance, degrees) each: see above."""
-    whole = [(variance, df) for variance, df in parts if variance > 0]
-    if len(whole) < 2:
-        return whole[0][1] if whole else parts[-1][1]
-    total, (least, most) = sum(variance for variance, _ in whole), sorted(df for _, df in whole)
-    power = (0.6 if least <= 1 else 1.0) + least / most
-    return max(1 / sum((variance / total) ** power / df for variance, df in whole), least)
 
 
 def _slope(statistic: Statistic, means: Sequence[Floats], task: int, place: int, d: Floats) -> float:

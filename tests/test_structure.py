@@ -21,7 +21,7 @@ LAYERS = [
     {"hosts"},
     {"run"},
     {"report"},
-    {"cli"},
+    {"cli", "lm_eval"},
     {"__main__"},
 ]
 APART = [{"measure", "mitigate"}, {"measure", "importance"}]

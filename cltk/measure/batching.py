@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cltk.measure.prefix_tree import Requests, Span, batches, spans
+import torch
+
+from cltk.measure.prefix_tree import Packed, Requests, Span, batches, spans
+
+Answer = tuple[float, bool]  # (log-probability in nats, whether greedy decoding gives the continuation)
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,10 @@ def stock_batches(requests: Requests, inputs: int) -> Iterator[Batch]:
 def _members(batch: list[Span]) -> list[int]:
     """The requests of a batch, by number."""
     return [k for span in batch for k in range(span.low, span.high)]
+
+
+def answers_of(packed: Packed, logprob_S: torch.Tensor, greedy_S: torch.Tensor) -> dict[int, Answer]:
+    """Sum the log-probabilities of each request's tokens; greedy when all of them are."""
+    counts = packed.counts.tolist()
+    parts = zip(packed.requests.tolist(), logprob_S.split(counts), greedy_S.split(counts), strict=True)
+    return {k: (float(logprob.sum()), bool(greedy.all())) for k, logprob, greedy in parts}

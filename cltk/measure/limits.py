@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from lm_eval import utils
 from lm_eval.models.utils import normalize_gen_kwargs
 from numpy.typing import ArrayLike
 
@@ -45,6 +46,20 @@ def truncated(request: Request, number: int, most: int) -> tuple[list[int], int]
             f" at least one of each and at most {most} (the model's length) to score; change the task's text"
         )
     return (context + continuation)[-(most + 1) :], len(continuation)
+
+
+def windows(lm: Any, texts: Sequence[str]) -> tuple[list[Request], list[int]]:
+    """lm-eval's disjoint windows of at most `max_length` tokens of every text, and how many each text has."""
+    found: list[Request] = []
+    counts = []
+    for text in texts:
+        rolling = utils.get_rolling_token_windows(
+            token_list=lm.tok_encode(text), prefix_token=lm.prefix_token_id, max_seq_len=lm.max_length, context_len=1
+        )
+        pairs = [utils.make_disjoint_window(window) for window in rolling]
+        found.extend((None, *pair) for pair in pairs)
+        counts.append(len(pairs))
+    return found, counts
 
 
 def check_tokens(model: Any, distinct: Requests, requests: Sequence[Request]) -> None:

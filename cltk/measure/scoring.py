@@ -11,18 +11,18 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from lm_eval import utils
 from lm_eval.models.huggingface import HFLM
 
 from cltk.errors import InputError
-from cltk.measure import generation, limits
-from cltk.measure.batching import Batch, stock_batches, tree_batches
+from cltk.measure import generation, limits, named
+from cltk.measure.batching import Answer, Batch, answers_of, stock_batches, tree_batches
 from cltk.measure.journal import Journal, ModelJournal
 from cltk.measure.limits import Request
+from cltk.measure.named import Tell
 from cltk.measure.prefix_tree import Packed, Requests, Span, pack
 from cltk.measure.settings import fast_dtype, options
 from cltk.measure.tree_forward import TreeForward, UnsupportedModelError
@@ -33,7 +33,7 @@ __all__ = ["PrefixLM", "fast_dtype", "options"]
 
 log = logging.getLogger(__name__)
 
-Answer = tuple[float, bool]  # (log-probability in nats, whether greedy decoding gives the continuation)
+T = TypeVar("T")
 CHECKED = 4  # requests of a batch that are compared with the stock path
 
 
@@ -46,8 +46,12 @@ class PrefixLM(HFLM):
     with the stock path on a few requests. A model that fails is scored by the stock path, with one warning; nothing that trees
     gave is used, and the journal keeps the two apart.
 
+    A name instead of a model is loaded by lm-eval's own code, and where lm-eval has several processes share the documents they
+    do not share requests here too: `--model cltk` of lm-eval's command line (`cltk.lm_eval`).
+
     Args:
-        model: A transformers causal language model, on its device and in its dtype; put in eval mode.
+        pretrained: A transformers causal language model, on its device and in its dtype, put in eval mode; or what HFLM takes
+            (a folder, a hub id), or asset:NAME.
         tokenizer: Its tokenizer. One without a padding token is copied before lm-eval gives it one.
         max_tokens: Padded tokens a forward; "auto": 1024 on the CPU, where caches are small, 16384 elsewhere.
         batch_size: Of the stock path and of generation; "auto": 8 on the CPU, 32 elsewhere.
@@ -55,6 +59,8 @@ class PrefixLM(HFLM):
         digest: Of all that decides an answer (`cltk.measure.identity`), part of every journal key.
         progress: Called after every batch with (requests done, requests in all, tokens computed so far).
         trees: False for lm-eval's own forward passes.
+        settings: All else that HFLM takes (peft, revision, max_length, ...), with its meaning. `device` is the GPU where there
+            is one and the CPU elsewhere, when not given.
 
     Raises:
         InputError: A journal without a digest, a batch size that is none.
@@ -62,8 +68,8 @@ class PrefixLM(HFLM):
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        pretrained: Any,
+        tokenizer: Any = None,
         *,
         max_tokens: int | str = "auto",
         batch_size: int | str = "auto",
@@ -71,19 +77,28 @@ class PrefixLM(HFLM):
         digest: str = "",
         progress: Callable[[int, int, int], None] | None = None,
         trees: bool = True,
+        **settings: Any,
     ) -> None:
         if journal is not None and not digest:
             raise InputError("PrefixLM: a journal needs `digest`, the digest of what decides an answer, in its keys")
-        cpu = model.device.type == "cpu"
-        self.max_tokens = (1024 if cpu else 16384) if max_tokens == "auto" else int(max_tokens)
         batch_size = options("prefix", batch_size)
-        size = (8 if cpu else 32) if batch_size == "auto" else int(batch_size)
-        if getattr(tokenizer, "pad_token_id", None) is None:
+        if isinstance(pretrained, str):
+            pretrained, tokenizer, settings = named.located(pretrained, tokenizer, settings)
+        elif tokenizer is not None and getattr(tokenizer, "pad_token_id", None) is None:
             tokenizer = copy.deepcopy(tokenizer)  # HFLM adds a padding token
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=size)
+        start = 1 if batch_size == "auto" else batch_size  # until the device is known
+        super().__init__(pretrained=pretrained, tokenizer=tokenizer, batch_size=start, **settings)
+        cpu = self.device.type == "cpu"
+        self.max_tokens = (1024 if cpu else 16384) if max_tokens == "auto" else int(max_tokens)
+        if batch_size == "auto":
+            self.batch_size_per_gpu = 8 if cpu else 32
         self.journal, self.digest, self.progress, self._kept = journal, digest, progress, ModelJournal(journal, digest)
-        usable = trees and self.backend == "causal" and not self._kept.refused
-        self._trees: TreeForward | None = TreeForward(model) if usable else None
+        self._named = isinstance(pretrained, str)
+        reason = named.left_to_stock(settings) if trees else ""
+        usable = trees and not reason and self.backend == "causal" and not self._kept.refused
+        self._trees: TreeForward | None = TreeForward(self.model) if usable else None
+        if reason:
+            self._warn(reason)
         self._proven = False
         self._checked: dict[bool, tuple[int, int]] = {}  # behind a prefix -> (its length, nodes) of the largest trees compared
 
@@ -94,20 +109,8 @@ class PrefixLM(HFLM):
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         """log p of whole texts, in nats: the sum over lm-eval's disjoint windows of at most `max_length` tokens."""
-        windows: list[Request] = []
-        counts = []
         limits.check_prefix(self, "rolling log-likelihood")
-        for request in requests:
-            (text,) = request.args
-            rolling = utils.get_rolling_token_windows(
-                token_list=self.tok_encode(text),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
-            )
-            pairs = [utils.make_disjoint_window(window) for window in rolling]
-            windows.extend((None, *pair) for pair in pairs)
-            counts.append(len(pairs))
+        windows, counts = limits.windows(self, [request.args[0] for request in requests])
         answers = iter(self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm))
         totals = [sum(next(answers)[0] for _ in range(count)) for count in counts]
         for request, total in zip(requests, totals, strict=True):
@@ -127,33 +130,35 @@ class PrefixLM(HFLM):
             log.warning(f"{cut} of {len(requests)} requests are longer than {self.max_length} tokens: cut from the left")
         self.model.eval()
         trees = self._trees is not None and len(distinct) > 0 and self._can_run_on_trees(int(distinct.length.max()))
-        try:
-            answers = self._scored(distinct, requests, trees)
-        except UnsupportedModelError as error:  # whatever trees gave until now is in no answer
-            self._refuse(str(error))
-            self._kept.refuse()
-            answers = self._scored(distinct, requests, trees=False)
+        with named.bar(len(requests), disable_tqdm or not self._named or self.rank != 0) as drawn:
+            tell = self.progress or drawn
+            try:
+                answers = self._scored(distinct, requests, trees, tell)
+            except UnsupportedModelError as error:  # whatever trees gave until now is in no answer
+                self._refuse(str(error))
+                self._kept.refuse()
+                answers = self._scored(distinct, requests, False, tell)
         results = [answers[int(k)] for k in distinct.place]
         for (text, _, _), answer in zip(requests, results, strict=True):
             if text is not None:
                 self.cache_hook.add_partial("loglikelihood", text, answer)
         return results
 
-    def _scored(self, distinct: Requests, requests: Sequence[Request], trees: bool) -> dict[int, Answer]:
+    def _scored(self, distinct: Requests, requests: Sequence[Request], trees: bool, tell: Tell) -> dict[int, Answer]:
         """The answers of all distinct requests, from the journal or from batches that the ranks share."""
         copies = np.bincount(distinct.place, minlength=len(distinct))
         answers = self._kept.get(distinct, trees)
         done = tokens = 0
         if self._trees is not None:
             self._trees.forget()
-        rank, world = ranks()
+        rank, world = (0, 1) if self._named else ranks()
         planned = tree_batches(distinct, self.max_tokens) if trees else list(stock_batches(distinct, self.batch_size))
         with torch.inference_mode():
             for start in range(0, len(planned), world):  # every rank does one batch, then all know the answers of all
                 turn = planned[start : start + world]
                 todo = [any(k not in answers for k in batch.members) for batch in turn]
                 fresh = self._batch(distinct, turn[rank]) if rank < len(turn) and todo[rank] else {}
-                for found in gathered(fresh) if any(todo) else ():
+                for found in self._gathered(fresh) if any(todo) else ():
                     if isinstance(found, str):
                         raise UnsupportedModelError(found)
                     limits.check_finite(found, distinct, requests)
@@ -161,15 +166,19 @@ class PrefixLM(HFLM):
                     answers |= {k: answer for k, answer in found.items() if k not in answers}
                 tokens += sum(batch.size for batch, due in zip(turn, todo, strict=True) if due)
                 done += sum(int(copies[batch.members].sum()) for batch in turn)
-                if self.progress:
-                    self.progress(done, len(requests), tokens)
+                tell(done, len(requests), tokens)
         return answers
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
         """lm-eval's own generation; several ranks share the requests, and the journal keeps the texts."""
         limits.check_room(self, requests)
         ask = super().generate_until
+        if self._named:
+            return ask(requests, disable_tqdm)
         return generation.generate(self, lambda part: ask(part, disable_tqdm) if part else [], requests)
+
+    def _gathered(self, found: T) -> list[T]:
+        return [found] if self._named else gathered(found)
 
     def _can_run_on_trees(self, longest: int) -> bool:
         """Whether trees give stock's answers for requests of up to `longest` tokens; found out before the first answer."""
@@ -185,7 +194,7 @@ class PrefixLM(HFLM):
             prove(self._trees, self.max_length)
         except UnsupportedModelError as error:
             reason = str(error) or type(error).__name__
-        reasons = [found for found in gathered(reason) if found]  # the ranks must go one way
+        reasons = [found for found in self._gathered(reason) if found]  # the ranks must go one way
         if reasons:
             self._refuse(reasons[0])
         self._proven = not reasons
@@ -220,7 +229,7 @@ class PrefixLM(HFLM):
         """By one forward; by several of half the size where the device has not the memory."""
         assert self._trees is not None
         try:
-            return _answers(packed, *self._trees.log_probs(packed))
+            return answers_of(packed, *self._trees.log_probs(packed))
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
@@ -241,10 +250,3 @@ class PrefixLM(HFLM):
         split = [(requests.tokens[k].tolist(), int(requests.scored[k])) for k in members]
         plain: list[Any] = [(None, tokens[:-scored], tokens[-scored:]) for tokens, scored in split]
         return dict(zip(members, super()._loglikelihood_tokens(plain, disable_tqdm=True), strict=True))
-
-
-def _answers(packed: Packed, logprob_S: torch.Tensor, greedy_S: torch.Tensor) -> dict[int, Answer]:
-    """Sum the log-probabilities of each request's tokens; greedy when all of them are."""
-    counts = packed.counts.tolist()
-    parts = zip(packed.requests.tolist(), logprob_S.split(counts), greedy_S.split(counts), strict=True)
-    return {k: (float(logprob.sum()), bool(greedy.all())) for k, logprob, greedy in parts}

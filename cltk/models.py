@@ -106,6 +106,16 @@ def no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def load_config(spec: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The model's config without its weights; None where it cannot be had (loading the model says why)."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(locate_model(spec), trust_remote_code=trust_remote_code)
+    except Exception:
+        return None
+
+
 def load_tokenizer(spec: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The tokeniser alone: what `--dry-run` needs to count tokens."""
     from transformers import AutoTokenizer

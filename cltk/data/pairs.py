@@ -55,7 +55,7 @@ def pairs(
         labels = [IGNORED] * len(before) + ids[len(before) :] if completion_only else list(ids)
         done.append({"input_ids": ids, "labels": labels})
     if empty:
-        raise InputError(f"{where}, row {empty[0]}: the completion is empty" + others(empty, len(rows)))
+        raise InputError(f"{where}, row {empty[0]}: the completion is empty ({completion})" + others(empty, len(rows)))
     if long and (not drop_long or not any(done)):
         raise InputError(
             f"{where}, row {long[0][0]}: nothing of the completion is left after the cut to max_length={max_length} (the"

@@ -31,7 +31,8 @@ def kl_divergence(
 
     p = softmax(logits / T), in float32 (float64 of float64 logits). The gradient to the logits is T (p - p_start) / N forward
     and T p (log p - log p_start - KL) / N reverse, in their dtype; the start model gets none. It is made with the value, block
-    by block of rows, and is all that is kept. Differentiable once.
+    by block of rows, and is all that is kept. Differentiable once. Tokens to which the first distribution gives no probability
+    (logits of -inf) add 0, as in `scipy.special.rel_entr`; those which only the second excludes make it infinite.
     """
     term = _forward_kl if direction == "forward" else _reverse_kl
     found: Tensor = _Distance.apply(logits_NV, start_NV, term, temperature, temperature**2 / max(len(logits_NV), 1))
@@ -98,18 +99,20 @@ Term = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # z, z_start [n, V] ->
 def _forward_kl(z: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     log_p, log_start = z.log_softmax(-1), start.log_softmax(-1)
     p_start = log_start.exp()
-    return log_start.sub_(log_p).mul_(p_start).sum(-1), log_p.exp_().sub_(p_start)
+    values = log_start.sub_(log_p).mul_(p_start).masked_fill_(p_start == 0, 0)  # a token that is excluded adds nothing
+    return values.sum(-1), log_p.exp_().sub_(p_start)
 
 
 def _reverse_kl(z: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     log_p = z.log_softmax(-1)
-    p, ratio = log_p.exp(), log_p.sub_(start.log_softmax(-1))
+    p = log_p.exp()
+    ratio = log_p.sub_(start.log_softmax(-1)).masked_fill_(p == 0, 0)
     values = (p * ratio).sum(-1)
     return values, ratio.sub_(values[:, None]).mul_(p)
 
 
 def _square(z: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    gap = z - start
+    gap = (z - start).masked_fill_(z == start, 0)  # -inf in both is no distance
     return gap.square().sum(-1), gap.mul_(2)
 
 

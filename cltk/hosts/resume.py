@@ -50,6 +50,19 @@ def save(folder: Path, mitigators: Sequence[Mitigator], rest: dict[str, Any]) ->
         tensors.save_tree(folder / STATE_FILE, {"states": states, **rest})
 
 
+def check_weights(folder: Path, mitigators: Sequence[Mitigator], model: Any) -> None:
+    """Raises InputError where the checkpoint's weights are adapters and the model has none, or the other way round.
+
+    transformers fails late, or leaves the new adapters as they are and says what is missing in a log line.
+    """
+    there = any(folder.glob("**/adapter_config.json"))
+    name = next((type(m).__name__ for m in mitigators if m.wraps), None)
+    if name and not there and any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder}: holds a whole model and no adapters, and {name} trains adapters; start anew")
+    if there and not hasattr(model, "peft_config"):
+        raise InputError(f"{folder}: holds adapters, and the model has none; resume with the method that made them (LoRA)")
+
+
 def load(folder: Path, mitigators: Sequence[Mitigator]) -> dict[str, Any]:
     """Give every method its state of the checkpoint; what else `save` wrote is returned.
 

@@ -23,7 +23,7 @@ from cltk.hosts.callback import MitigatorCallback
 from cltk.hosts.checks import check_host, check_rates, check_schedule
 from cltk.hosts.optimizer import scale_rates, schedule_rates
 from cltk.hosts.order import check_in_place, check_order, extra_loss, finishing, overrides
-from cltk.hosts.resume import STATE_FILE
+from cltk.hosts.resume import STATE_FILE, check_weights
 from cltk.mitigate.interface import Mitigator, Plan
 
 __all__ = ["STATE_FILE", "MitigatorCallback", "attach", "check_order", "extra_loss", "finishing", "overrides"]
@@ -124,6 +124,8 @@ def _wrap(trainer: Any, callback: MitigatorCallback, before: Flags) -> None:
         resume = resume_from_checkpoint
         callback.checkpoint = get_last_checkpoint(trainer.args.output_dir) if resume is True else (resume or None)
         callback.trial = trial
+        if callback.checkpoint:
+            check_weights(Path(callback.checkpoint), callback.mitigators, trainer.model)
         _set(during, trainer.model)
         try:
             return train(resume_from_checkpoint, trial, *args, **kw)

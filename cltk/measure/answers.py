@@ -40,7 +40,7 @@ def score_tasks(
     documents = sum(one.count for one in suite.chosen.values())
     sampled = {name: one.indices for name, one in suite.chosen.items() if one.indices is not None}
     lm = make_lm(model, tokenizer, digest, batch_size, journal, progress and by_document(progress, documents), scorer)
-    fits_positions(lm, tasks)
+    fits_positions(tasks, model.config, tokenizer)
     suspects = {name: task for name, task in tasks.items() if fails_on_made_up(task)}
     lost: dict[str, str] = {}
     if suspects:

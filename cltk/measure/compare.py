@@ -16,12 +16,13 @@ from cltk import __version__, tensors
 from cltk.data.assets import cache_dir
 from cltk.errors import InputError
 from cltk.measure.divergence import text_divergence
+from cltk.measure.early import check_models
 from cltk.measure.evaluate import Progress, Suite, TextTask
 from cltk.measure.forgetting import Result, compare
 from cltk.measure.sampling import Sample
 from cltk.measure.scores import Scores
 from cltk.measure.settings import fast_dtype, options
-from cltk.models import load_model, load_tokenizer, locate_model
+from cltk.models import load_config, load_model, load_tokenizer, locate_model
 
 Model = str | Path | tuple[Any, Any]
 
@@ -103,6 +104,7 @@ def measure(
     sides = ((base, "base"), (tuned, "tuned"))
     dtype = common_dtype(base, tuned, dtype)
     suite.check({_who(model, side): _tokenizer(model) for model, side in sides} if chat_template else {})
+    check_models(suite, {side: (_config(model), partial(_tokenizer, model)) for model, side in sides})
     if every_task and until is None:
         raise InputError("every_task: says whose interval `until` is about; give until too")
     scores: list[Scores] = []
@@ -209,6 +211,10 @@ def _scored(suite: Suite, spec: Model, dtype: str, *settings: Any) -> tuple[tupl
     """A model, loaded or live, and its scores."""
     pair = _live(spec, dtype)
     return pair, _score(suite, *pair, dtype, *settings)
+
+
+def _config(model: Model) -> Any:
+    return model[0].config if isinstance(model, tuple) else load_config(model)
 
 
 def _who(model: Model, side: str) -> str:

@@ -230,8 +230,10 @@ class Suite:
         }
         for text in self.texts:
             asked[text.name] = [
-                [list(row["input_ids"]), list(row.get("labels", []))] if "input_ids" in row else text_of(row, text.name)
-                for row in text.rows
+                [list(row["input_ids"]), list(row.get("labels", []))]
+                if "input_ids" in row
+                else text_of(row, f"{text.name}, row {i}")
+                for i, row in enumerate(text.rows)
             ] + ([] if text.max_length is None else [{"max_length": text.max_length}])
         return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in asked.items()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,18 +32,28 @@ def has_nll(model: Any, texts: Sequence[Any]) -> None:
         raise InputError(f"text {texts[0].name}: {type(model).__name__} reads a text with its encoder and gives it no NLL")
 
 
-def fits_positions(lm: Any, tasks: dict[str, Any]) -> None:
-    """Raises InputError for a task that asks for more new tokens than the model has positions."""
-    from lm_eval.models.utils import normalize_gen_kwargs
+NEW_TOKENS = 256  # of an answer, where neither task nor caller says: lm-eval's own
 
+
+def fits_positions(tasks: Mapping[str, Any], config: Any, tokenizer: Any) -> None:
+    """Raises InputError for a task that asks for no new token, or for more than the model has positions (lm-eval's count)."""
+    from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
+
+    room = None if getattr(config, "is_encoder_decoder", False) else resolve_max_length(config, tokenizer)
     for name, task in tasks.items():
-        if task.OUTPUT_TYPE == "generate_until" and lm.backend == "causal":
-            asked = normalize_gen_kwargs(task.get_config("generation_kwargs") or {}, lm.max_gen_toks)["max_gen_toks"]
-            if asked >= lm.max_length:
-                raise InputError(
-                    f"task {name}: it asks for up to {asked} new tokens, and the model has {lm.max_length} positions for prompt"
-                    " and answer together; lower it: gen_kwargs with max_gen_toks"
-                )
+        if task.OUTPUT_TYPE != "generate_until":
+            continue
+        try:
+            asked = normalize_gen_kwargs(task.get_config("generation_kwargs") or {}, NEW_TOKENS)["max_gen_toks"]
+        except (TypeError, ValueError) as error:
+            raise InputError(f"task {name}: its generation_kwargs cannot be read ({error})") from None
+        if asked < 1:
+            raise InputError(f"task {name}: it asks for {asked} new tokens; set max_gen_toks to 1 or more: gen_kwargs")
+        if room is not None and asked >= room:
+            raise InputError(
+                f"task {name}: it asks for up to {asked} new tokens, and the model has {room} positions for prompt"
+                " and answer together; lower it: gen_kwargs with max_gen_toks"
+            )
 
 
 def fits_vocabulary(model: Any, tokenizer: Any, texts: Callable[[], list[str]]) -> None:
@@ -75,10 +85,13 @@ def quiet() -> Iterator[None]:
     import jinja2
     import lm_eval.api.model
     import lm_eval.api.task
+    import lm_eval.models.huggingface
 
     names = ("lm_eval", "lm-eval", "datasets", "transformers", "huggingface_hub")
     levels = {name: logging.getLogger(name).level for name in names}
-    bars, drawers = datasets.are_progress_bars_disabled(), (lm_eval.api.model, lm_eval.api.task)
+    bars, drawers = datasets.are_progress_bars_disabled(), (
+        lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface,
+    )  # fmt: skip
     drawn = [module.tqdm for module in drawers]
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -98,5 +111,7 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _no_bar(items: Any = (), *_: Any, **__: Any) -> Any:
-    return items
+def _no_bar(items: Any = None, *_: Any, **__: Any) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(items, disable=True)

@@ -74,6 +74,11 @@ def token_rows(text: TextTask, tokenizer: Any) -> list[Row]:
     return rows
 
 
+def predicts(text: TextTask, tokenizer: Any) -> bool:
+    """Whether some row has a token to predict; rows are tokenised until one has."""
+    return any(counted(token_rows(replace(text, rows=[row]), tokenizer)[0]) for row in text.rows)
+
+
 def scored_rows(text: TextTask, tokenizer: Any) -> tuple[list[int], list[Row]]:
     """Indices and token rows of the texts with a token to predict; the first token of a row has nothing before it.
 
@@ -83,8 +88,15 @@ def scored_rows(text: TextTask, tokenizer: Any) -> tuple[list[int], list[Row]]:
     rows = token_rows(text, tokenizer)
     kept = [i for i, row in enumerate(rows) if counted(row)]
     if not kept:
-        raise InputError(f"text {text.name}: none of its {len(rows)} rows has two tokens, so that there is nothing to predict")
+        raise nothing_to_predict(text)
     return kept, [rows[i] for i in kept]
+
+
+def nothing_to_predict(text: TextTask) -> InputError:
+    """The refusal of a text of which no row `predicts`."""
+    return InputError(
+        f"text {text.name}: none of its {len(text.rows)} rows has two tokens, so that there is nothing to predict"
+    )
 
 
 def counted(row: Row) -> int:
@@ -99,9 +111,14 @@ def labels_of(row: Row) -> list[int]:
 
 def positions(model: Any) -> int:
     """Tokens that are read at once: `WINDOW`, or the model's positions where it has fewer."""
-    config = model.config.get_text_config()
+    return min([WINDOW, *named_positions(model.config)])
+
+
+def named_positions(config: Any) -> list[int]:
+    """The positions that a config says the model has, under any of their names."""
+    config = config.get_text_config()
     named = (getattr(config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
-    return min([WINDOW, *(size for size in named if isinstance(size, int) and size > 1)])
+    return [size for size in named if isinstance(size, int) and size > 1]
 
 
 def windows(row: Row, size: int) -> list[Row]:
@@ -138,7 +155,7 @@ def check_ids(name: str, rows: Sequence[Row], model: Any) -> None:
     """Raise InputError for a token id that the model has no embedding for."""
     embedding = model.get_input_embeddings()
     size = getattr(embedding, "num_embeddings", None)
-    worst = max(max(row["input_ids"]) for row in rows)
+    worst = max(max(row["input_ids"], default=0) for row in rows)
     if size is not None and worst >= size:
         raise InputError(
             f"text {name}: token {worst} is outside of the model's vocabulary of {size}; the tokeniser has more tokens than the"

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from cltk import tensors
-from cltk.data.memories import memory_rows
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal
 from cltk.forward.probe import mean_nll
 from cltk.mitigate.interface import Mitigator, Plan, Run
-from cltk.mitigate.memory import probe_rows
+from cltk.mitigate.memory import old_rows, probe_rows
 from cltk.models import load_model
 from cltk.ranks import agreed
 
@@ -228,7 +227,7 @@ class LMCocktail(FromStart):
     def setup(self, plan: Plan) -> None:
         """All but the tuned model is at hand now: their losses are taken here."""
         super().setup(plan)
-        rows = plan.validation if self.memory is None else memory_rows(self.memory, plan.tokenizer, limit=self.limit)
+        rows = plan.validation if self.memory is None else old_rows("lm_cocktail", self.memory, plan, limit=self.limit)
         check_causal(plan.model, "lm_cocktail")
         self.rows = probe_rows(rows, self.limit, "lm_cocktail.memory")
         self.losses, self.others = {"start": mean_nll(plan.model, self.rows)}, []

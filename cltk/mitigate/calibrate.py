@@ -15,14 +15,13 @@ import torch
 from torch import nn
 
 from cltk import tensors
-from cltk.data.memories import memory_rows
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED, Collator
 from cltk.errors import InputError
 from cltk.forward.probe import logits_where, mean_nll
 from cltk.importance.estimators import untouched
 from cltk.mitigate.interface import Mitigator, Plan, Run
-from cltk.mitigate.memory import labelled
+from cltk.mitigate.memory import labelled, old_rows
 from cltk.ranks import agreed
 
 TOLERANCE = 0.2  # of the budget
@@ -92,7 +91,7 @@ def check_auto(budget: float, steps: int, trials: int, importance: Any) -> None:
 
 def held_out(importance: Any, plan: Plan) -> tuple[dict[str, Any], list[Row]]:
     """Arguments of an importance without the memory's last rows (a quarter, 32 at most), and these rows."""
-    rows = memory_rows(importance["memory"], plan.tokenizer, importance.get("block", 256))
+    rows = old_rows("ewc", importance["memory"], plan, importance.get("block", 256))
     if len(rows) < 4:
         raise InputError(f"ewc: the memory has {len(rows)} rows; 'auto' needs 4, a quarter of them to measure on; add text")
     kept = len(rows) - min(HELD, len(rows) // 4)

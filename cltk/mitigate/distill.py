@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cltk.data.memories import memory_rows, text_rows
+from cltk.data.memories import text_rows
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal, inherit, logits_at
 from cltk.forward.loss import kl_divergence
+from cltk.forward.positions import check_length
 from cltk.mitigate.interface import Mitigator, Plan, Run, counted
 from cltk.mitigate.memory import (
     MemoryBatches,
@@ -21,6 +22,7 @@ from cltk.mitigate.memory import (
     check_number,
     forward_logits,
     frozen,
+    old_rows,
 )  # fmt: skip
 
 LOG_EVERY = 10  # steps
@@ -135,9 +137,10 @@ class KL(Mitigator):
         self.reference = Reference.of(plan)
         rows = None
         if self.memory is not None:
-            rows = memory_rows(self.memory, plan.tokenizer, self.length)
+            rows = old_rows(self.name, self.memory, plan, self.length)
         elif self.prompts is not None:
             rows = text_rows(self.prompts, plan.tokenizer, self.length, f"{self.name}.prompts")
+            check_length(plan.model, rows, f"{self.name}.prompts", "give a smaller length")
         if rows is not None:
             size = plan.args.per_device_train_batch_size if self.batch_size is None else self.batch_size
             self.batches = MemoryBatches(rows, size, self.seed)

@@ -20,6 +20,7 @@ from cltk.data.readers import Row
 from cltk.data.rows import IGNORED, Collator
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal
+from cltk.forward.positions import check_length
 from cltk.forward.probe import takes_logits_to_keep
 from cltk.mitigate.interface import Plan, Run, counted, targets
 from cltk.ranks import ranks
@@ -61,6 +62,17 @@ def probe_rows(rows: Any, limit: int | None, name: str) -> list[Row]:
     if not isinstance(rows[0], Mapping) or "input_ids" not in rows[0]:
         raise InputError(f"{name}: the validation rows are not tokenised (no input_ids); pass token rows")
     return [labelled(rows[i]) for i in range(min(len(rows), limit or len(rows)))]
+
+
+def old_rows(name: str, memory: Any, plan: Plan, block: int = 256, limit: int | None = None) -> list[Row]:
+    """`cltk.data.memories.memory_rows` of the plan's tokenizer, no longer than its model can read.
+
+    Raises:
+        InputError: as there; a row is longer than the model's table of positions (names the method).
+    """
+    rows = memory_rows(memory, plan.tokenizer, block, limit)
+    check_length(plan.model, rows, f"{name}, old data", "give shorter blocks (length or block) or shorter rows")
+    return rows
 
 
 class MemoryBatches:
@@ -122,7 +134,7 @@ def memory_batches(name: str, memory: Any, plan: Plan, batch_size: int | None, l
     """
     check_causal(plan.model, name)
     size = plan.args.per_device_train_batch_size if batch_size is None else batch_size
-    return MemoryBatches(memory_rows(memory, plan.tokenizer, length), size, seed)
+    return MemoryBatches(old_rows(name, memory, plan, length), size, seed)
 
 
 def forward_logits(forward: Any, batch: Batch, where_BT: Tensor) -> Tensor:

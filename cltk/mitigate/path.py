@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cltk import tensors
-from cltk.data.memories import memory_rows
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED, Collator
 from cltk.errors import InputError
@@ -27,6 +26,7 @@ from cltk.forward.probe import logits_where
 from cltk.importance.diagonal import trace
 from cltk.mitigate.calibrate import tried
 from cltk.mitigate.interface import Plan, Run
+from cltk.mitigate.memory import old_rows
 from cltk.mitigate.quadratic import Anchored, check_penalty
 from cltk.ranks import together
 
@@ -143,7 +143,7 @@ class SI(Anchored):
             return
         if self.importance is None and self.memory_steps:
             check_causal(plan.model, "si")
-            rows = memory_rows(self.memory, plan.tokenizer)
+            rows = old_rows("si", self.memory, plan)
             path, moved = walk(plan.model, rows, self.memory_steps, self.memory_lr)
             self.importance = _shared({name: per_distance(omega, moved[name], self.xi) for name, omega in path.items()})
         elif self.importance is None:

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from cltk import tensors
-from cltk.data.memories import memory_rows
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal
 from cltk.forward.probe import mean_nll
 from cltk.mitigate.interface import Mitigator, Plan, Run
-from cltk.mitigate.memory import probe_rows
+from cltk.mitigate.memory import old_rows, probe_rows
 
 
 def usual_rates(parameters: int, adapter: bool = False) -> tuple[float, float]:
@@ -176,7 +175,7 @@ class EarlyStopping(Mitigator):
         rows = self.validation if self.validation is not None else plan.validation
         check_causal(plan.model, "early_stopping")
         self.rows = probe_rows(rows, self.limit, "early_stopping.validation")
-        self.old = memory_rows(self.memory, plan.tokenizer, limit=self.limit) if self.budget is not None else []
+        self.old = old_rows("early_stopping", self.memory, plan, limit=self.limit) if self.budget is not None else []
         plan.notes["early_stopping"] = {"trace": self.trace, "validation_rows": len(self.rows), "old_rows": len(self.old)}
 
     def start(self, run: Run) -> None:

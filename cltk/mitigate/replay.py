@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cltk.data.memories import memory_rows
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED
 from cltk.errors import InputError, RunError
 from cltk.mitigate.interface import Mitigator, Plan, Run
-from cltk.mitigate.memory import check_memory, labelled
+from cltk.mitigate.memory import check_memory, labelled, old_rows
 
 
 def replay_count(new: int, fraction: float) -> int:
@@ -127,7 +126,7 @@ class Replay(Mitigator):
     def setup(self, plan: Plan) -> None:
         if self.fraction:
             count = old_count(check_data(plan, "replay"), self.fraction, "replay")
-            old = memory_rows(self.memory, plan.tokenizer, self.length, limit=count)
+            old = old_rows("replay", self.memory, plan, self.length, limit=count)
             plan.notes["replay"] = mix(plan, old, self.fraction, self.extra_steps, "replay")
 
 
@@ -282,7 +281,7 @@ class Reservoir(Mitigator):
     def setup(self, plan: Plan) -> None:
         new = check_data(plan, "reservoir")
         if self.memory is not None and self.seen == 0:
-            old = [labelled(row) for row in memory_rows(self.memory, plan.tokenizer, self.length)]
+            old = [labelled(row) for row in old_rows("reservoir", self.memory, plan, self.length)]
             self.rows, self.seen = algorithm_r([], 0, old, self.size, self.seed)
         note = {"size": self.size, "kept": len(self.rows), "seen": self.seen}
         if self.fraction and self.rows:

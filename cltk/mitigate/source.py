@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from cltk import tensors
-from cltk.data.memories import memory_rows
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal
 from cltk.importance.fisher import Importance, fisher
 from cltk.importance.sequences import data_digest
 from cltk.mitigate.interface import Plan
+from cltk.mitigate.memory import old_rows
 from cltk.models import config_digest
 from cltk.ranks import agreed, ranks
 
@@ -67,8 +67,9 @@ def importance_of(source: Any, plan: Plan) -> Importance:
         source.check(plan.model)
         return source
     arguments = {**DEFAULTS, **source}
-    check_causal(plan.model, "mas" if arguments["kind"] == "mas" else "ewc")
-    rows = memory_rows(arguments.pop("memory"), plan.tokenizer, arguments.pop("block", 256), limit=arguments["samples"])
+    name = "mas" if arguments["kind"] == "mas" else "ewc"
+    check_causal(plan.model, name)
+    rows = old_rows(name, arguments.pop("memory"), plan, arguments.pop("block", 256), limit=arguments["samples"])
     control = arguments.pop("control", None)
     found = fisher(plan.model, rows, **arguments) if plan.cache is None else _cached(Path(plan.cache), plan, rows, arguments)
     return {"shuffled": found.shuffled, "uniform": found.uniform}[control]() if control else found

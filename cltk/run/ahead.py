@@ -7,8 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cltk.data.readers import Row
 from cltk.errors import InputError
+from cltk.forward.positions import check_length
 from cltk.measure.evaluate import Suite
+from cltk.measure.texts import named_positions
 from cltk.run.arguments import training_arguments
 from cltk.run.config import Cell
 from cltk.run.methods import nearest
@@ -39,6 +42,19 @@ def check_training(cell: Cell) -> None:
     adapters = any(name == "lora" and arguments.get("r", 1) for name, arguments in map(split, cell.config.mitigators))
     if adapters and find_spec("peft") is None:
         raise InputError("lora: needs the package peft; pip install peft")
+
+
+def check_lengths(config: Any, spec: Any, rows: Sequence[Row]) -> None:
+    """That the model has positions for the rows that it trains on; one of computed positions has for any.
+
+    Raises:
+        InputError: it names the longest row.
+    """
+    from cltk.run.shape import meta_model
+
+    said = named_positions(config) if config is not None else []
+    if said and max((len(row["input_ids"]) for row in rows), default=0) > min(said):
+        check_length(meta_model(spec), rows, "data.max_length", "lower data.max_length")
 
 
 def _reporter(name: str) -> None:

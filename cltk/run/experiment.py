@@ -18,7 +18,7 @@ from cltk.errors import CltkError, DiskError, InputError, RunError
 from cltk.files import check_folder, locked, shipped
 from cltk.ranks import agreed, first, gathered, join, regroup
 from cltk.run import records
-from cltk.run.ahead import check_margins, check_roles, check_training
+from cltk.run.ahead import check_lengths, check_margins, check_roles, check_training
 from cltk.run.arguments import check_sharding
 from cltk.run.cells import FAILED, Tell, Work, clean
 from cltk.run.config import Cell, Plan, load_config
@@ -127,10 +127,13 @@ class ExperimentRun:
                     suite = self.inputs.suite(cell)
                     check_part(cell, suite, self.inputs.tokenizer(cell) if cell.config.evals.chat_template else None)
                 check_margins(cell.config.evals.margins, self.inputs.suite(cell))
+                self.inputs.check_models(cell)
                 self.inputs.streamed(cell)
                 check_roles(*(self.inputs.rows(cell, listed) for listed in (cell.config.evals.retain, cell.config.evals.learn)))
                 for training in cell.trainings:
                     check_training(training)
+                    data, spec = self.inputs.data(training), self.inputs.path(training.config.model.pretrained)
+                    check_lengths(self.inputs.config(training), spec, [*data.train, *data.validation])
         except InputError as error:
             raise InputError(f"{self.plan.file}: {error}") from None
 

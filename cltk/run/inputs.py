@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from cltk import models
 from cltk.data.readers import locate, read_rows
 from cltk.errors import InputError
 from cltk.files import shipped
+from cltk.measure.early import check_models
 from cltk.measure.evaluate import Suite, TextTask
 from cltk.measure.tasks import names_in
 from cltk.run import identity, records
@@ -33,6 +35,7 @@ class Inputs:
     _digests: dict[str, str] = field(default_factory=dict)
     _prepared: dict[str, Prepared] = field(default_factory=dict)
     _suites: dict[str, Suite] = field(default_factory=dict)
+    _asked_of: set[str] = field(default_factory=set)  # measurements whose models were asked
     _tasks: dict[str, tuple[dict[str, str], dict[str, str]]] = field(default_factory=dict)
     leaks: dict[Any, Any] = field(default_factory=dict)  # (learned, measured) -> what `cltk.run.leakage` found
 
@@ -44,6 +47,17 @@ class Inputs:
         """The start model and its tokeniser, loaded anew."""
         spec = cell.config.model
         return models.load_model(self.path(spec.pretrained), dtype=spec.dtype, trust_remote_code=spec.trust_remote_code)
+
+    def check_models(self, cell: Cell) -> None:
+        """What the start model's config and tokeniser say of all that is measured; asked once of equal measurements."""
+        if (key := self.measured(cell)) not in self._asked_of:
+            check_models(self.suite(cell), {"the start model": (self.config(cell), partial(self.tokenizer, cell))})
+            self._asked_of.add(key)
+
+    def config(self, cell: Cell) -> Any:
+        """The start model's config; None where it cannot be had."""
+        spec = cell.config.model
+        return models.load_config(self.path(spec.pretrained), trust_remote_code=spec.trust_remote_code)
 
     def data(self, cell: Cell) -> Prepared:
         """The rows of a cell that is one training; equal data sections are read and tokenised once."""

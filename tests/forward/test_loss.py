@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.special import rel_entr, softmax
 from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -36,6 +37,36 @@ def test_losses_and_gradients_are_torchs(dtype: torch.dtype, block: int, monkeyp
     assert a.dtype == dtype
     torch.testing.assert_close(a, b, rtol=torch.finfo(dtype).eps, atol=1e-6 if dtype != torch.float64 else 1e-12)
     assert not a[[0, 7, 49]].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_tokens_that_are_excluded_add_nothing(direction: Any, dtype: torch.dtype) -> None:
+    """Logits of -inf in both models, and in the one whose probabilities weigh (scipy: rel_entr(0, y) = 0).
+
+    Reported as NaN of a whole training: p-e-w/heretic#348, google-deepmind/optax#1786.
+    """
+    torch.manual_seed(0)
+    z, start = torch.randn(2, 6, 40).to(dtype)
+    z[:, 30:], start[:, 30:] = -torch.inf, -torch.inf
+    (start if direction == "forward" else z)[:2, 5:9] = -torch.inf
+    z.requires_grad_()
+    p, q = (start, z) if direction == "forward" else (z, start)
+    p, q = (softmax(x.detach().double().numpy(), axis=-1) for x in (p, q))
+    found = kl_divergence(z, start, direction=direction)
+    assert float(found.detach()) == pytest.approx(rel_entr(p, q).sum(-1).mean(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(found, z)
+    assert gradient.isfinite().all()
+    assert not gradient[:, 30:].any()
+    far = squared_distance(z, start.where((start > -torch.inf) & (z > -torch.inf), z.detach()))
+    assert far.isfinite()
+    assert torch.autograd.grad(far, z)[0].isfinite().all()
+
+
+def test_what_only_the_other_model_excludes_is_infinite() -> None:
+    z, start = torch.tensor([[0.0, 1.0, -torch.inf]]), torch.tensor([[0.0, 1.0, 2.0]])
+    assert kl_divergence(z, start) == torch.inf
+    assert kl_divergence(start, z, direction="reverse") == torch.inf
 
 
 DISTANCES: dict[str, Any] = {  # ours, and torch's on whole float32 (float64) matrices

@@ -485,6 +485,18 @@ def test_an_edited_list_is_not_resumed(methods: Any, message: str, make: Any, ar
         trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
 
 
+def test_a_whole_model_is_no_checkpoint_of_adapters_nor_the_other_way_round(make: Any, arguments: Any, tmp_path: Path) -> None:
+    """transformers looks for weights that are not there (huggingface/transformers#29607), or goes on with new adapters."""
+    checkpoint = tmp_path / "trainer" / "checkpoint-2"
+    make([cltk.L2SP(0.1)], saved(arguments, max_steps=2)).train()
+    with pytest.raises(InputError, match="checkpoint-2: holds a whole model and no adapters, and LoRA trains adapters"):
+        make([cltk.LoRA(2)], saved(arguments)).train(resume_from_checkpoint=str(checkpoint))
+    make([cltk.LoRA(2)], saved(arguments, max_steps=2)).train()
+    make([cltk.LoRA(2)], saved(arguments)).train(resume_from_checkpoint=str(checkpoint))
+    with pytest.raises(InputError, match="checkpoint-2: holds adapters, and the model has none"):
+        make([cltk.L2SP(0.1)], saved(arguments)).train(resume_from_checkpoint=str(checkpoint))
+
+
 def test_a_checkpoint_without_states(make: Any, arguments: Any, tmp_path: Path) -> None:
     make([cltk.EMA(0.5)], saved(arguments, max_steps=2)).train()
     checkpoint = tmp_path / "trainer" / "checkpoint-2"

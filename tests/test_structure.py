@@ -20,6 +20,7 @@ LAYERS = [
     {"mitigate"},
     {"hosts"},
     {"run"},
+    {"logs"},
     {"report"},
     {"cli", "lm_eval"},
     {"__main__"},

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cltk.cli import lookup, measuring, reporting, running, training
+from cltk.cli import comparing, lookup, measuring, reporting, running, training
 from cltk.cli.options import Parser, Versions
 from cltk.errors import CltkError
 from cltk.secrets import hidden
@@ -47,6 +47,6 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=run)
         return sub
 
-    for room in (running, training, measuring, reporting, lookup):
+    for room in (running, training, measuring, comparing, reporting, lookup):
         room.add(command)
     return top

@@ -46,3 +46,11 @@ def number(text: str) -> int | float:
 def names(text: str) -> list[str]:
     """Names separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def margin(text: str) -> tuple[str, float]:
+    """METRIC=LOSS."""
+    metric, _, loss = text.rpartition("=")
+    if not metric:
+        raise ValueError(text)
+    return metric, float(loss)

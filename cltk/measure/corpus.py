@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from cltk.errors import reason
 from cltk.measure.bootstrap import f1, mcc
-from cltk.measure.faults import reason
 from cltk.measure.stats import CHUNK, Floats
 
 DRAWS = 1000
@@ -63,9 +63,13 @@ def corpus_scores(
         drawn = [
             _number(aggregation, [items[i] for g in np.repeat(np.arange(len(row)), row) for i in members[g]]) for row in rows
         ]
+    return [score, *_enough(drawn)]
+
+
+def _enough(drawn: list[float | None]) -> list[float | None]:
     if sum(draw is not None for draw in drawn) < 0.9 * len(drawn):
         raise NoIntervalError("the task's own aggregation gives no finite number on most resamples of so few documents")
-    return [score, *drawn]
+    return drawn
 
 
 MISSING: Any = object()
@@ -107,21 +111,33 @@ def _by_sums(task: str, sums: Sums, index: np.ndarray, groups: int) -> list[floa
     return [float(draw) if np.isfinite(draw) else None for draw in drawn]
 
 
+def corpus_draws(task: str, items: Sequence[Any], aggregation: str, clusters: Sequence[str] = ()) -> list[float | None]:
+    """As `corpus_scores`, of an aggregation of lm-eval that is known by its name, without lm-eval.
+
+    Raises:
+        NoIntervalError: it is no function of sums over documents, gives no finite score, or there is one cluster.
+    """
+    there = [i for i, item in enumerate(items) if item is not MISSING]
+    index = np.unique(np.asarray(clusters), return_inverse=True)[1].ravel() if len(clusters) else np.arange(len(items))
+    try:
+        sums = SUMS[aggregation]([items[i] for i in there])
+        score = float(sums[1](sums[0].sum(0)))
+    except Exception as error:
+        raise NoIntervalError(f"its aggregation, {aggregation}, cannot be made of the documents ({reason(error)})") from None
+    if not math.isfinite(score):
+        raise NoIntervalError(f"its aggregation, {aggregation}, gives no finite number: {score}")
+    return [score, *_enough(_by_sums(task, sums, index[there], int(index.max()) + 1))]
+
+
 def _sums(aggregation: Aggregation, items: list[Any], score: float) -> Sums | None:
     """lm-eval's own aggregations as functions of sums, which makes draws cheap; None where they do not give its score."""
     from lm_eval.api import metrics
 
-    makers: dict[Any, Callable[[list[Any]], Sums]] = {
-        metrics.perplexity: lambda values: _perplexity([(value, 1.0) for value in values]),
-        metrics.weighted_perplexity: _perplexity,
-        metrics.f1_score: lambda pairs: (_cells(pairs), f1),
-        metrics.matthews_corrcoef: lambda pairs: (_cells(pairs), mcc),
-        **{getattr(metrics, name): partial(_translation, name) for name in ("bleu", "chrf", "chrfpp", "ter")},
-    }
-    if aggregation not in makers:
+    name = {getattr(metrics, function): name for name, function in FUNCTIONS.items()}.get(aggregation)
+    if name is None:
         return None
     try:
-        columns, function = makers[aggregation](items)
+        columns, function = SUMS[name](items)
         same = math.isclose(float(function(columns.sum(0))), score, rel_tol=1e-9, abs_tol=1e-9)
     except Exception:
         return None
@@ -146,7 +162,7 @@ def _translation(name: str, items: list[Any]) -> Sums:
     from lm_eval.api.metrics import _sacreformat
     from sacrebleu.metrics import BLEU, CHRF, TER
 
-    metric: Any = {"bleu": BLEU(), "chrf": CHRF(), "chrfpp": CHRF(word_order=2), "ter": TER()}[name]
+    metric: Any = {"bleu": BLEU(), "chrf": CHRF(), "chrf++": CHRF(word_order=2), "ter": TER()}[name]
     refs, preds = _sacreformat(*(list(part) for part in zip(*items, strict=True)))
     columns = np.asarray(metric._extract_corpus_statistics(list(preds), [list(stream) for stream in refs]), dtype=np.float64)
 
@@ -156,3 +172,13 @@ def _translation(name: str, items: list[Any]) -> Sums:
         return found if sums.ndim > 1 else found[0]
 
     return columns, score
+
+
+SUMS: dict[str, Callable[[list[Any]], Sums]] = {
+    "perplexity": lambda values: _perplexity([(value, 1.0) for value in values]),
+    "weighted_perplexity": _perplexity,
+    "f1": lambda pairs: (_cells(pairs), f1),
+    "matthews_corrcoef": lambda pairs: (_cells(pairs), mcc),
+    **{name: partial(_translation, name) for name in ("bleu", "chrf", "chrf++", "ter")},
+}  # lm-eval's name of an aggregation -> its sums
+FUNCTIONS = {name: name for name in SUMS} | {"f1": "f1_score", "chrf++": "chrfpp"}  # what lm-eval calls the functions

@@ -40,7 +40,7 @@ def task_scores(
             items.setdefault((metric, sample["filter"]), [MISSING] * len(kept))[place[sample["doc_id"]]] = sample[metric]
     for (metric, chosen), found in items.items():
         _add(scores, task, metric, "" if chosen == first else f",{chosen}", found)
-    _add_choices(scores, choices_of(task, kept))
+    add_choices(scores, choices_of(task, kept))
     return scores
 
 
@@ -121,19 +121,19 @@ def _add(scores: TaskScores, task: Any, metric: str, suffix: str, items: list[An
     if reason := _no_use(task, metric):
         scores.left_out[key] = reason
         return
-    pairs = [_pair(item) for item in items]
+    pairs = [weighted(item) for item in items]
     if _is(task, metric, "perplexity"):
-        nll = [None if (number := _number(item)) is None else -number for item in items]
-        _keep(scores, ("nll" if metric == "perplexity" else f"{metric}_nll") + suffix, False, nll)
+        nll = [None if (number := as_number(item)) is None else -number for item in items]
+        keep(scores, ("nll" if metric == "perplexity" else f"{metric}_nll") + suffix, False, nll)
     elif _is(task, metric, "bits_per_byte") and all(pair is not None and (pair[1] > 0 or pair == (0, 0)) for pair in pairs):
         sizes = [pair[1] for pair in pairs if pair]
         bits = [-pair[0] / pair[1] / math.log(2) if pair[1] else None for pair in pairs if pair]
-        _keep(scores, key, better, bits, sizes)
+        keep(scores, key, better, bits, sizes)
         return
     aggregation = task.aggregation().get(metric, metrics.mean)
     found = None if _is(task, metric, "perplexity") else _averaged(aggregation, items)
     if found is not None:
-        _keep(scores, key, better, found)
+        keep(scores, key, better, found)
         return
     try:
         scores.corpus[key] = corpus_scores(scores.task, items, aggregation, scores.cluster)
@@ -149,7 +149,7 @@ def _averaged(aggregation: Any, items: list[Any]) -> list[float | None] | None:
     """
     from lm_eval.api import metrics
 
-    numbers = [_number(item) for item in items]
+    numbers = [as_number(item) for item in items]
     if any(number is None and item is not MISSING for number, item in zip(numbers, items, strict=True)):
         return None
     if aggregation is metrics.mean:
@@ -176,7 +176,7 @@ def _averaged(aggregation: Any, items: list[Any]) -> list[float | None] | None:
     return kept if there and math.isclose(whole, math.fsum(there) / len(there), rel_tol=1e-9, abs_tol=1e-12) else None
 
 
-def _keep(scores: TaskScores, key: str, better: bool, values: list[float | None], weights: list[float] | None = None) -> None:
+def keep(scores: TaskScores, key: str, better: bool, values: list[float | None], weights: list[float] | None = None) -> None:
     """Values by document; a document without one has the value 0 and the weight 0."""
     odd = [i for i, value in enumerate(values) if value is not None and not math.isfinite(value)]
     if odd or all(value is None for value in values):
@@ -188,7 +188,7 @@ def _keep(scores: TaskScores, key: str, better: bool, values: list[float | None]
         scores.weights[key] = weights if weights is not None else [float(value is not None) for value in values]
 
 
-def _number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
     """Python's and numpy's numbers and booleans, and arrays of one element."""
     if value is MISSING or isinstance(value, str | bytes | list | tuple | dict) or value is None:
         return None
@@ -198,15 +198,15 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _pair(value: Any) -> tuple[float, float] | None:
+def weighted(value: Any) -> tuple[float, float] | None:
     """(sum of log-probabilities, weight) as lm-eval gives it for a whole text."""
     if isinstance(value, tuple | list) and len(value) == 2:
-        total, weight = map(_number, value)
+        total, weight = map(as_number, value)
         return None if total is None or weight is None else (total, weight)
     return None
 
 
-def _add_choices(scores: TaskScores, choices: list[Any]) -> None:
+def add_choices(scores: TaskScores, choices: list[Any]) -> None:
     """Log-probability of the right choice, margins over the best wrong one, and choices to guess from."""
     if not choices:
         return
@@ -217,7 +217,7 @@ def _add_choices(scores: TaskScores, choices: list[Any]) -> None:
     }
     for metric, found in margins.items():
         if metric not in scores.values and any(not np.isnan(value) for value in found):
-            _keep(scores, metric, True, [None if math.isnan(value) else value for value in found])
+            keep(scores, metric, True, [None if math.isnan(value) else value for value in found])
     ways = [choice.ways for choice in choices]
     if not any(math.isnan(way) for way in ways):
         scores.choices.extend(int(way) if way == int(way) else way for way in ways)

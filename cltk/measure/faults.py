@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import torch
 
-from cltk.errors import CltkError, InputError, out_of_memory
+from cltk.errors import CltkError, InputError, out_of_memory, reason
 
 PASSING = (CltkError, OSError, MemoryError, torch.OutOfMemoryError, Warning)  # no fault of a task or a model
 
@@ -97,12 +97,6 @@ def _from_task(error: BaseException) -> str | None:
 def _culprit(error: BaseException, tasks: dict[str, Any]) -> str:
     found = _from_task(error) or (next(iter(tasks)) if len(tasks) == 1 else None)
     return f"task {found}" if found else f"a task of {', '.join(tasks)}"
-
-
-def reason(error: BaseException) -> str:
-    """An error's type and first line."""
-    first = next((line.strip() for line in str(error).split("\n") if line.strip()), "")
-    return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
 
 
 def _hint(error: Exception) -> str:

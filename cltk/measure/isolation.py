@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from cltk.errors import CltkError
-from cltk.measure.faults import reason
+from cltk.errors import CltkError, reason
 
 PASSING = (CltkError, MemoryError, torch.OutOfMemoryError, Warning)  # no fault of a task's code
 Failures = dict[str, dict[str, str]]  # task -> what failed -> the first reason

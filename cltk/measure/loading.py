@@ -13,10 +13,9 @@ from typing import Any
 
 import jinja2
 
-from cltk.errors import CltkError, InputError
+from cltk.errors import CltkError, InputError, reason
 from cltk.files import shipped
 from cltk.measure.documents import clusters, unmeasurable
-from cltk.measure.faults import reason
 from cltk.measure.tasks import named_in, names_in, prepare, sandbox_templates
 from cltk.measure.trust import check_generation, watched
 

@@ -1,0 +1,60 @@
+"""`cltk compare`: the forgetting table from runs that exist."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cltk.cli.options import Command, margin
+from cltk.progress import console
+
+
+def add(command: Command) -> None:
+    """Options of what compares runs."""
+    sub = command("compare", compare, "compare runs that exist: lm-eval's folders, `cltk measure --json`, `cltk run`; no model")
+    sub.add_argument("base", type=Path, help="folder or file of the model before training")
+    sub.add_argument("tuned", type=Path, nargs="*", help="folders or files of models after it (default: the base's own)")
+    sub.add_argument("--base-model", metavar="NAME", help="the model, where BASE holds several")
+    sub.add_argument("--tuned-model", metavar="NAME", action="append", default=[], help="of TUNED (default: all but the base)")
+    sub.add_argument(
+        "--prompts", choices=["same", "differ"], default="same",
+        help="differ: compare on documents although examples, templates, versions or limits are others (default: same)",
+    )  # fmt: skip
+    sub.add_argument("--members", action="store_true", help="rows for the tasks of a group, beside the group's")
+    for name in ("higher", "lower"):
+        sub.add_argument(
+            f"--{name}-is-better", metavar="METRIC", action="append", default=[], help="of a metric whose log does not say it"
+        )
+    sub.add_argument(
+        "--margin", type=margin, metavar="METRIC=LOSS", action="append", default=[], help="a loss that does not matter"
+    )
+    sub.add_argument("--json", type=Path, help="write the result here, documents included")
+
+
+def compare(options: argparse.Namespace) -> int:
+    """`cltk compare`: a table for each tuned model."""
+    from dataclasses import replace
+
+    from cltk.logs.comparing import compare_all
+    from cltk.measure.forgetting import confirmed
+    from cltk.report.tables import measured
+
+    found = compare_all(
+        options.base, options.tuned or [options.base], base_model=options.base_model, tuned_models=options.tuned_model,
+        prompts=options.prompts, margins=dict(options.margin), members=options.members,
+        directions={**dict.fromkeys(options.higher_is_better, True), **dict.fromkeys(options.lower_is_better, False)},
+    )  # fmt: skip
+    for name, result in found.items():
+        table = measured(result.to_json())
+        console().print(replace(table, title=f"{table.title}: {result.settings['base']} -> {name}").rich())
+        for note in result.notes:
+            print(f"note: {note}")
+    if len(found) > 1:
+        for name, row in confirmed(found).items():
+            print(f"{name}: {row.verdict} (Holm over {len(found)} models)")
+    if options.json:
+        from cltk.run.records import write_json
+
+        results = {name: result.to_json() for name, result in found.items()}
+        write_json(options.json, next(iter(results.values())) if len(results) == 1 else {"results": results})
+    return 0

@@ -1,0 +1,84 @@
+"""What a path holds, and the model in it that is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cltk.errors import InputError
+from cltk.logs import lm_eval, records, results
+from cltk.logs.lm_eval import Directions
+from cltk.logs.side import Side
+
+
+@dataclass(frozen=True)
+class Log:
+    """A path whose format is known: its models by name, and how one of them is read."""
+
+    path: Path
+    models: list[str]
+    read: Callable[[str], Side]
+    first: str = ""  # the model that comes before training, where the log says so
+
+
+def open_log(path: str | Path, members: bool = False, directions: Directions | None = None) -> Log:
+    """The log at a path: lm-eval's folder or file, `cltk measure --json`, or what `cltk run` wrote.
+
+    Raises:
+        InputError: nothing there, or nothing that is known.
+    """
+    where = Path(path)
+    if not where.exists():
+        raise InputError(f"{where}: no such file or folder")
+    if where.is_file() and results.is_result(where):
+        found = results.names(where)
+        return Log(where, list(found.values()), lambda name: results.side(where, name), found["pre"])
+    if cells := records.cells(where):
+        return Log(
+            where,
+            list(cells),
+            lambda name: records.side(cells[name], name),
+            next((n for n in cells if n.startswith("base-")), ""),
+        )
+    if names := lm_eval.names(where):
+        return Log(where, names, lambda name: lm_eval.side(where, name, members, directions))
+    raise InputError(
+        f"{where}: holds no results_*.json of lm-eval, no JSON of `cltk measure --json` and no scores of `cltk run`;"
+        " name the folder that lm_eval --output_path wrote"
+    )
+
+
+def read(path: str | Path, model: str | None = None, *, members: bool = False, directions: Directions | None = None) -> Side:
+    """The scores of one model of a log.
+
+    Args:
+        path: a folder or file of lm-eval, a JSON of `cltk measure`, a folder of `cltk run`.
+        model: its name where the log has several: whole, or the end of it ("pythia-160m" of "EleutherAI/pythia-160m").
+        members: whether the tasks of a group have rows beside it.
+        directions: metric -> whether higher is better, where the log does not say.
+
+    Raises:
+        InputError: nothing readable there, several models of which none is named, a name that none or several have.
+    """
+    log = open_log(path, members, directions)
+    return log.read(pick(log, model))
+
+
+def pick(log: Log, model: str | None) -> str:
+    """The one model of a log that is meant."""
+    if model is None:
+        if len(log.models) == 1:
+            return log.models[0]
+        raise InputError(
+            f"{log.path}: holds {len(log.models)} models ({', '.join(log.models)}); name one of them, or its own folder"
+        )
+    found = [name for name in log.models if name == model] or [name for name in log.models if _ends(name, model)]
+    if len(found) != 1:
+        what = f"{len(found)} of them end so" if found else "none of them is called so"
+        raise InputError(f"{log.path}: model {model!r}: {what}; they are {', '.join(log.models)}")
+    return found[0]
+
+
+def _ends(name: str, model: str) -> bool:
+    return name.endswith(f"/{model}") or name.replace("/", "__") == model

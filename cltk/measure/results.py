@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cltk.measure import frames
 from cltk.measure.flips import Flips
 from cltk.measure.intervals import Estimate
 
@@ -47,7 +48,7 @@ class Row:
         return finite(found)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The forgetting between two models: rows a (task, metric), the macro average, and the documents behind them."""
 
@@ -63,6 +64,21 @@ class Result:
     notes: list[str] = field(default_factory=list)  # what was asked for and is not so, what could not be compared, a line each
     settings: dict[str, Any] = field(default_factory=dict)  # what was measured, and how: see `cltk.measure.compare.measure`
     left_out: dict[str, str] = field(default_factory=dict)  # task, or task/metric, that could not be compared -> why
+
+    def __repr__(self) -> str:
+        return frames.text(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return frames.html(self)
+
+    def to_frame(self) -> Any:
+        """The rows as a pandas DataFrame, the macro last; see `cltk.measure.frames.frame`."""
+        return frames.frame(self)
+
+    def documents(self, task: str) -> Any:
+        """A task, document by document, as a pandas DataFrame; see `cltk.measure.frames.documents`. Raises InputError."""
+        return frames.documents(self, task)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; what is not finite becomes null."""

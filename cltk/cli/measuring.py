@@ -11,9 +11,9 @@ from cltk.progress import console
 
 def add(command: Command) -> None:
     """Options of what measures, and of what plans a measurement."""
-    sub = command("measure", measure, "compare two checkpoints: what did TUNED forget that BASE knew?")
+    sub = command("measure", measure, "compare checkpoints: what did TUNED forget that BASE knew?")
     sub.add_argument("base", help="folder, hub id or asset:NAME")
-    sub.add_argument("tuned", help="folder, hub id or asset:NAME")
+    sub.add_argument("tuned", nargs="+", help="folder, hub id or asset:NAME; of several each is compared with BASE")
     sub.add_argument("--tasks", default="", help="lm-eval tasks, groups, tags, patterns or files, separated by commas")
     sub.add_argument(
         "--text", action="append", default=[], metavar="FILE", help="held-out text whose NLL is compared; repeatable"
@@ -62,7 +62,7 @@ def add(command: Command) -> None:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """`cltk measure`: the forgetting table of two checkpoints."""
+    """`cltk measure`: the forgetting table of a checkpoint and those tuned from it."""
     from cltk.measure.compare import measure as compare
     from cltk.measure.evaluate import TextTask
     from cltk.progress import Bar
@@ -75,8 +75,8 @@ def measure(options: argparse.Namespace) -> int:
         name = stem if stems.count(stem) == 1 else str(Path(file).with_suffix(""))
         texts.append(TextTask.read(name, file, limit=options.limit))
     with Bar() as bar:
-        result = compare(
-            options.base, options.tuned, tasks, options.limit, options.num_fewshot, options.include_path,
+        results = compare(
+            options.base, list(options.tuned), tasks, options.limit, options.num_fewshot, options.include_path,
             options.batch_size, options.dtype, texts=texts, chat_template=options.chat_template,
             system_instruction=options.system_instruction, fewshot_as_multiturn=options.fewshot_as_multiturn,
             gen_kwargs=options.gen_kwargs, confirm_run_unsafe_code=options.confirm_run_unsafe_code,
@@ -84,15 +84,19 @@ def measure(options: argparse.Namespace) -> int:
             members=options.members, scorer=options.scorer,
             kl_rows=options.kl_rows, progress=bar,
         )  # fmt: skip
-    for table in (measured(result.to_json()), moved(result.to_json())):
-        if table is not None:
-            console().print(table.rich())
-    for note in result.notes:
-        print(f"note: {note}")
+    for name, result in zip(options.tuned, results, strict=True):
+        if len(results) > 1:
+            print(f"{name}:")
+        for table in (measured(result.to_json()), moved(result.to_json())):
+            if table is not None:
+                console().print(table.rich())
+        for note in result.notes:
+            print(f"note: {note}")
     if options.json:
         from cltk.run.records import write_json
 
-        write_json(options.json, result.to_json())
+        found = [result.to_json() for result in results]
+        write_json(options.json, {"results": found} if len(found) > 1 else found[0])
     return 0
 
 

@@ -178,13 +178,13 @@ def test_with_another_tokeniser_bits_per_byte_compare_and_nats_do_not(tiny: Any,
 
 
 def test_each_model_is_loaded_once(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import cltk.measure.compare as compare
+    from cltk.measure import sides
 
     monkeypatch.chdir(study)
     monkeypatch.setenv("CLTK_CACHE", str(study / "cache"))
     loaded: list[Any] = []
-    load = compare.load_model
-    monkeypatch.setattr(compare, "load_model", lambda spec, **settings: (loaded.append(spec), load(spec, **settings))[1])
+    load = sides.load_model
+    monkeypatch.setattr(sides, "load_model", lambda spec, **settings: (loaded.append(spec), load(spec, **settings))[1])
     result = cltk.measure("tiny-llama", "tiny-llama", dtype="float32", texts=[TEXT])
     assert result.divergence["old"]["kl"] == 0
     assert len(loaded) == 2
@@ -193,11 +193,11 @@ def test_each_model_is_loaded_once(study: Path, monkeypatch: pytest.MonkeyPatch)
 def test_where_two_models_do_not_fit_the_table_is_there_without_kl(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import cltk.measure.compare as compare
+    from cltk.measure import sides
 
     monkeypatch.chdir(study)
     monkeypatch.setenv("CLTK_CACHE", str(study / "cache"))
-    load, calls = compare.load_model, 0
+    load, calls = sides.load_model, 0
 
     def full(*given: Any, **settings: Any) -> Any:
         nonlocal calls
@@ -206,7 +206,7 @@ def test_where_two_models_do_not_fit_the_table_is_there_without_kl(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return load(*given, **settings)
 
-    monkeypatch.setattr(compare, "load_model", full)
+    monkeypatch.setattr(sides, "load_model", full)
     result = cltk.measure("tiny-llama", "tiny-llama", dtype="float32", texts=[TEXT])
     assert calls == 3
     assert {row.metric for row in result.rows} == {"nll", "bits_per_byte"}

@@ -21,7 +21,8 @@ def add(command: Command) -> None:
     sub.add_argument("action", choices=["list", "fetch", "path"])
     sub.add_argument("names", nargs="*", metavar="NAME")
 
-    command("schema", schema, "print the JSON schema of an experiment file")
+    sub = command("schema", schema, "print the JSON schema of an experiment file, or of what measure and compare write")
+    sub.add_argument("what", nargs="?", choices=["experiment", "result"], default="experiment")
 
 
 def methods(options: argparse.Namespace) -> int:
@@ -65,7 +66,10 @@ def assets(options: argparse.Namespace) -> int:
 
 def schema(options: argparse.Namespace) -> int:
     """`cltk schema`: the JSON schema on standard output."""
-    from cltk.run.config import schema as document
+    if options.what == "result":
+        from cltk.logs.schema import schema as document
+    else:
+        from cltk.run.config import schema as document
 
     print(json.dumps(document(), indent=1, default=str))
     return 0

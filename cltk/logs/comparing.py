@@ -92,21 +92,22 @@ def _compared(base: Side, tuned: Side, prompts: str, margins: Mapping[str, float
         raise InputError(
             f"{base.name} and {tuned.name} have no task in common ({', '.join(ours)}; {', '.join(theirs)}); run both on one"
         )
-    notes = [
-        f"{task}: only {one.name} has it (left out)"
+    missing = {
+        task: f"task {task}: only {one.name} has it"
         for one, other in ((base, theirs), (tuned, ours)) for task in one.scores.tasks if task not in other
-    ]  # fmt: skip
+    }  # fmt: skip
+    notes = [f"{why} (left out)" for why in missing.values()]
     pre: dict[str, TaskScores] = {}
     post: dict[str, TaskScores] = {}
-    refused = []
+    refused: dict[str, str] = {}
     for task in shared:
         try:
             pre[task], post[task], said = _alike(base, tuned, task, prompts)
             notes += [f"{task}: {line}" for line in said]
         except InputError as error:
-            refused.append(str(error))
+            refused[task] = str(error)
     if not pre:
-        raise InputError("; ".join(refused))
+        raise InputError("; ".join(refused.values()))
     hidden = base.scores.members
     result = forgetting.compare(
         Scores(base.scores.digest, pre, members=hidden), Scores(tuned.scores.digest, post, members=hidden), margins=margins
@@ -117,9 +118,10 @@ def _compared(base: Side, tuned: Side, prompts: str, margins: Mapping[str, float
     }  # fmt: skip
     said = [
         *(f"{side.name}: {note}" for side in (base, tuned) for note in side.notes), *notes,
-        *(f"{why} (left out)" for why in refused), *result.notes, *_otherwise(base, tuned),
+        *(f"{why} (left out)" for why in refused.values()), *result.notes, *_otherwise(base, tuned),
     ]  # fmt: skip
-    return replace(result, notes=list(dict.fromkeys(said)), settings=settings)
+    left_out = {**missing, **refused, **result.left_out}
+    return replace(result, notes=list(dict.fromkeys(said)), settings=settings, left_out=left_out)
 
 
 def _otherwise(base: Side, tuned: Side) -> list[str]:
@@ -151,7 +153,7 @@ def _alike(base: Side, tuned: Side, task: str, prompts: str) -> tuple[TaskScores
         raise InputError(
             f"task {task}: {wrong} of {len(both)} documents have other right answers in the two runs: two versions of it"
         )
-    said = _one_sided(pre, post)
+    pre, post, said = _shared(pre, post)
     if prompts == "same":
         if odd:
             raise InputError(f"task {task}: base and tuned differ in {', '.join(odd)}; {ANYWAY}")
@@ -177,18 +179,17 @@ def _alike(base: Side, tuned: Side, task: str, prompts: str) -> tuple[TaskScores
     )
 
 
-def _one_sided(pre: TaskScores, post: TaskScores) -> list[str]:
-    """Takes out the metrics that one side lacks, with a reason each."""
-    said = []
+def _shared(pre: TaskScores, post: TaskScores) -> tuple[TaskScores, TaskScores, list[str]]:
+    """Without the metrics that one side lacks, which are left out with a reason, and choices that one side does not know."""
+    both = []
     for one, other, who in ((pre, post, "base"), (post, pre, "tuned")):
-        for metric in [*one.values, *one.corpus]:
-            if metric not in {**other.values, **other.corpus, **other.left_out, **one.left_out}:
-                one.left_out[metric] = f"only the {who} has it"
-    if bool(pre.choices) != bool(post.choices):
-        said.append("choices are known on one side only: flips are not corrected for guessing")
-        pre.choices.clear()
-        post.choices.clear()
-    return said
+        theirs = {**other.values, **other.corpus, **other.left_out}
+        own = {metric: f"only the {who} has it" for metric in [*one.values, *one.corpus] if metric not in theirs}
+        both.append(replace(one, left_out={**one.left_out, **own}))
+    if bool(pre.choices) == bool(post.choices):
+        return both[0], both[1], []
+    said = "choices are known on one side only: flips are not corrected for guessing"
+    return replace(both[0], choices=[]), replace(both[1], choices=[]), [said]
 
 
 def _check_documents(pre: TaskScores, post: TaskScores) -> None:

@@ -32,8 +32,9 @@ def open_log(path: str | Path, members: bool = False, directions: Directions | N
     if not where.exists():
         raise InputError(f"{where}: no such file or folder")
     if where.is_file() and results.is_result(where):
-        found = results.names(where)
-        return Log(where, list(found.values()), lambda name: results.side(where, name), found["pre"])
+        sides, first = results.sides(where)
+        found = {side.name: side for side in sides}
+        return Log(where, list(found), found.__getitem__, first)
     if cells := records.cells(where):
         return Log(
             where,

@@ -1,4 +1,4 @@
-"""The JSON of `cltk measure --json`, read back: the scores of both of its models, document by document."""
+"""The JSON of `cltk measure --json` and `cltk compare --json`, read back: the scores of its models, document by document."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from cltk.errors import InputError
 from cltk.logs.side import Side
+from cltk.measure.results import FORMAT
 from cltk.measure.scores import Scores, TaskScores
 from cltk.run.records import read_json
 
@@ -15,39 +16,56 @@ NEEDED = ("rows", "macro", "samples", "headline", "pre_digest", "post_digest")
 
 
 def is_result(path: Path) -> bool:
-    """Whether a file is the JSON of a result, of whatever version."""
+    """Whether a file is the JSON of a result, or of several, of whatever version."""
     if path.suffix != ".json":
         return False
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
+    return isinstance(data, dict) and (_is(data) or _several(data))
+
+
+def _is(data: Any) -> bool:
     return isinstance(data, dict) and all(key in data for key in NEEDED)
 
 
-def names(path: Path) -> dict[str, str]:
-    """ "pre" and "post" -> what the two models are called."""
-    settings = read_json(path).get("settings") or {}
-    base, tuned = str(settings.get("base", "base")), str(settings.get("tuned", "tuned"))
-    return {"pre": base, "post": tuned if tuned != base else f"{tuned} (tuned)"}
+def _several(data: dict[str, Any]) -> bool:
+    found = data.get("results")
+    return isinstance(found, dict) and bool(found) and all(map(_is, found.values()))
 
 
-def side(path: Path, name: str) -> Side:
-    """One of the two models.
+def sides(path: Path) -> tuple[list[Side], str]:
+    """The models of a result's JSON, and the name of the one before training.
 
     Raises:
-        InputError: the file was edited, or is of a version that did not keep what is needed.
+        InputError: the file was edited, is of a later version, or not as `cltk measure` writes it.
     """
-    data, called = read_json(path), names(path)
-    end = "pre" if name == called["pre"] else "post"
-    try:
-        tasks = {task: _task(data, task, rows, end) for task, rows in data["samples"].items()}
-        settings = data.get("settings") or {}
-        scores = Scores(data[f"{end}_digest"], tasks, members=list(data.get("members") or []))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not as `cltk measure --json` writes it ({type(error).__name__}: {error})") from None
-    about = {key: settings.get(key) for key in ("cltk_version", "dtype", "scorer") if key in settings}
-    return Side(name, scores, path, about={"harness": "cltk", **about})
+    data = read_json(path)
+    found: dict[str, Side] = {}
+    first = ""
+    for called, one in (data["results"] if _several(data) else {"": data}).items():
+        if one.get("format", 0) > FORMAT:
+            raise InputError(f"{path}: has format {one['format']}, and this cltk reads up to {FORMAT}; update cltk to read it")
+        settings = one.get("settings") or {}
+        first = str(settings.get("base", "base"))
+        tuned = called or str(settings.get("tuned", "tuned"))
+        names = (first, tuned if tuned != first else f"{tuned} (tuned)")
+        try:
+            for name, end in zip(names, ("pre", "post"), strict=True):
+                found.setdefault(name, _side(path, name, one, end))
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise InputError(f"{path}: not as `cltk measure --json` writes it ({type(error).__name__}: {error})") from None
+    return list(found.values()), first
+
+
+def _side(path: Path, name: str, data: dict[str, Any], end: str) -> Side:
+    settings = data.get("settings") or {}
+    tasks = {task: _task(data, task, rows, end) for task, rows in data["samples"].items()}
+    about = {key: settings[key] for key in ("cltk_version", "dtype", "scorer") if key in settings}
+    logged = (settings.get("logs") or {}).get("base" if end == "pre" else "tuned") or {}
+    scores = Scores(data[f"{end}_digest"], tasks, members=list(data.get("members") or []))
+    return Side(name, scores, path, about={"harness": "cltk", **about, **logged})
 
 
 def _task(data: dict[str, Any], task: str, rows: list[dict[str, Any]], end: str) -> TaskScores:
@@ -57,11 +75,11 @@ def _task(data: dict[str, Any], task: str, rows: list[dict[str, Any]], end: str)
     scores = TaskScores(
         task=task, values={}, higher_is_better=higher, doc_hash=[row["doc_hash"] for row in rows],
         prompt_hash=[row["prompt_hash"] for row in rows],
-        choices=[row["choices"] for row in rows] if "choices" in rows[0] else [],
+        choices=list((data.get("choices") or {}).get(task) or []),
         cluster=[] if labels == [str(i) for i in range(len(rows))] else labels,
         settings=((data.get("settings") or {}).get("tasks") or {}).get(task) or {},
     )  # fmt: skip
-    drawn = ((data.get("corpus") or {}).get(task)) or {}
+    drawn = (data.get("corpus") or {}).get(task) or {}
     for metric in higher:
         if metric in drawn:
             scores.corpus[metric] = drawn[metric][end]

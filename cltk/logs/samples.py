@@ -53,7 +53,7 @@ def read(file: Path, known: dict[str, set[str]], cluster: str | None, choices: b
                 raise InputError(f"{file}:{line}: document {number} stands there twice; the file is of two runs")
             seen.add((chosen, number))
             seal.update("".join(hashes).encode())
-            names: Collection[str] = sample.get("metrics") or known.get(chosen, ())
+            names: Collection[str] = sample.get("metrics") or known.get(chosen) or ()
             for metric in names:
                 if metric in sample:
                     found.metrics.setdefault(chosen, {}).setdefault(metric, {})[number] = sample[metric]

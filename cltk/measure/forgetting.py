@@ -66,7 +66,15 @@ def compare(
         *(note for pair in pairs.values() for note in pair.notes),
     ]
     left_out = refused | {f"{task}/{metric}": why for task, pair in pairs.items() for metric, why in pair.left_out.items()}
-    return Result(rows, macro, samples, chosen, pre.digest, post.digest, notes=notes, left_out=left_out)
+    corpus = {
+        task: {metric: {"pre": a.tolist(), "post": b.tolist()} for metric, (a, b) in pair.corpus.items()}
+        for task, pair in pairs.items() if pair.corpus
+    }  # fmt: skip
+    return Result(
+        rows, macro, samples, chosen, pre.digest, post.digest, notes=notes, left_out=left_out, corpus=corpus,
+        members=[task for task in pre.members if task in pairs],
+        choices={task: pair.choices for task, pair in pairs.items() if pair.choices},
+    )  # fmt: skip
 
 
 def headline(metrics: list[str]) -> str:

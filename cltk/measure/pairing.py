@@ -55,7 +55,7 @@ class Pair:
         return [prefix + label for label in self.of(metric, self.cluster or list(map(str, range(len(self.doc_hash)))))]
 
     def table(self) -> list[dict[str, Any]]:
-        """A row a document: doc_hash, prompt_hash, cluster, and {metric}_pre, {metric}_post, {metric}_d (None: it has none)."""
+        """A row a document: doc_hash, prompt_hash, cluster, {metric}_pre, _post and _d (None: it has none)."""
         columns: dict[str, Sequence[Any]] = {
             "doc_hash": self.doc_hash,
             "prompt_hash": self.prompt_hash,

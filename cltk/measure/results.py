@@ -10,6 +10,8 @@ from cltk.measure import frames
 from cltk.measure.flips import Flips
 from cltk.measure.intervals import Estimate
 
+FORMAT = 1  # of a result's JSON
+
 
 @dataclass(frozen=True)
 class Row:
@@ -64,6 +66,11 @@ class Result:
     notes: list[str] = field(default_factory=list)  # what was asked for and is not so, what could not be compared, a line each
     settings: dict[str, Any] = field(default_factory=dict)  # what was measured, and how: see `cltk.measure.compare.measure`
     left_out: dict[str, str] = field(default_factory=dict)  # task, or task/metric, that could not be compared -> why
+    members: list[str] = field(default_factory=list)  # tasks shown beside their group, which no average counts again
+    choices: dict[str, list[float]] = field(default_factory=dict)  # task -> of each document, as `TaskScores` has them
+    corpus: dict[str, dict[str, dict[str, list[float]]]] = field(
+        default_factory=dict
+    )  # task -> metric of all documents together -> {"pre", "post"}: its score, then that of every resample
 
     def __repr__(self) -> str:
         return frames.text(self)
@@ -81,8 +88,9 @@ class Result:
         return frames.documents(self, task)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; what is not finite becomes null."""
+        """Plain JSON, which `cltk compare` reads back (`cltk schema result` describes it); what is not finite becomes null."""
         return finite({
+            "format": FORMAT,
             "rows": [row.to_json() for row in self.rows],
             "macro": self.macro.to_json(),
             "samples": self.samples,
@@ -93,6 +101,9 @@ class Result:
             "notes": self.notes,
             "settings": self.settings,
             **({"left_out": self.left_out} if self.left_out else {}),
+            **({"members": self.members} if self.members else {}),
+            **({"choices": self.choices} if self.choices else {}),
+            **({"corpus": self.corpus} if self.corpus else {}),
         })  # fmt: skip
 
 

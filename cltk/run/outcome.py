@@ -116,7 +116,11 @@ def _training(cell: Cell, legs: list[Leg]) -> dict[str, Any]:
 
 def without_samples(result: Result) -> dict[str, Any]:
     """A result for a record; the documents stand in scores.json beside it."""
-    return {key: value for key, value in result.to_json().items() if key != "samples"}
+    return {
+        key: value
+        for key, value in result.to_json().items()
+        if key not in ("samples", "format", "choices", "corpus", "members")
+    }
 
 
 def _only(scores: Scores, names: list[str]) -> Scores:

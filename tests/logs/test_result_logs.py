@@ -1,0 +1,113 @@
+"""`cltk measure --json`, read back by compare, report and power; its schema; what `cltk run` keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cltk
+from cltk.cli import main
+from cltk.errors import InputError
+from cltk.logs.comparing import compare, compare_all
+from cltk.logs.reading import read
+from cltk.logs.schema import schema
+from cltk.measure.evaluate import TextTask
+from cltk.run.records import write_json
+
+TEXT = TextTask("text", [{"text": f"the cat sat on the {word} mat."} for word in ("red", "blue", "big", "small")])
+
+
+@pytest.fixture(scope="module")
+def measured(tiny: Any, tokenizer: Any, task_folder: Path) -> Any:
+    """Tasks with clusters, choices, two filters, corpus scores, ratios; a group with members; a text with KL."""
+    pairs = [(tiny(seed=seed), tokenizer) for seed in (0, 1)]
+    names = ["both", "words", "rolling", "written"]
+    return cltk.measure(*pairs, names, include_path=task_folder, texts=[TEXT], members=True, kl_rows=2)
+
+
+@pytest.fixture
+def file(measured: Any, tmp_path: Path) -> Path:
+    write_json(tmp_path / "result.json", measured.to_json())
+    return tmp_path / "result.json"
+
+
+def test_reads_back_as_it_was(file: Path, measured: Any) -> None:
+    again = compare(file, file)
+    assert again.rows == measured.rows
+    assert again.macro == measured.macro
+    assert again.samples == measured.samples
+    assert (again.headline, again.members, again.corpus) == (measured.headline, measured.members, measured.corpus)
+    assert any(row.metric == "word_perplexity" for row in again.rows)
+
+
+def test_command_prints_the_table_of_one_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "both" in shown
+    assert "macro" in shown
+
+
+def test_fits_its_schema(file: Path, measured: Any) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    data = json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    jsonschema.validate(data, schema())
+    alone = replace(measured, macro=replace(measured.macro, se=math.nan, ci=(-math.inf, math.inf)))
+    jsonschema.validate({**alone.to_json(), "sha256": ""}, schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**data, "headline": 3}, schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({key: value for key, value in data.items() if key != "macro"}, schema())
+
+
+def test_command_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "result"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(schema()))
+
+
+def test_names_models_versions_and_settings(measured: Any) -> None:
+    settings = measured.to_json()["settings"]
+    assert settings["base"].startswith("LlamaForCausalLM")
+    assert settings["dtype"] == "float32"
+    assert settings["scorer"] == "prefix"
+    assert settings["tasks"]["words"]["num_fewshot"] == 0
+    assert {"limit", "batch_size", "cltk_version", "lm_eval_version", "chat_template"} <= settings.keys()
+
+
+def test_edited_later_and_foreign_files_are_one_line(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps({**data, "headline": {}}))
+    with pytest.raises(InputError, match="edited by hand"):
+        compare(file, file)
+    write_json(file, {**data, "format": 99})
+    with pytest.raises(InputError, match="format 99"):
+        compare(file, file)
+    (tmp_path / "other.json").write_text("{}")
+    assert main(["compare", str(tmp_path / "other.json")]) == 2
+    assert "no results of lm-eval" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path / "nothing")]) == 2
+    (tmp_path / "empty").mkdir()
+    assert main(["compare", str(tmp_path / "empty")]) == 2
+    assert "lm_eval --output_path" in capsys.readouterr().err
+
+
+def test_the_scores_of_runs(file: Path, measured: Any, tmp_path: Path) -> None:
+    """base-*/scores.json and a cell's, in one output folder."""
+    for name, model in (("base-0", "base"), ("plain_seed=0", "tuned"), ("ewc_seed=0", "tuned")):
+        side = read(file, measured.settings[model] if model == "base" else next(n for n in _names(file) if "(tuned)" in n))
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        write_json(tmp_path / "runs" / name / "scores.json", side.scores.to_json())
+    found = compare_all(tmp_path / "runs", [tmp_path / "runs"])
+    assert list(found) == ["ewc_seed=0", "plain_seed=0"]
+    assert found["plain_seed=0"].rows == measured.rows
+    assert compare(tmp_path / "runs" / "base-0", tmp_path / "runs" / "ewc_seed=0").macro == measured.macro
+
+
+def _names(file: Path) -> list[str]:
+    from cltk.logs.reading import open_log
+
+    return open_log(file).models

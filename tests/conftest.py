@@ -18,6 +18,11 @@ ONEDNN = os.environ.get("CLTK_TEST_ONEDNN")  # "1", "0": products by oneDNN wher
 
 WORDS = "the a cat dog bird sat ran flew on under over mat tree house red blue green big small and then it was not".split()
 
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)  # a chat template
+
 
 def sentences(n: int, seed: int = 0) -> list[str]:
     """n seeded sentences over a small vocabulary."""

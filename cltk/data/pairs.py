@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cltk.data.conversations import Rewritten, encode, too_long
+from cltk.data.messages import Conversation
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED, filled, others
 from cltk.errors import InputError
@@ -31,7 +33,7 @@ def pairs(
 
     Prompt and completion are tokenised apart and joined, so that no token straddles the border and the loss never
     depends on a merge; the end-of-sequence token closes the completion. With `chat_template` the pair becomes one
-    user and one assistant turn. Sequences are cut on the right to `max_length`.
+    user and one assistant turn (`cltk.data.conversations`). Sequences are cut on the right to `max_length`.
 
     Args:
         drop_long: rows whose prompt alone fills `max_length` become None; else they are refused.
@@ -42,6 +44,8 @@ def pairs(
     """
     done: list[Row | None] = []
     empty, long = [], []
+    if chat_template and not getattr(tokenizer, "chat_template", None):
+        raise InputError("data.chat_template: this tokenizer has no chat template; set it to false")
     for index, (question, answer) in enumerate(filled(rows, (prompt, completion), where)):
         if not answer.strip():
             empty.append(index)
@@ -57,13 +61,7 @@ def pairs(
     if empty:
         raise InputError(f"{where}, row {empty[0]}: the completion is empty ({completion})" + others(empty, len(rows)))
     if long and (not drop_long or not any(done)):
-        raise InputError(
-            f"{where}, row {long[0][0]}: nothing of the completion is left after the cut to max_length={max_length} (the"
-            f" prompt has {long[0][1]} tokens; the longest {max(n for _, n in long)})"
-            + others([index for index, _ in long], len(rows))
-            + "; raise data.max_length"
-            + ("" if drop_long else ", or leave such rows out (data.drop_long: true)")
-        )
+        raise InputError(too_long(long, len(rows), where, max_length, drop_long))
     return done
 
 
@@ -76,18 +74,10 @@ def _plain_ids(tokenizer: Any, question: str, answer: str) -> tuple[list[int], l
 
 
 def _chat_ids(tokenizer: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError("data.chat_template: this tokenizer has no chat template; set it to false")
-    turn = [{"role": "user", "content": question}]
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     try:
-        before = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        whole = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": answer}], tokenize=False)
-    except Exception as error:  # whatever a stranger's template does, in its sandbox
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"data.chat_template: the tokenizer's template cannot be filled ({type(error).__name__}: {reason})"
-        ) from None
-    if not whole.startswith(before):
-        raise InputError("data.chat_template: this template does not put the generation prompt before the answer")
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, whole[len(before) :])]
-    return ids[0], ids[1]
+        row = encode(Conversation(turns, 1), tokenizer, where="data.chat_template")
+    except Rewritten:
+        raise InputError("data.chat_template: this template does not put the generation prompt before the answer") from None
+    first = next((i for i, label in enumerate(row["labels"]) if label != IGNORED), len(row["labels"]))
+    return row["input_ids"][:first], row["input_ids"][first:]

@@ -29,8 +29,15 @@ def locate(source: str | Path) -> Path | None:
     raise InputError(f"{source}: no such file or folder")
 
 
-def read_rows(source: str | Path, *, name: str | None = None, split: str | None = None) -> list[Row]:
-    """All rows of a .jsonl, .json, .csv, .parquet or .txt file, of a saved `datasets` folder, or of a hub data set.
+def read_rows(
+    source: str | Path, *, name: str | None = None, split: str | None = None, revision: str | None = None
+) -> list[Row]:
+    """All rows of a .jsonl, .json, .csv, .parquet or .txt file, of a folder of such files, a saved or a hub data set.
+
+    Args:
+        name: the configuration of a hub data set.
+        split: of a data set; of a hub data set or a folder also a part of one ("train[:1000]").
+        revision: a commit, tag or branch of a hub data set.
 
     Text files are UTF-8, with or without a byte order mark. A .txt file gives one {"text": ...} row per paragraph (blank
     lines separate). Values are as the file has them: null stays None, and is refused where a text is made of it (`fill`).
@@ -39,8 +46,11 @@ def read_rows(source: str | Path, *, name: str | None = None, split: str | None 
         InputError: no such file, another encoding, a line that cannot be read, a missing split; names file and line.
     """
     path = locate(source)
+    if path is not None and (revision or (name and path.is_file())):
+        given = f"revision {revision!r}" if revision else f"name {name!r}"
+        raise InputError(f"{source}: {given} of what is on disk; it belongs to data sets on the hub")
     if path is None or path.is_dir():
-        return _read_dataset(str(source), path, name, split)
+        return _read_dataset(str(source), path, name, split, revision)
     if split is not None:
         raise InputError(f"{source}: split {split!r} of a single file; splits are of saved or hub data sets")
     if path.suffix.lower() not in READERS:
@@ -136,21 +146,30 @@ READERS: dict[str, Callable[[Path], list[Row]]] = {
 }  # fmt: skip
 
 
-def _read_dataset(source: str, path: Path | None, name: str | None, split: str | None) -> list[Row]:
+SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves
+
+
+def _read_dataset(source: str, path: Path | None, name: str | None, split: str | None, revision: str | None) -> list[Row]:
     """A split of a data set; "train" or the only one where none is named."""
     import datasets
 
+    saved = path is not None and any((path / file).exists() for file in SAVED)
+    part = split if split and "[" in split and not saved else None  # a part of a split is read by the library
     try:
-        data = datasets.load_from_disk(str(path)) if path else datasets.load_dataset(source, name)
+        if saved:
+            data = datasets.load_from_disk(str(path))
+        else:
+            data = datasets.load_dataset(str(path or source), name, split=part, revision=revision)
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{source}: no such file, and it cannot be loaded as a data set ({reason})") from None
+        at = f" at revision {revision!r}" if revision else ""
+        raise InputError(f"{source}: no such file, and it cannot be loaded as a data set{at} ({reason})") from None
     if isinstance(data, datasets.DatasetDict):
         chosen = split or ("train" if "train" in data else next(iter(data)) if len(data) == 1 else None)
         if chosen not in data:
             raise InputError(f"{source}: split {chosen!r} does not exist; it has {', '.join(map(str, data))}")
         data = data[chosen]
-    elif split is not None:
+    elif split is not None and part is None:
         raise InputError(f"{source}: split {split!r} of a data set without splits")
     rows = [dict(row) for row in data.with_format(None)]
     if not rows:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cltk import tensors
-from cltk.data.rows import text_of
+from cltk.data.messages import row_key, words
 from cltk.errors import InputError
 from cltk.measure.answers import score_tasks
 from cltk.measure.faults import attempt, forward
@@ -232,7 +232,7 @@ class Suite:
             asked[text.name] = [
                 [list(row["input_ids"]), list(row.get("labels", []))]
                 if "input_ids" in row
-                else text_of(row, f"{text.name}, row {i}")
+                else row_key(row, f"{text.name}, row {i}")
                 for i, row in enumerate(text.rows)
             ] + ([] if text.max_length is None else [{"max_length": text.max_length}])
         return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in asked.items()}
@@ -241,7 +241,7 @@ class Suite:
         """Every distinct context and every continuation that will be scored, and the texts."""
         requests = [args for found in self._requests(tokenizer).values() for args in found]
         texts = [*{args[0] for args in requests}, *[args[1] for args in requests if len(args) > 1 and isinstance(args[1], str)]]
-        return texts + [text_of(row, text.name) for text in self.texts for row in text.rows if "input_ids" not in row]
+        return texts + [words(row, text.name) for text in self.texts for row in text.rows if "input_ids" not in row]
 
     def tokens(self, tokenizer: Any) -> int:
         """Tokens that one evaluation computes: every distinct context once, every continuation once."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from cltk.data.memories import whole_row
+from cltk.data.messages import row_key
 from cltk.data.readers import Row, read_rows
 from cltk.data.rows import IGNORED, text_of
 from cltk.errors import InputError
@@ -38,10 +40,14 @@ class TextTask:
 
     @classmethod
     def read(
-        cls, name: str, path: str, *, limit: int | None = None, cluster: str | None = None, stratum: str | None = None
-    ) -> TextTask:
-        """From a file of texts; `limit` takes evenly spread rows, so that every part of the file is represented."""
-        rows = read_rows(path)
+        cls, name: str, path: str, *, limit: int | None = None, cluster: str | None = None, stratum: str | None = None,
+        config: str | None = None, split: str | None = None, revision: str | None = None,
+    ) -> TextTask:  # fmt: skip
+        """From a file of texts, pairs or conversations, or a data set's configuration, split and revision.
+
+        `limit` takes evenly spread rows, so that every part of the file is represented.
+        """
+        rows = read_rows(path, name=config, split=split, revision=revision)
         if limit is not None and limit < len(rows):
             rows = [rows[i * len(rows) // limit] for i in range(limit)]
         for kind, column in (("cluster", cluster), ("stratum", stratum)):
@@ -63,13 +69,13 @@ class TextTask:
 
 
 def token_rows(text: TextTask, tokenizer: Any) -> list[Row]:
-    """The task's rows as token ids (and labels, where they come with the rows), as the tokeniser begins a text."""
+    """The task's rows as token ids, as the tokeniser begins a text; labels come with rows, or are their answers'."""
     rows: list[Row] = []
     for i, row in enumerate(text.rows):
         if "input_ids" in row:
-            found = {key: list(map(int, row[key])) for key in ("input_ids", "labels") if key in row}
+            found: Row = {key: list(map(int, row[key])) for key in ("input_ids", "labels") if key in row}
         else:
-            found = {"input_ids": tokenizer(text_of(row, f"{text.name}, row {i}"))["input_ids"]}
+            found = whole_row(row, tokenizer, f"{text.name}, row {i}")
         rows.append({key: ids[: text.max_length] for key, ids in found.items()})
     return rows
 
@@ -174,12 +180,12 @@ def score_text(text: TextTask, model: Any, tokenizer: Any, digest: str, journal:
     source = [text.rows[i] for i in kept]
     prompts = [_sha(json.dumps([row["input_ids"], row.get("labels")])) for row in rows]
     hashes = [
-        _sha(json.dumps(ids["input_ids"]) if "input_ids" in row else text_of(row, text.name))
+        _sha(json.dumps(ids["input_ids"]) if "input_ids" in row else row_key(row, text.name))
         for row, ids in zip(source, rows, strict=True)
     ]
     nll = _nll(text.name, rows, prompts, model, digest, journal, progress)
     values, weights = {"nll": nll}, {}
-    if all("input_ids" not in row for row in source):
+    if all("input_ids" not in row and "labels" not in ids for row, ids in zip(source, rows, strict=True)):
         words = [text_of(row, text.name) for row in source]
         sizes = [scored_bytes(word, row["input_ids"], tokenizer) for word, row in zip(words, rows, strict=True)]
         if all(sizes):

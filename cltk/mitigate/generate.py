@@ -176,7 +176,7 @@ class SelfReplay(Mitigator):
         if self.memory is None:
             contexts = heads
         else:
-            examples = _ids(self.memory, tokenizer, length, "self_replay.memory")
+            examples = _ids(self.memory, tokenizer, length, "self_replay.memory", whole=True)
             heads = [[] if self.prompts is None else head for head in heads]
             between = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
             contexts = [start + _shots(examples, between, self.seed, i) + head for i, head in enumerate(heads)]
@@ -228,8 +228,8 @@ def _room(model: Any) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def _ids(texts: Any, tokenizer: Any, length: int, where: str) -> list[Ids]:
-    return [list(map(int, row["input_ids"])) for row in text_rows(texts, tokenizer, length, where)]
+def _ids(texts: Any, tokenizer: Any, length: int, where: str, *, whole: bool = False) -> list[Ids]:
+    return [list(map(int, row["input_ids"])) for row in text_rows(texts, tokenizer, length, where, whole=whole)]
 
 
 def _shots(examples: list[Ids], between: Ids, seed: int, index: int) -> Ids:

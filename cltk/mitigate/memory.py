@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cltk import tensors
-from cltk.data.memories import memory_rows
+from cltk.data.memories import memory_rows, reading
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED, Collator
 from cltk.errors import InputError
@@ -35,9 +35,10 @@ def check_number(where: str, value: Any, low: float = 0.0) -> None:
 
 
 def check_memory(name: str, memory: Any) -> None:
-    """Early: raises InputError when there is no memory, or an empty list of it."""
+    """Early: raises InputError when there is no memory, an empty list of it, or a mapping that does not say how to read one."""
     if memory is None or (isinstance(memory, Sequence) and not len(memory)):
         raise InputError(f"{name}.memory: is empty; give old-domain text, as a path, texts or token rows")
+    reading(memory, f"{name}.memory")
 
 
 def labelled(row: Row) -> Row:

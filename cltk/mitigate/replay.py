@@ -121,6 +121,8 @@ class Replay(Mitigator):
     def __init__(self, memory: Any, fraction: float, *, extra_steps: bool = True, length: int = 256) -> None:
         if not 0 <= fraction < 1:
             raise InputError(f"replay.fraction: must be at least 0 and below 1, got {fraction}")
+        if memory is not None or fraction:
+            check_memory("replay", memory)
         self.memory, self.fraction, self.extra_steps, self.length = memory, fraction, extra_steps, length
 
     def setup(self, plan: Plan) -> None:

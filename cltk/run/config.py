@@ -271,12 +271,12 @@ def _check_files(experiment: Experiment, folder: Path, where: Where) -> None:
     evals = experiment.evals
     tasks: list[tuple[Keys, DataSpec]] = [(("stages", i, "data"), stage.data) for i, stage in enumerate(experiment.stages)]
     tasks += [(("data",), experiment.data)] if experiment.data else []
-    places: list[tuple[Keys, str]] = [
-        ((*at, key, "path"), source.path)
-        for at, data in tasks
-        for key in ("train", "validation", "heldout")
-        if isinstance(source := getattr(data, key), Source)
-    ]
+    places: list[tuple[Keys, str]] = []
+    for at, data in tasks:
+        alone = isinstance(data.train, Source)
+        places += [((*at, "train", *(() if alone else (i,)), "path"), s.path) for i, (_, s) in enumerate(data.sources)]
+        others = {key: getattr(data, key) for key in ("validation", "heldout")}
+        places += [((*at, key, "path"), source.path) for key, source in others.items() if isinstance(source, Source)]
     for role, entries in (("retain", evals.retain), ("learn", evals.learn)):
         places += [(("evals", role, i, "text"), e.text) for i, e in enumerate(entries) if isinstance(e, TextSpec)]
     if evals.include_path:

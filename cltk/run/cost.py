@@ -12,7 +12,7 @@ from cltk.mitigate.interface import Plan
 from cltk.mitigate.replay import Replay, Reservoir, mix
 from cltk.run.arguments import training_arguments
 from cltk.run.config import Cell
-from cltk.run.train import Prepared
+from cltk.run.prepare import Prepared
 
 
 def cost_in_tokens(cell: Cell, prepared: Prepared, mitigators: Sequence[Any] = (), tokenizer: Any = None) -> dict[str, int]:
@@ -44,4 +44,5 @@ def cost_in_tokens(cell: Cell, prepared: Prepared, mitigators: Sequence[Any] = (
     steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(rows / per_step) * args.num_train_epochs)
     mean = sum(len(plan.data[i]["input_ids"]) for i in range(rows)) / rows
     dropped = {f"{key} rows left out": count for key, count in prepared.dropped.items()}
-    return {"steps": steps, "rows": steps * per_step, "tokens": round(steps * per_step * mean), **dropped}
+    sources = {f"rows of data.{key}": count for key, count in prepared.sources.items()}
+    return {"steps": steps, "rows": steps * per_step, "tokens": round(steps * per_step * mean), **sources, **dropped}

@@ -62,7 +62,7 @@ UPLOADS = ("push_to_hub", "trackio_space_id")
 def _models(plan: Plan) -> list[Path]:
     """The folders of all start models, and of other models that methods read."""
     specs = {cell.config.model.pretrained for cell in plan.cells}
-    specs |= {path for cell in plan.cells for _, path in memories(cell.config.mitigators)}
+    specs |= {one.path for cell in plan.cells for one in memories(cell.config.mitigators)}
     found = []
     for spec in sorted(specs):
         if spec.startswith(assets.PREFIX):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cltk import models
 from cltk.data.readers import locate, read_rows
@@ -19,8 +19,8 @@ from cltk.measure.tasks import names_in
 from cltk.run import identity, records
 from cltk.run.config import Cell, Plan
 from cltk.run.methods import PATH_KEYS, PATH_LISTS, nearest, resolve_path
+from cltk.run.prepare import Prepared, prepare_data
 from cltk.run.spec import EvalSpec, Source, TaskSpec, TextSpec
-from cltk.run.train import Prepared, prepare_data
 from cltk.run.yaml import read_yaml
 
 YAML = (".yaml", ".yml")
@@ -101,7 +101,10 @@ class Inputs:
     def _text(self, entry: TextSpec, evals: EvalSpec) -> TextTask:
         """The rows of a text that are measured: by its own limit or sample, else by the sample of all measures."""
         path = resolve_path(entry.text, self.plan.folder, "evals.text")
-        text = TextTask.read(entry.label, path, limit=entry.limit, cluster=entry.cluster, stratum=entry.stratum)
+        text = TextTask.read(
+            entry.label, path, limit=entry.limit, cluster=entry.cluster, stratum=entry.stratum,
+            config=entry.config, split=entry.split, revision=entry.revision,
+        )  # fmt: skip
         sample = entry.sample or (evals.sample if entry.limit is None else None)
         return text if sample is None else text.sampled(sample, evals.sample_seed or 0)
 
@@ -196,17 +199,18 @@ class Inputs:
 
     def files(self, cell: Cell) -> dict[str, str]:
         """The digest of every file the cell reads, and of its start model, by the names the YAML gives them."""
-        found = {path: self.file_digest(path, kind=key) for key, path in memories(cell.config.mitigators)}
+        found = {one.label: self.file_digest(one.path, *one.of, kind=one.key) for one in memories(cell.config.mitigators)}
         model = cell.config.model.pretrained
         return dict(sorted({**found, **self.measured_files(cell)}.items())) | {model: self.model_digest(model)}
 
     def measured_files(self, cell: Cell) -> dict[str, str]:
         """The digest of the new tasks' files and of every text; a set on the hub by its configuration and split too."""
         evals, data = cell.config.evals, [one.data for one in cell.trainings]
-        sources = [s for d in data for s in (d.train, d.validation, d.heldout) if isinstance(s, Source)]
-        found = {":".join(filter(None, [s.path, s.name, s.split])): self.file_digest(s.path, s.name, s.split) for s in sources}
-        texts = [entry.text for entry in self.entries([*evals.retain, *evals.learn]) if isinstance(entry, TextSpec)]
-        return {**found, **{text: self.file_digest(text) for text in texts}}
+        sources = [s for d in data for s in (*dict(d.sources).values(), d.validation, d.heldout) if isinstance(s, Source)]
+        texts = [entry for entry in self.entries([*evals.retain, *evals.learn]) if isinstance(entry, TextSpec)]
+        places = [(s.path, s.name, s.split, s.revision) for s in sources]
+        places += [(text.text, text.config, text.split, text.revision) for text in texts]
+        return {":".join(filter(None, place)): self.file_digest(*place) for place in places}
 
     def digest(self, cell: Cell) -> str:
         """What a record is known by."""
@@ -243,9 +247,11 @@ class Inputs:
             self._digests[spec] = models.stored_digest(self.path(spec))
         return self._digests[spec]
 
-    def file_digest(self, spec: str, name: str | None = None, split: str | None = None, kind: str = "") -> str:
+    def file_digest(
+        self, spec: str, name: str | None = None, split: str | None = None, revision: str | None = None, *, kind: str = ""
+    ) -> str:
         """sha256 of a file's or folder's bytes; on the hub of a data set's rows, or of a model's commit (by `kind`)."""
-        key = f"{spec} {name} {split}"
+        key = f"{spec} {name} {split} {revision}"
         if key not in self._digests:
             found = locate(resolve_path(spec, self.plan.folder, "path"))
             if found is not None:
@@ -253,7 +259,7 @@ class Inputs:
             elif kind in ("models", "others"):
                 self._digests[key] = models.stored_digest(spec)
             else:
-                self._digests[key] = records.digest_of(read_rows(spec, name=name, split=split))
+                self._digests[key] = records.digest_of(read_rows(spec, name=name, split=split, revision=revision))
         return self._digests[key]
 
 
@@ -273,15 +279,35 @@ def suite_file(file: Path) -> list[TaskSpec]:
         ) from None
 
 
-def memories(entries: list[Any]) -> list[tuple[str, str]]:
+class Read(NamedTuple):
+    """A file, folder or hub id that a mitigator reads, the argument that names it, and what else is said of it there."""
+
+    key: str
+    path: str
+    how: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def of(self) -> tuple[str | None, ...]:
+        """Name, split and revision of a data set."""
+        return tuple(dict(self.how).get(name) for name in ("name", "split", "revision"))
+
+    @property
+    def label(self) -> str:
+        """What digests and messages call it."""
+        return ":".join(filter(None, [self.path, *self.of]))
+
+
+def memories(entries: list[Any]) -> list[Read]:
     """Every file and folder that mitigators read, behind the argument that names it."""
-    found = []
+    found: list[Read] = []
     for entry in entries:
         for key, value in entry.items() if isinstance(entry, dict) else ():
-            if key in PATH_LISTS:
-                found += [(key, one) for one in (value.values() if isinstance(value, dict) else value) if isinstance(one, str)]
-            elif isinstance(value, dict):
-                found += memories([value])
-            elif key in PATH_KEYS and isinstance(value, str):
-                found.append((key, value))
+            listed = (value.values() if isinstance(value, dict) else value) if key in PATH_LISTS else [value]
+            for one in listed:
+                if isinstance(one, str) and key in (*PATH_KEYS, *PATH_LISTS):
+                    found.append(Read(key, one))
+                elif isinstance(one, dict) and isinstance(one.get("path"), str):
+                    found.append(Read(key, one["path"], tuple((name, how) for name, how in one.items() if name != "path")))
+                elif isinstance(one, dict):
+                    found += memories([one])
     return found

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cltk.data.readers import locate, read_rows
-from cltk.data.rows import text_of
+from cltk.data.memories import said
+from cltk.data.messages import words
+from cltk.data.readers import locate
 from cltk.errors import InputError
 from cltk.measure.texts import TextTask
 from cltk.run.config import Cell
@@ -145,9 +146,9 @@ def _sets(inputs: Inputs, cell: Cell) -> Iterator[_Set]:
     for text in inputs.suite(cell).texts:
         if text.rows and "input_ids" not in text.rows[0]:
             yield _Set(id(text.rows), text.name, partial(_words, text), "measured")
-    for memory in sorted({path for _, path in memories(cell.config.mitigators)}):
-        path = resolve_path(memory, inputs.plan.folder, "memory")
-        yield _Set(memory, f"memory {memory}", partial(_memory, path), "memory")
+    for memory in sorted(set(memories(cell.config.mitigators)), key=lambda one: one.label):
+        path = resolve_path(memory.path, inputs.plan.folder, "memory")
+        yield _Set(memory[1:], f"memory {memory.label}", partial(_memory, path, dict(memory.how)), "memory")
 
 
 def _decoded(rows: Sequence[Any], tokenizer: Any) -> list[str]:
@@ -155,19 +156,16 @@ def _decoded(rows: Sequence[Any], tokenizer: Any) -> list[str]:
 
 
 def _words(text: TextTask) -> list[str]:
-    return [text_of(row, text.name) for row in text.rows]
+    return [words(row, text.name) for row in text.rows]
 
 
-def _memory(path: str) -> list[str]:
+def _memory(path: str, how: dict[str, Any]) -> list[str]:
     """The texts of a memory; none of a model's folder, of an importance, or of rows that are tokens already."""
     there = locate(path)
     if there is None or Path(there).suffix == ".safetensors" or (Path(there) / "config.json").exists():
         return []
-    rows = read_rows(path)
-    if "input_ids" in rows[0]:
-        return []
     try:
-        return [text_of(row, f"{path}, row {i}") for i, row in enumerate(rows)]
+        return said({"path": path, **how})
     except InputError:  # said where the memory is made into rows
         return []
 

@@ -76,7 +76,7 @@ def _check_arguments(name: str, cls: Any, arguments: dict[str, Any], at: Any) ->
     return checked
 
 
-PATH_KEYS = ("memory", "importance", "validation", "prompts")
+PATH_KEYS = ("memory", "importance", "validation", "prompts", "path")
 PATH_LISTS = ("memories", "models", "others")  # of several paths: a list, or by name
 
 
@@ -85,7 +85,7 @@ def _resolve(arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
     for key, value in arguments.items():
         if key in PATH_LISTS:
             named = value.items() if isinstance(value, dict) else enumerate(value)
-            found = {name: resolve_path(one, folder, key) if isinstance(one, str) else one for name, one in named}
+            found = {name: _resolve({"path": one}, folder)["path"] for name, one in named}
             resolved[key] = found if isinstance(value, dict) else list(found.values())
         elif isinstance(value, dict):
             resolved[key] = _resolve(value, folder)

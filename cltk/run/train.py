@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cltk.data.pairs import pairs
-from cltk.data.readers import Row, read_rows
-from cltk.data.rows import IGNORED, Collator, blocks, filled, pad_id, split_by
-from cltk.errors import InputError, RunError
-from cltk.measure.sampling import choose
+from cltk.data.readers import Row
+from cltk.data.rows import IGNORED, Collator, pad_id
+from cltk.errors import RunError
 from cltk.ranks import agreed, decided, first, gathered
 from cltk.run.arguments import training_arguments
 from cltk.run.config import Cell
-from cltk.run.methods import resolve_path
-from cltk.run.spec import DataSpec, Source
+from cltk.run.prepare import Prepared
+from cltk.run.prepare import prepare_data as prepare_data
 
 try:
     import resource
@@ -26,16 +24,6 @@ except ImportError:  # Windows
 
 CURVES = "curves"  # TensorBoard's files of a training, in its folder
 Tell = Callable[[int, int, dict[str, float]], None]  # step, steps, last log line
-
-
-@dataclass
-class Prepared:
-    """The new task as token rows: what is trained on, what choices are made on, and what is reported."""
-
-    train: list[Row]
-    validation: list[Row]
-    heldout: list[Row]
-    dropped: dict[str, int] = field(default_factory=dict)  # rows left out because the prompt alone fills max_length
 
 
 @dataclass
@@ -55,88 +43,6 @@ class Trained:
 
 class DivergedError(RunError):
     """The loss or a gradient is not finite."""
-
-
-def prepare_data(spec: DataSpec, tokenizer: Any, folder: Path) -> Prepared:
-    """Read, tokenise, split by prompt (by prompt and completion where all rows have one prompt).
-
-    Raises:
-        InputError: a set is empty, a column is missing, or a cell holds no text.
-    """
-    where = _place("train", spec.train)
-    rows = _rows(spec.train, folder, "data.train")
-    # pairs are tokenised before they are split, so that a fault is told by the row of the file
-    whole = [] if spec.train.text else _tokenized(rows, spec.train, spec, tokenizer, where)
-    fractions = {key: value for key in ("validation", "heldout") if isinstance(value := getattr(spec, key), float)}
-    keys = _keys(spec.train, rows, where) if fractions else [""] * len(rows)
-    parts = dict(zip(("train", *fractions), split_by(keys, list(fractions.values())), strict=True))
-    found = {}
-    for key, part in parts.items():
-        if not part:
-            raise InputError(
-                f"data.{key}: no rows are left for it; rows are split by prompt, and {spec.train.path} has"
-                f" {len(set(keys))} different ones: give it a file of its own or a larger fraction"
-            )
-        some = [rows[i] for i in part]
-        found[key] = [whole[i] for i in part] if whole else _tokenized(some, spec.train, spec, tokenizer, where)
-    for key in ("validation", "heldout"):
-        if isinstance(source := getattr(spec, key), Source):
-            some = _rows(source, folder, f"data.{key}")
-            found[key] = _tokenized(some, source, spec, tokenizer, _place(key, source))
-    sets = {key: [row for row in some if row is not None] for key, some in found.items()}
-    for key, some in sets.items():
-        if not some:
-            raise InputError(f"data.{key}: the prompts of all its rows are too long; raise data.max_length")
-    return Prepared(**sets, dropped={key: some.count(None) for key, some in found.items() if None in some})
-
-
-def _keys(source: Source, rows: list[Row], where: str) -> list[str]:
-    """What rows are split by: equal prompts stay together, so that none is trained on and reported on."""
-    if source.text:
-        return [text for (text,) in filled(rows, [source.text], where)]
-    found = filled(rows, [_prompt(source), _completion(source)], where)
-    prompts = [prompt for prompt, _ in found]
-    return prompts if len(set(prompts)) > 1 else ["\n".join(pair) for pair in found]
-
-
-def _tokenized(rows: list[Row], source: Source, spec: DataSpec, tokenizer: Any, where: str) -> list[Row | None]:
-    """Pairs, or blocks of plain text in which every token counts; what the source does not say is as in data.train."""
-    said = source.text or source.prompt or source.completion
-    text = source.text if said else spec.train.text
-    if text:
-        texts = [found for (found,) in filled(rows, [text], where)]
-        done: list[Row | None] = [
-            {**row, "labels": list(row["input_ids"])} for row in blocks(texts, tokenizer, spec.max_length)
-        ]
-        if not done:
-            raise InputError(f"{where}: holds no text")
-        return done
-    return pairs(
-        rows, tokenizer, prompt=source.prompt or _prompt(spec.train), completion=source.completion or _completion(spec.train),
-        max_length=spec.max_length, chat_template=spec.chat_template, completion_only=spec.completion_only,
-        drop_long=spec.drop_long, where=where,
-    )  # fmt: skip
-
-
-def _rows(source: Source, folder: Path, where: str) -> list[Row]:
-    path = resolve_path(source.path, folder, f"{where}.path")
-    rows = read_rows(path, name=source.name, split=source.split)
-    if source.sample is None:
-        return rows[: source.limit]
-    return [rows[i] for i in choose(len(rows), source.sample, f"0 {where}")]
-
-
-def _place(key: str, source: Source) -> str:
-    """How an error names the rows of a source: they are counted as they are read."""
-    return f"data.{key} ({source.path}{'' if source.sample is None else f', sample {source.sample}'})"
-
-
-def _prompt(source: Source) -> str:
-    return source.prompt or "prompt"
-
-
-def _completion(source: Source) -> str:
-    return source.completion or "completion"
 
 
 def train_cell(
@@ -196,7 +102,7 @@ def train_cell(
     return Trained(
         trainer.accelerator.unwrap_model(trainer.model), tokenizer, trainer.state.global_step, keeper.seconds,
         sum(gathered(int(counter.trained))), keeper.history(), parameters, peak_bytes(),
-        {**(plan.notes if plan else {}), "speed": speed.notes(), **({"dropped": prepared.dropped} if prepared.dropped else {})},
+        {**(plan.notes if plan else {}), "speed": speed.notes(), **prepared.notes()},
     )  # fmt: skip
 
 

@@ -75,6 +75,7 @@ def test_conversations_end_to_end(talk: Path, capsys: Any) -> None:
     assert old["old_rows"] == round(old["new_rows"] / 3)
     assert old["old_tokens"] > 0
     moved = {name: next(r["post"] for r in records[name]["retain"]["rows"] if r["task"] == "general") for name in records}
+    assert moved.pop("stop") == moved["plain"]  # within its budget
     assert len(set(moved.values())) == len(moved)  # also by which tokens of the memory count
 
 

@@ -15,7 +15,10 @@ from cltk.secrets import hidden
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done; 1 ran but something failed or did not reproduce; 2 the input is wrong, nothing was written."""
+    """Exit codes: 0 done; 1 ran but something failed or did not reproduce; 2 the input is wrong, nothing was written.
+
+    Of a gate: 3 over the budget, 4 cannot tell.
+    """
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries below draw bars of their own; one progress line is enough
     options = parser().parse_args(arguments)
     try:

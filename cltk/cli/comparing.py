@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from cltk.cli import gating
 from cltk.cli.options import Command, margin
 from cltk.progress import console
 
 
 def add(command: Command) -> None:
-    """Options of what compares runs."""
+    """Options of what compares runs, and of the gate that holds them against budgets."""
     sub = command("compare", compare, "compare runs that exist: lm-eval's folders, `cltk measure --json`, `cltk run`; no model")
+    _runs(sub)
+    sub.add_argument(
+        "--margin", type=margin, metavar="METRIC=LOSS", action="append", default=[], help="a loss that does not matter"
+    )
+    sub.add_argument("--json", type=Path, help="write the result here, documents included")
+    sub.add_argument("--gate", action="store_true", help=f"hold the result against the budgets, as `cltk gate`; {gating.CODES}")
+    gating.options(sub)
+
+    sub = command("gate", gate, f"hold runs that exist against a budget of forgetting; {gating.CODES}")
+    _runs(sub)
+    gating.options(sub)
+    sub.add_argument("--json", type=Path, help="also write the checks here")
+
+
+def _runs(sub: argparse.ArgumentParser) -> None:
+    """Which runs, and how they are paired."""
     sub.add_argument("base", type=Path, help="folder or file of the model before training")
     sub.add_argument("tuned", type=Path, nargs="*", help="folders or files of models after it (default: the base's own)")
     sub.add_argument("--base-model", metavar="NAME", help="the model, where BASE holds several")
@@ -25,25 +43,46 @@ def add(command: Command) -> None:
         sub.add_argument(
             f"--{name}-is-better", metavar="METRIC", action="append", default=[], help="of a metric whose log does not say it"
         )
-    sub.add_argument(
-        "--margin", type=margin, metavar="METRIC=LOSS", action="append", default=[], help="a loss that does not matter"
+
+
+def _compared(options: argparse.Namespace, margins: dict[str, float]) -> dict[str, Any]:
+    """Model -> Result."""
+    from cltk.logs.comparing import compare_all
+
+    return compare_all(
+        options.base, options.tuned or [options.base], base_model=options.base_model, tuned_models=options.tuned_model,
+        margins=margins, **_how(options),
+    )  # fmt: skip
+
+
+def _how(options: argparse.Namespace) -> dict[str, Any]:
+    directions = {**dict.fromkeys(options.higher_is_better, True), **dict.fromkeys(options.lower_is_better, False)}
+    return {"prompts": options.prompts, "members": options.members, "directions": directions}
+
+
+def _held(options: argparse.Namespace, found: dict[str, Any]) -> int:
+    """The gate's exit code. Runs that should be equal are paired as the others are."""
+    from cltk.logs.comparing import compare as pair
+
+    name = options.base_model
+    return gating.conclude(
+        options, found, lambda one, other: pair(one, other, base_model=name if one == options.base else None, **_how(options))
     )
-    sub.add_argument("--json", type=Path, help="write the result here, documents included")
+
+
+def gate(options: argparse.Namespace) -> int:
+    """`cltk gate`: a line a tuned model, and an exit code."""
+    return _held(options, _compared(options, {}))
 
 
 def compare(options: argparse.Namespace) -> int:
     """`cltk compare`: a table for each tuned model."""
     from dataclasses import replace
 
-    from cltk.logs.comparing import compare_all
     from cltk.measure.forgetting import confirmed
     from cltk.report.tables import measured
 
-    found = compare_all(
-        options.base, options.tuned or [options.base], base_model=options.base_model, tuned_models=options.tuned_model,
-        prompts=options.prompts, margins=dict(options.margin), members=options.members,
-        directions={**dict.fromkeys(options.higher_is_better, True), **dict.fromkeys(options.lower_is_better, False)},
-    )  # fmt: skip
+    found = _compared(options, dict(options.margin))
     for name, result in found.items():
         table = measured(result.to_json())
         console().print(replace(table, title=f"{table.title}: {result.settings['base']} -> {name}").rich())
@@ -57,4 +96,4 @@ def compare(options: argparse.Namespace) -> int:
 
         results = {name: result.to_json() for name, result in found.items()}
         write_json(options.json, next(iter(results.values())) if len(results) == 1 else {"results": results})
-    return 0
+    return _held(options, found) if options.gate or options.budget else 0

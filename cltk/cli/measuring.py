@@ -95,8 +95,8 @@ def measure(options: argparse.Namespace) -> int:
     if options.json:
         from cltk.run.records import write_json
 
-        found = [result.to_json() for result in results]
-        write_json(options.json, {"results": found} if len(found) > 1 else found[0])
+        found = {name: result.to_json() for name, result in zip(options.tuned, results, strict=True)}
+        write_json(options.json, {"results": found} if len(found) > 1 else next(iter(found.values())))
     return 0
 
 

@@ -62,10 +62,22 @@ def sides(path: Path) -> tuple[list[Side], str]:
 def _side(path: Path, name: str, data: dict[str, Any], end: str) -> Side:
     settings = data.get("settings") or {}
     tasks = {task: _task(data, task, rows, end) for task, rows in data["samples"].items()}
+    _leave_out(tasks, data.get("left_out") or {})
     about = {key: settings[key] for key in ("cltk_version", "dtype", "scorer") if key in settings}
     logged = (settings.get("logs") or {}).get("base" if end == "pre" else "tuned") or {}
     scores = Scores(data[f"{end}_digest"], tasks, members=list(data.get("members") or []))
     return Side(name, scores, path, about={"harness": "cltk", **about, **logged})
+
+
+def _leave_out(tasks: dict[str, TaskScores], left_out: dict[str, str]) -> None:
+    """What could not be compared is not gone without a word: tasks without numbers, and metrics with the reason."""
+    paired = list(tasks)
+    for name, why in left_out.items():
+        task = next((one for one in paired if name.startswith(f"{one}/")), "")
+        if task:
+            tasks[task].left_out[name.removeprefix(f"{task}/")] = why
+        else:
+            tasks[name] = TaskScores(name, {}, {}, [], [], left_out={"every metric": why})
 
 
 def _task(data: dict[str, Any], task: str, rows: list[dict[str, Any]], end: str) -> TaskScores:

@@ -83,4 +83,4 @@ def test_the_command(folders: list[str], capsys: pytest.CaptureFixture[str], tmp
     assert shown.index("tuned-1:") < shown.index("tuned-2:")
     assert shown.count("Forgetting: Perf_pre - Perf_ft") == 2
     found = json.loads(out.read_text())["results"]
-    assert [one["settings"]["tuned"] for one in found] == folders[1:]
+    assert {name: one["settings"]["tuned"] for name, one in found.items()} == {name: name for name in folders[1:]}

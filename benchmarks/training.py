@@ -24,7 +24,7 @@ from driver import alternate, arguments_of, load, serve, write
 
 from cltk.data import Collator, pad_id, read_rows, tokenize_pairs
 from cltk.run import machine
-from cltk.run.config import Cell
+from cltk.run.plans import Cell
 from cltk.run.spec import Experiment
 from cltk.run.speed import tune_allocator
 from cltk.run.train import Prepared, train_cell, training_arguments

@@ -100,6 +100,20 @@ def test_import_and_help_load_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_rooms_are_small() -> None:
+    """Lines of a file; of a function those behind its signature and docstring."""
+    sizes, long = [], {str(file): n for file in ROOT.rglob("*.py") if (n := file.read_text().count("\n")) > 250}
+    for file in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                sizes.append((node.end_lineno or 0) - first.lineno + 1)
+    assert not long
+    assert max(sizes) <= 60
+    assert sorted(sizes)[len(sizes) // 2] <= 10
+    assert len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 22
+
+
 def test_public_names() -> None:
     assert all(hasattr(cltk, name) for name in cltk.__all__)
     assert {

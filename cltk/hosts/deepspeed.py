@@ -18,9 +18,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from cltk.errors import InputError, RunError
+from cltk.mitigate.anchored import Anchored
 from cltk.mitigate.blockwise import pull_
 from cltk.mitigate.interface import Mitigator
-from cltk.mitigate.quadratic import EWC, L2SP, Anchored
+from cltk.mitigate.quadratic import EWC, L2SP
 
 _PULLS = (EWC.grad, L2SP.grad)  # all that these do to the gradients is to add the penalty's
 

@@ -7,8 +7,6 @@ Sources: Kirkpatrick et al. 2017 (EWC, arXiv 1612.00796); van de Ven 2025 (the v
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import math
 import sys
 import time
@@ -25,13 +23,13 @@ from cltk.errors import InputError, RunError
 from cltk.forward.causal import base, check_causal
 from cltk.importance.diagonal import Importance, Info, check_scaling, relative_se, trace, update
 from cltk.importance.estimators import Exact, PerSequence, Sampled, untouched
-from cltk.importance.sequences import Batch, Rows, data_digest, vocabulary
+from cltk.importance.partial import Partial
+from cltk.importance.sequences import Batch, Rows, vocabulary
 from cltk.ranks import agreed, ranks
 
 __all__ = ["Importance", "fisher", "update"]
 Named = tensors.Named
 Parameters = dict[str, nn.Parameter]
-PARTIAL_SECONDS = 30.0  # between two writes of a partial file; 20 times a write's duration where that is longer
 MIN_BATCHES = 5  # below that a standard error is too uncertain to stop at
 KINDS: dict[str, Info] = {
     "mc": {"level": "token", "labels": "sampled from the model at every position", "reduction": "mean over tokens"},
@@ -198,56 +196,6 @@ def _enough(counts: list[float], rtol: float | None, device: torch.device) -> bo
 def _any(more: bool, rtol: float | None, device: torch.device) -> bool:
     """Whether a rank had a batch. Without rtol ranks do not wait for one another: each goes by its own."""
     return more if rtol is None else _total([float(more)], device)[0] > 0
-
-
-class Partial:
-    """The sums of an unfinished fisher() in a file: written whole or not at all, taken back for the same inputs alone."""
-
-    def __init__(self, path: Path, data: Any, samples: int | None, inputs: list[Any]) -> None:
-        if not hasattr(data, "__len__") or ranks()[1] > 1:
-            raise InputError("fisher: partial needs rows that can be read twice, and one process; give a list, or leave it out")
-        key = json.dumps([data_digest(data, samples), samples, torch.__version__, *inputs], sort_keys=True)
-        self.path, self.key = path, hashlib.sha256(key.encode()).hexdigest()
-        self.earlier, self.started = 0.0, time.perf_counter()
-        self.written, self.cost = self.started, 0.0
-
-    def resume(self, add: Any, batches: Iterator[Batch], sums: Named) -> list[float]:
-        """Pass over the batches done and fill `sums`; the counts of those."""
-        state = self._read()
-        if state is None:
-            return [0.0] * 8
-        for i in range(int(state["counts"][2])):
-            batch = next(batches)
-            if i == 0 and isinstance(add, PerSequence):
-                add.proceed(batch, state["method"])
-        for name, value in sums.items():
-            value.copy_(state["sums"][name])
-        self.earlier = state["seconds"]
-        logging.getLogger(__name__).info("fisher: goes on at row %d, from %s", state["next"], self.path)
-        return state["counts"]
-
-    def keep(self, add: Any, sums: Named, counts: list[float], following: int) -> None:
-        """Write, if it is time to."""
-        now = time.perf_counter()
-        if now - self.written < max(PARTIAL_SECONDS, 20 * self.cost):
-            return
-        state = {"key": self.key, "counts": counts, "next": following, "method": add.method, "sums": sums}
-        tensors.save_tree(self.path, {**state, "seconds": self.earlier + now - self.started})
-        self.written = time.perf_counter()
-        self.cost = self.written - now
-
-    def _read(self) -> dict[str, Any] | None:
-        if not self.path.exists():
-            return None
-        try:
-            state = tensors.load_tree(self.path)
-        except InputError as error:
-            state = {"reason": str(error)}
-        if state.get("key") == self.key:
-            return state
-        reason = state.get("reason", f"{self.path} is of another model, other data or other arguments")
-        logging.getLogger(__name__).warning("fisher: starts afresh, because %s", reason)
-        return None
 
 
 def _reduce(sums: Named, counts: list[float], device: torch.device) -> list[float]:

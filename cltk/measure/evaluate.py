@@ -5,15 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cltk import tensors
-from cltk.data.messages import row_key, words
+from cltk.data.messages import words
 from cltk.errors import InputError
 from cltk.measure.answers import score_tasks
 from cltk.measure.faults import attempt, forward
@@ -22,35 +19,15 @@ from cltk.measure.harness import Progress, fits_vocabulary, has_nll, quiet
 from cltk.measure.identity import identity
 from cltk.measure.loading import Scratch, check, load_tasks, something
 from cltk.measure.prompting import Prompting, own_randomness, restore, seed, states
-from cltk.measure.rules import rules_digest
+from cltk.measure.rules import given, rules_digest
 from cltk.measure.sampling import Sample
 from cltk.measure.scores import Scores
-from cltk.measure.selection import Chosen, Selection, cluster_sizes, row_notes, with_notes
-from cltk.measure.settings import options
+from cltk.measure.selection import Chosen, Selection, cluster_sizes, row_notes, row_sizes, with_notes
+from cltk.measure.settings import options, task_names
 from cltk.measure.texts import TextTask, check_ids, score_text, scored_rows, token_rows
+from cltk.measure.untouched import untouched
 
 __all__ = ["Progress", "Suite", "TextTask", "token_rows", "untouched"]
-
-
-@contextmanager
-def untouched(model: torch.nn.Module) -> Iterator[None]:
-    """Whatever happens inside, the model's modes and every random state are as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with own_randomness():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _names(tasks: Sequence[str] | str) -> list[str]:
-    """Task names from a list, or from one string with commas."""
-    listed = tasks.split(",") if isinstance(tasks, str) else list(tasks)
-    for name in listed:
-        if not isinstance(name, str):
-            raise InputError(f"tasks: expected names, got {type(name).__name__} {str(name)[:60]!r}")
-    return [name.strip() for name in listed if name.strip()]
 
 
 class Suite:
@@ -98,7 +75,7 @@ class Suite:
         members: bool = False,
     ) -> None:
         self.selection = Selection(limit, sample, sample_seed)
-        self.names, self.limit, self.include_path = _names(tasks), limit, include_path
+        self.names, self.limit, self.include_path = task_names(tasks), limit, include_path
         self.texts = [self.selection.text(text) for text in texts]
         if not self.names and not self.texts:
             raise InputError("tasks: name at least one task to measure")
@@ -175,14 +152,8 @@ class Suite:
     def sizes(self) -> dict[str, int]:
         """Documents that will be scored, by row."""
         loaded = self.load()
-        counts = {name: self.chosen[name].count for name in (loaded["tasks"] if loaded else ())}
-        grouped = {group.name: sum(counts[name] for name in group.members) for group in self.groups()}
-        inside = {name for group in self.groups() for name in group.members}
-        return (
-            {name: n for name, n in counts.items() if self.members or name not in inside}
-            | grouped
-            | {text.name: len(text.rows) for text in self.texts}
-        )
+        counts = row_sizes(loaded["tasks"] if loaded else (), self.chosen, self.groups(), self.members)
+        return counts | {text.name: len(text.rows) for text in self.texts}
 
     def cluster_sizes(self) -> dict[str, list[int]]:
         """Documents in each cluster that will be scored, of the tasks that name their clusters."""
@@ -215,9 +186,8 @@ class Suite:
         for who, tokenizer in tokenizers.items():
             self.prompting.check_template(tokenizer, who)
         found = {who: self._requests(tokenizer) for who, tokenizer in tokenizers.items()}
-        first = next(iter(found), None)
         for who, asked in found.items():
-            if first is not None and asked != found[first]:
+            if asked != found[first := next(iter(found))]:
                 raise InputError(f"chat_template: {first} and {who} have different ones; save one with both tokenizers")
 
     def digests(self, tokenizer: Any = None) -> dict[str, str]:
@@ -225,17 +195,9 @@ class Suite:
 
         A chat template is part of the requests, so it needs the tokenizer.
         """
-        asked: dict[str, list[Any]] = {
-            name: [[str(part) for part in args] for args in found] for name, found in self._requests(tokenizer).items()
-        }
-        for text in self.texts:
-            asked[text.name] = [
-                [list(row["input_ids"]), list(row.get("labels", []))]
-                if "input_ids" in row
-                else row_key(row, f"{text.name}, row {i}")
-                for i, row in enumerate(text.rows)
-            ] + ([] if text.max_length is None else [{"max_length": text.max_length}])
-        return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in asked.items()}
+        asked = {name: [[str(part) for part in args] for args in found] for name, found in self._requests(tokenizer).items()}
+        every: dict[str, list[Any]] = {**asked, **{text.name: given(text) for text in self.texts}}
+        return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in every.items()}
 
     def _strings(self, tokenizer: Any) -> list[str]:
         """Every distinct context and every continuation that will be scored, and the texts."""

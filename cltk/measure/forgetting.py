@@ -17,8 +17,7 @@ from cltk.measure.scores import Scores
 from cltk.measure.stats import Estimate, Floats, Part
 
 __all__ = [
-    "ACCURACIES", "MARGINS", "POINTS", "UNITS", "Result", "Row", "compare", "confirm", "confirmed", "difference", "explore",
-    "headline", "span",
+    "ACCURACIES", "MARGINS", "POINTS", "UNITS", "Result", "Row", "compare", "headline", "span",
 ]  # fmt: skip
 
 ACCURACIES = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "pass@1")  # the first one present is a task's own
@@ -167,7 +166,7 @@ def _judge(estimate: Estimate, margin: float, metric: str, changed: float | None
         "margin": margin,
         "tost_p": stats.tost(estimate, margin),
         "noninferiority_p": p_margin,
-        "verdict": stats.verdict(estimate.ci, estimate.p, p_margin, _with_unit(margin, metric, changed is not None)),
+        "verdict": stats.verdict(estimate.ci, estimate.p, p_margin, with_unit(margin, metric, changed is not None)),
         "mde": _mde(estimate, changed),
         "estimate": estimate,
     }
@@ -182,7 +181,7 @@ def _mde(estimate: Estimate, changed: float | None) -> float:
     return stats.mde(changed, 1 / sum(part.weight**2 / min(part.size, part.gains) for part in estimate.parts), binary=True)
 
 
-def _with_unit(margin: float, metric: str, binary: bool) -> str:
+def with_unit(margin: float, metric: str, binary: bool) -> str:
     return f"{100 * margin:g} pp" if binary else f"{margin:g} {UNITS.get(metric, '')}".strip()
 
 
@@ -222,50 +221,3 @@ def _macro(rows: list[Row], pairs: dict[str, Pair], headline: dict[str, str], dr
 
 def _kind(metric: str) -> str:
     return "accuracy" if metric.split(",")[0] in ACCURACIES else metric
-
-
-def difference(
-    post_a: Scores, post_b: Scores, *, margins: Mapping[str, float] | None = None, draws: int = 10_000, seed: int = 0
-) -> Result:
-    """How much more method a forgets than method b: forgetting_a - forgetting_b, paired on the same documents.
-
-    (pre - a) - (pre - b) = b - a: the scores before cancel document by document, so the rows are those of `compare` with
-    b in the place of `pre` and a in that of `post`. Raises as `compare` does.
-    """
-    result = compare(post_b, post_a, margins=margins, draws=draws, seed=seed)
-
-    def reword(row: Row) -> Row:
-        unit = _with_unit(row.margin, row.metric, row.lost is not None)
-        return replace(row, verdict=stats.verdict(row.ci, row.p, row.noninferiority_p, unit, more=True))
-
-    return replace(result, rows=[reword(row) for row in result.rows], macro=reword(result.macro))
-
-
-def confirm(results: Mapping[str, Result]) -> dict[str, float]:
-    """Method -> Holm-adjusted p of its macro forgetting: the confirmatory family, one claim a method."""
-    return {method: row.p for method, row in confirmed(results).items()}
-
-
-def confirmed(results: Mapping[str, Result]) -> dict[str, Row]:
-    """Method -> its macro row with Holm-adjusted p and noninferiority_p and the verdict that rests on these.
-
-    "forgets" and "does not forget by more than M" are two families over the methods: of each the chance of a single false
-    claim among all methods stays below 5 %.
-    """
-    rows = [result.macro for result in results.values()]
-    adjusted = zip(results, rows, stats.holm([r.p for r in rows]), stats.holm([r.noninferiority_p for r in rows]), strict=True)
-    done = {}
-    for method, row, p, p_margin in adjusted:
-        words = stats.verdict(row.ci, p, p_margin, _with_unit(row.margin, row.metric, row.lost is not None))
-        done[method] = replace(row, p=p, noninferiority_p=p_margin, verdict=words)
-    return done
-
-
-def explore(results: Mapping[str, Result]) -> dict[str, dict[str, float]]:
-    """Method -> task -> Benjamini-Hochberg-adjusted p of the task's headline metric, over all methods and tasks at once."""
-    heads = [(m, row) for m, result in results.items() for row in result.rows if result.headline[row.task] == row.metric]
-    adjusted = stats.benjamini_hochberg([row.p for _, row in heads])
-    out: dict[str, dict[str, float]] = {method: {} for method in results}
-    for (method, row), p in zip(heads, adjusted, strict=True):
-        out[method][row.task] = p
-    return out

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from cltk.measure import forgetting, stats
-from cltk.measure.forgetting import Result, Row, _judge, _kind, _with_unit, compare, headline, span
+from cltk.measure.forgetting import Result, Row, _judge, _kind, compare, headline, span, with_unit
 from cltk.measure.looks import Looks, next_look
 from cltk.measure.pairing import pair
 from cltk.measure.scores import Scores, TaskScores
@@ -151,7 +151,7 @@ def over_looks(row: Row, looks: Looks) -> Row:
         return row
     ci = (min(row.ci[0], row.forgetting - looks.width), max(row.ci[1], row.forgetting + looks.width))
     p = max(row.p, looks.p(row.forgetting, row.se))
-    unit = _with_unit(row.margin, row.metric, row.lost is not None)
+    unit = with_unit(row.margin, row.metric, row.lost is not None)
     estimate = row.estimate and _wider(row.estimate, looks.width)
     return replace(row, ci=ci, p=p, verdict=stats.verdict(ci, p, row.noninferiority_p, unit), estimate=estimate)
 

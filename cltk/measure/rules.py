@@ -9,6 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cltk.data.messages import row_key
+from cltk.measure.texts import TextTask
+
 RULES = (
     "output_type", "metric_list", "filter_list", "repeats", "generation_kwargs", "process_results", "doc_to_target",
     "doc_to_choice", "doc_to_text", "should_decontaminate",
@@ -45,3 +48,12 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from _leaves(inner)
     else:
         yield value
+
+
+def given(text: TextTask) -> list[Any]:
+    """What a text's digest is made of: ids and labels, or the rows' text, and where these are cut."""
+    rows = [
+        [list(row["input_ids"]), list(row.get("labels", []))] if "input_ids" in row else row_key(row, f"{text.name}, row {i}")
+        for i, row in enumerate(text.rows)
+    ]
+    return rows if text.max_length is None else [*rows, {"max_length": text.max_length}]

@@ -88,17 +88,17 @@ class PrefixLM(HFLM):
             tokenizer = copy.deepcopy(tokenizer)  # HFLM adds a padding token
         start = 1 if batch_size == "auto" else batch_size  # until the device is known
         super().__init__(pretrained=pretrained, tokenizer=tokenizer, batch_size=start, **settings)
-        cpu = self.device.type == "cpu"
-        self.max_tokens = (1024 if cpu else 16384) if max_tokens == "auto" else int(max_tokens)
+        rows, tokens = (8, 1024) if self.device.type == "cpu" else (32, 16384)
+        self.max_tokens = tokens if max_tokens == "auto" else int(max_tokens)
         if batch_size == "auto":
-            self.batch_size_per_gpu = 8 if cpu else 32
+            self.batch_size_per_gpu = rows
         self.journal, self.digest, self.progress, self._kept = journal, digest, progress, ModelJournal(journal, digest)
         self._named = isinstance(pretrained, str)
         reason = named.left_to_stock(settings) if trees else ""
-        usable = trees and not reason and self.backend == "causal" and not self._kept.refused
-        self._trees: TreeForward | None = TreeForward(self.model) if usable else None
         if reason:
             self._warn(reason)
+        usable = trees and not reason and self.backend == "causal" and not self._kept.refused
+        self._trees: TreeForward | None = TreeForward(self.model) if usable else None
         self._proven = False
         self._checked: dict[bool, tuple[int, int]] = {}  # behind a prefix -> (its length, nodes) of the largest trees compared
 
@@ -125,8 +125,7 @@ class PrefixLM(HFLM):
             return super()._loglikelihood_tokens(list(requests), disable_tqdm=disable_tqdm, override_bs=override_bs)
         distinct = Requests([limits.truncated(request, n, self.max_length) for n, request in enumerate(requests)])
         limits.check_tokens(self.model, distinct, requests)
-        cut = sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests)
-        if cut:
+        if cut := sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests):
             log.warning(f"{cut} of {len(requests)} requests are longer than {self.max_length} tokens: cut from the left")
         self.model.eval()
         trees = self._trees is not None and len(distinct) > 0 and self._can_run_on_trees(int(distinct.length.max()))
@@ -205,9 +204,8 @@ class PrefixLM(HFLM):
         self._warn(reason)
 
     def _warn(self, reason: str) -> None:
-        warnings.warn(
-            f"{type(self.model).__name__}: contexts are not shared, lm-eval's own scoring is used: {reason}", stacklevel=3
-        )
+        what = f"{type(self.model).__name__}: contexts are not shared, lm-eval's own scoring is used"
+        warnings.warn(f"{what}: {reason}", stacklevel=3)
 
     def _batch(self, requests: Requests, batch: Batch) -> dict[int, Answer] | str:
         """Answers of a batch by request number; or the reason why trees cannot be used."""

@@ -113,6 +113,14 @@ class Selection:
         return Chosen(total, None, indices, {"sample": asked, "sample_seed": self.seed}, [note])
 
 
+def row_sizes(tasks: Iterable[str], chosen: Mapping[str, Chosen], groups: Sequence[Group], members: bool) -> dict[str, int]:
+    """Documents that will be scored, by row: a group has one in the place of its tasks, or beside them with `members`."""
+    counts = {name: chosen[name].count for name in tasks}
+    inside = {name for group in groups for name in group.members}
+    kept = {name: n for name, n in counts.items() if members or name not in inside}
+    return kept | {group.name: sum(counts[name] for name in group.members) for group in groups}
+
+
 def cluster_sizes(loaded: Mapping[str, Any], chosen: Mapping[str, Chosen], groups: Iterable[Group]) -> dict[str, list[int]]:
     """Task or group -> documents in each cluster that is scored, where the task names its clusters; a document alone is one."""
     sizes = {}

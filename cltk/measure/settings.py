@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -48,3 +49,12 @@ def _seconds(device: torch.device, dtype: torch.dtype) -> float:
         (a @ a)[0, 0].item()  # waits for the device
         times.append(time.perf_counter() - begin)
     return min(times[1:])
+
+
+def task_names(tasks: Sequence[str] | str) -> list[str]:
+    """Task names from a list, or from one string with commas."""
+    listed = tasks.split(",") if isinstance(tasks, str) else list(tasks)
+    for name in listed:
+        if not isinstance(name, str):
+            raise InputError(f"tasks: expected names, got {type(name).__name__} {str(name)[:60]!r}")
+    return [name.strip() for name in listed if name.strip()]

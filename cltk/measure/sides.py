@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cltk import tensors
-from cltk.data.assets import cache_dir
+from cltk.data.pinned import cache_dir
 from cltk.errors import InputError
 from cltk.measure.evaluate import Progress, Suite
 from cltk.measure.scores import Scores

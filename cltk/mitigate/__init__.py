@@ -2,7 +2,8 @@
 
 from cltk.importance.fisher import Importance, fisher
 from cltk.mitigate.adapters import LoRA
-from cltk.mitigate.averaging import EMA, LMCocktail, WiSEFT
+from cltk.mitigate.averaging import EMA, WiSEFT
+from cltk.mitigate.cocktail import LMCocktail
 from cltk.mitigate.distill import KL, LwF
 from cltk.mitigate.freezing import Freeze, ULMFiT
 from cltk.mitigate.generate import SelfReplay
@@ -13,7 +14,8 @@ from cltk.mitigate.projection import AGEM, GEM
 from cltk.mitigate.quadratic import EWC, L2SP
 from cltk.mitigate.rates import EarlyStopping, LowLR, Rewarm
 from cltk.mitigate.rehearsal import DERPP, ReplayLoss
-from cltk.mitigate.replay import Replay, Reservoir
+from cltk.mitigate.replay import Replay
+from cltk.mitigate.reservoir import Reservoir
 from cltk.mitigate.rwalk import RWalk
 from cltk.mitigate.sharpness import SAM
 from cltk.mitigate.sparse import HFT, MoFO

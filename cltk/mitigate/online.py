@@ -11,9 +11,10 @@ import torch
 from cltk.data.readers import Row
 from cltk.errors import InputError
 from cltk.importance.fisher import Importance, update
+from cltk.mitigate.anchored import Anchored
 from cltk.mitigate.interface import Plan
 from cltk.mitigate.memory import labelled
-from cltk.mitigate.quadratic import EWC, Anchored
+from cltk.mitigate.quadratic import EWC
 from cltk.mitigate.source import importance_of, summary
 
 

@@ -24,10 +24,10 @@ from cltk.errors import InputError
 from cltk.forward.causal import check_causal
 from cltk.forward.probe import logits_where
 from cltk.importance.diagonal import trace
+from cltk.mitigate.anchored import Anchored, check_penalty
 from cltk.mitigate.calibrate import tried
 from cltk.mitigate.interface import Plan, Run
 from cltk.mitigate.memory import old_rows
-from cltk.mitigate.quadratic import Anchored, check_penalty
 from cltk.ranks import together
 
 

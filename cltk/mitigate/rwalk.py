@@ -12,9 +12,10 @@ from torch import Tensor
 from cltk import tensors
 from cltk.errors import InputError
 from cltk.importance.fisher import Importance
+from cltk.mitigate.anchored import Anchored
 from cltk.mitigate.interface import Plan, Run
 from cltk.mitigate.path import Tracker, check_names, mean_of
-from cltk.mitigate.quadratic import EWC, Anchored
+from cltk.mitigate.quadratic import EWC
 
 
 def per_divergence(path: Tensor, moved: Tensor, fisher: Tensor, xi: float) -> Tensor:

@@ -13,9 +13,9 @@ from cltk.forward.positions import check_length
 from cltk.measure.evaluate import Suite
 from cltk.measure.texts import named_positions
 from cltk.run.arguments import training_arguments
-from cltk.run.config import Cell
 from cltk.run.methods import nearest
 from cltk.run.needs import split
+from cltk.run.plans import Cell
 
 CHOICE = ("logprob", "margin")  # of every multiple-choice task, beside its own
 EVALUATED = ("eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")  # what Trainer's evaluation gives

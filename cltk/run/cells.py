@@ -24,18 +24,16 @@ from cltk.measure.scores import Scores
 from cltk.mitigate.interface import Plan, Run
 from cltk.ranks import agreed, first
 from cltk.run import records
-from cltk.run.config import Cell
 from cltk.run.inputs import Inputs
+from cltk.run.kept import KEPT, STAGE, STATES, clean, finished, keep, kept_model
 from cltk.run.methods import build_mitigators
 from cltk.run.outcome import Leg, record, training_of, write_lm_eval
 from cltk.run.parts import Part, check_rows, score_part
+from cltk.run.plans import Cell
 from cltk.run.records import SCORES
 from cltk.run.train import CURVES, train_cell
 
 Tell = Callable[[str, int, int, str], None]  # what, done, total, detail
-FAILED = "failed.json"
-KEPT = "trained-"  # begins the names of trainings that cells share
-STATES, STAGE = "mitigators.safetensors", "stage.json"
 
 
 @dataclass
@@ -115,12 +113,12 @@ class Work:
             place = folder / "stages" / f"{number + 1}-{stage.stage}" if stage.stage else folder
             before = folder / "stages" / f"{number}-{stages[number - 1].stage}" if number else None
             there = bool(stage.stage) and agreed((place / STAGE).exists())
-            done.append(_finished(place) if there else self._train(cell, stage, place, before))
+            done.append(finished(place) if there else self._train(cell, stage, place, before))
             if number + 1 < len(stages):
                 done[-1].model = None
                 gc.collect()
         if done[-1].model is None:  # scored again, from the journal, for lm-eval's own files
-            model, tokenizer = _kept_model(cell, place)
+            model, tokenizer = kept_model(cell, place)
             done[-1] = Leg(self._evaluate(cell, model, tokenizer, cell.name), done[-1].train, model)
         return done
 
@@ -140,7 +138,7 @@ class Work:
         scores, part = self._scored(cell, tuned, tokenizer, name)
         leg = Leg(scores, train, tuned, part)
         if stage.stage and first():
-            _keep(leg, place, tokenizer, mitigators)
+            keep(leg, place, tokenizer, mitigators)
         return leg
 
     def _fit(
@@ -150,7 +148,7 @@ class Work:
         if before is None:
             model, tokenizer = self.inputs.model(stage)
         else:
-            model, tokenizer = _kept_model(stage, before)
+            model, tokenizer = kept_model(stage, before)
             carried = tensors.load_tree(before / STATES)
             for i, mitigator in enumerate(mitigators):
                 if state := carried.get(str(i)):
@@ -173,12 +171,12 @@ class Work:
         """
         with locked(kept, wait=True):
             if agreed((kept / STAGE).exists()):
-                train, tuned = _finished(kept).train, _kept_model(stage, kept)[0]
+                train, tuned = finished(kept).train, kept_model(stage, kept)[0]
             else:
                 rest = [mitigator for mitigator in mitigators if not mitigator.averages]
                 train, tuned = self._fit(stage, rest, kept / "checkpoints", name)
                 if first():
-                    _keep(Leg(Scores("", {}), train, tuned), kept, self.inputs.tokenizer(stage), rest)
+                    keep(Leg(Scores("", {}), train, tuned), kept, self.inputs.tokenizer(stage), rest)
         model, tokenizer = self.inputs.model(stage)
         data = self.inputs.data(stage)
         plan = Plan(model, data.train, None, tokenizer, data.validation)
@@ -231,43 +229,3 @@ class Work:
         tell: Any = lambda what, done, total, _: self.say(f"{cell.name}: {what}", done, total, "")  # noqa: E731
         found, notes = divergence(start, tuned, sets, limit, tell, labels)
         return {"divergence": found, "distance": distance(start, tuned), **({"divergence_notes": notes} if notes else {})}
-
-
-def clean(folder: Path) -> None:
-    """Remove what a cell with a record needs no more. The curves of its stages stay, by their names."""
-    (folder / FAILED).unlink(missing_ok=True)
-    for curves in sorted(folder.glob(f"stages/*/{CURVES}")):
-        shutil.copytree(curves, folder / CURVES / curves.parent.name, dirs_exist_ok=True)
-    for left in ("checkpoints", "stages"):
-        shutil.rmtree(folder / left, ignore_errors=True)
-
-
-def _files(place: Path) -> dict[str, str]:
-    """What a finished training hands on, by digest."""
-    return {"model": models.stored_digest(place / "model"), "mitigators": models.file_digest(place / STATES)}
-
-
-def _keep(leg: Leg, place: Path, tokenizer: Any, mitigators: list[Any]) -> None:
-    """Keep a training for what goes on from it. Its own file is written last: with it, everything else is there."""
-    leg.model.save_pretrained(place / "model")
-    tokenizer.save_pretrained(place / "model")
-    tensors.save_tree(place / STATES, {str(i): m.state_dict() for i, m in enumerate(mitigators)})
-    sync_tree(place / "model")
-    records.write_json(place / STAGE, {"scores": leg.scores.to_json(), "train": leg.train, "files": _files(place)})
-    shutil.rmtree(place / "checkpoints", ignore_errors=True)
-
-
-def _kept_model(cell: Cell, place: Path) -> tuple[Any, Any]:
-    """The weights of a kept training and its tokeniser."""
-    spec = cell.config.model
-    return models.load_model(place / "model", dtype=spec.dtype, trust_remote_code=spec.trust_remote_code)
-
-
-def _finished(place: Path) -> Leg:
-    """A kept training, without its weights. Raises InputError when its files are not as they were."""
-    kept = records.read_json(place / STAGE)
-    if _files(place) != kept["files"]:
-        raise InputError(
-            f"{place}: the weights or states of this finished training are damaged; delete the folder to train again"
-        )
-    return Leg(Scores.from_json(kept["scores"]), kept["train"])

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from cltk.errors import InputError
 from cltk.run import records
-from cltk.run.cells import FAILED, Tell
+from cltk.run.cells import Tell
+from cltk.run.kept import FAILED
 
 if TYPE_CHECKING:
     from cltk.run.experiment import ExperimentRun

@@ -7,9 +7,6 @@ only inheritance. An unknown key is an error that names the file, the line, the 
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +14,12 @@ from pydantic import BaseModel, ValidationError
 
 from cltk import secrets
 from cltk.errors import InputError
-from cltk.run.arguments import check_train, flatten, train_model
-from cltk.run.methods import check_mitigators, method_name, nearest, resolve_path, signature_schema
-from cltk.run.spec import DataSpec, Experiment, Source, TextSpec
+from cltk.run.arguments import flatten, train_model
+from cltk.run.checked import check_documents, check_files, check_names, check_stages, checked
+from cltk.run.methods import check_mitigators, method_name, nearest, signature_schema
+from cltk.run.plans import Cell, Plan, Where
+from cltk.run.spec import Experiment
 from cltk.run.yaml import Keys, read_yaml
-
-Where = Callable[[Keys], str]  # key path -> "file:line"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training run of an experiment."""
-
-    method: str  # the name of its mitigators in tables
-    labels: dict[str, Any]  # grid key -> value or its name
-    config: Experiment  # without grid
-    stage: str = ""  # of one training of a stream
-
-    @property
-    def data(self) -> DataSpec:
-        """The new task of a cell that is one training."""
-        assert self.config.data is not None
-        return self.config.data
-
-    @property
-    def trainings(self) -> list[Cell]:
-        """A cell of one training for every stage; this cell itself where there are none."""
-        config = self.config
-        changes = [{"data": stage.data, "train": {**config.train, **stage.train}, "stages": []} for stage in config.stages]
-        cells = [replace(self, config=config.model_copy(update=change)) for change in changes]
-        return [replace(cell, stage=stage.name) for cell, stage in zip(cells, config.stages, strict=True)] or [self]
-
-    @property
-    def name(self) -> str:
-        """A folder name: method, seed and other grid values."""
-        parts = [self.method] + [f"{key.split('.')[-1]}={value}" for key, value in self.labels.items() if key != "mitigators"]
-        text = "_".join(parts) if self.labels.get("seed") is not None else "_".join([*parts, f"seed={self.config.seed}"])
-        return (
-            "".join(c if c.isalnum() or c in "-_=.+" else "-" for c in text).lstrip(".").encode()[:120].decode(errors="ignore")
-        )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A validated file: its experiment and cells. `folder` is what relative paths start from."""
-
-    file: Path
-    experiment: Experiment
-    cells: list[Cell]
-
-    @property
-    def folder(self) -> Path:
-        return self.file.parent
 
 
 def load_config(file: str | Path) -> Plan:
@@ -117,25 +68,25 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
 
     secrets.refuse(data, where)
     experiment = _model(Experiment, data, (), where)
-    _check_stages(experiment, where)
-    _check_names(experiment, where)
+    check_stages(experiment, where)
+    check_names(experiment, where)
     cells = []
     for labels, name, at_mitigators, values in _product(experiment.grid, where):
         changed = data
         for key, value in values.items():
             changed = _set(changed, key, value, where)
         config = experiment if not values else _model(Experiment, changed, ("grid",), where)
-        _check_names(config, lambda keys: where(("grid",)))
+        check_names(config, lambda keys: where(("grid",)))
         check_mitigators(config.mitigators, file.parent, lambda keys, inside=at_mitigators: where((*inside, *keys)))
         at: Keys = ("grid",) if any(key.startswith("train") for key in values) else ("train",)
-        config = config.model_copy(update={"train": _checked(config.train, at, where), "grid": {}, "base": None})
+        config = config.model_copy(update={"train": checked(config.train, at, where), "grid": {}, "base": None})
         for i, stage in enumerate(config.stages):
-            _checked({**config.train, **stage.train}, ("stages", i, "train"), where)
+            checked({**config.train, **stage.train}, ("stages", i, "train"), where)
         cells.append(Cell(name or method_name(config.mitigators), labels, config))
     if len({cell.config.train.get("output_dir") for cell in cells}) > 1:
         raise InputError(f"{where(('grid',))}: grid: train.output_dir: all cells of a file go to one folder; use --out")
-    _check_files(experiment, file.parent, where)
-    _check_documents(cells, where)
+    check_files(experiment, file.parent, where)
+    check_documents(cells, where)
     duplicates = [cell.name for cell in cells if sum(cell.name == other.name for other in cells) > 1]
     if duplicates:
         raise InputError(f"{where(('grid',))}: grid: two cells have the name {duplicates[0]!r}; name them (name: value)")
@@ -215,79 +166,6 @@ def _put(data: dict[str, Any], keys: list[str], value: Any, at: str) -> dict[str
     if not isinstance(inner, dict):
         raise InputError(f"{at}: {key} is {str(inner)[:40]!r} and has no keys")
     return {**data, key: _put(inner, deeper, value, at)}
-
-
-def _checked(train: dict[str, Any], at: Keys, where: Where) -> dict[str, Any]:
-    checked = check_train(train, lambda keys: where((*at, *keys)))
-    if "seed" in checked:
-        raise InputError(f"{where((*at, 'seed'))}: train.seed: use the top-level key `seed`")
-    return checked
-
-
-def _check_stages(experiment: Experiment, where: Where) -> None:
-    """One task or a stream of them."""
-    stages = experiment.stages
-    if (experiment.data is None) == (not stages):
-        both = "not both" if stages else "one of them is required"
-        raise InputError(f"{where(('stages',) if stages else ())}: data, stages: give `data` (one task) or `stages`, {both}")
-    learned = [entry if isinstance(entry, str) else entry.label for entry in experiment.evals.learn]
-    for i, stage in enumerate(stages):
-        if "output_dir" in stage.train:
-            raise InputError(f"{where(('stages', i, 'train'))}: stages.{i}.train.output_dir: give it in the file's own `train`")
-        if stage.score is not None and stage.score not in learned:
-            known = nearest(stage.score, learned) if learned else "; evals.learn is empty"
-            raise InputError(f"{where(('stages', i, 'score'))}: stages.{i}.score: {stage.score!r} is not in evals.learn{known}")
-
-
-def _check_documents(cells: list[Cell], where: Where) -> None:
-    """What two-phase measuring needs: references that are cells of this file, and one training a cell."""
-    methods = {cell.method for cell in cells}
-    for cell in cells:
-        documents, at = cell.config.evals.documents, where(("evals", "documents"))
-        if documents and cell.config.stages:
-            raise InputError(f"{at}: evals.documents: a stream is scored whole, stage by stage; use sample instead")
-        for name in documents.references if documents else ():
-            if name not in methods:
-                raise InputError(f"{at}: evals.documents.reference: no cell has the method {name!r}{nearest(name, methods)}")
-
-
-def _check_names(experiment: Experiment, where: Where) -> None:
-    """Tables and records know measures and stages by their names, so each has its own."""
-    named: list[tuple[Keys, str]] = [
-        (("evals", role, i), entry if isinstance(entry, str) else entry.label)
-        for role in ("retain", "learn")
-        for i, entry in enumerate(getattr(experiment.evals, role))
-    ]
-    named += [(("stages", i, "name"), stage.name) for i, stage in enumerate(experiment.stages)]
-    taken = {} if experiment.stages else {"heldout": "the new task's held-out rows have it"}
-    for keys, name in named:
-        dotted = ".".join(map(str, keys))
-        if name in taken:
-            raise InputError(f"{where(keys)}: {dotted}: the name {name!r} is taken ({taken[name]}); give another `name`")
-        taken[name] = f"{where(keys)}: {dotted}"
-
-
-def _check_files(experiment: Experiment, folder: Path, where: Where) -> None:
-    evals = experiment.evals
-    tasks: list[tuple[Keys, DataSpec]] = [(("stages", i, "data"), stage.data) for i, stage in enumerate(experiment.stages)]
-    tasks += [(("data",), experiment.data)] if experiment.data else []
-    places: list[tuple[Keys, str]] = []
-    for at, data in tasks:
-        alone = isinstance(data.train, Source)
-        places += [((*at, "train", *(() if alone else (i,)), "path"), s.path) for i, (_, s) in enumerate(data.sources)]
-        others = {key: getattr(data, key) for key in ("validation", "heldout")}
-        places += [((*at, key, "path"), source.path) for key, source in others.items() if isinstance(source, Source)]
-    for role, entries in (("retain", evals.retain), ("learn", evals.learn)):
-        places += [(("evals", role, i, "text"), e.text) for i, e in enumerate(entries) if isinstance(e, TextSpec)]
-    if evals.include_path:
-        places.append((("evals", "include_path"), evals.include_path))
-        if not os.path.isdir(folder / evals.include_path):
-            raise InputError(f"{where(places[-1][0])}: evals.include_path: {folder / evals.include_path} is not a folder")
-    for keys, value in places:
-        try:
-            resolve_path(value, folder, ".".join(map(str, keys)))
-        except InputError as error:
-            raise InputError(f"{where(keys)}: {error}") from None
 
 
 def schema() -> dict[str, Any]:

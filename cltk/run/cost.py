@@ -9,9 +9,10 @@ from typing import Any
 
 from cltk.mitigate.generate import SelfReplay
 from cltk.mitigate.interface import Plan
-from cltk.mitigate.replay import Replay, Reservoir, mix
+from cltk.mitigate.replay import Replay, mix
+from cltk.mitigate.reservoir import Reservoir
 from cltk.run.arguments import training_arguments
-from cltk.run.config import Cell
+from cltk.run.plans import Cell
 from cltk.run.prepare import Prepared
 
 

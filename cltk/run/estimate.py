@@ -47,14 +47,13 @@ autocast and what is gathered for a layer follow the same derivation and have no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cltk.errors import InputError
 from cltk.run.methods import method_name, nearest
 from cltk.run.needs import Needs, needs_of, split
-from cltk.run.shape import Shape, meta_model, shape_of
+from cltk.run.shape import Shape
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SHARDINGS = ("none", "ddp", "fsdp", "zero1", "zero2", "zero3")
@@ -237,77 +236,3 @@ def _divisors(setup: Setup) -> dict[str, int]:
         "gradients": setup.gpus if level >= 2 else 1,
         "weights": setup.gpus if level >= 3 else 1,
     }
-
-
-def estimate_yaml(file: str | Path, model: str | None = None, **given: Any) -> list[Estimate]:
-    """One estimate for every distinct method of an experiment; `given` goes before what the file says.
-
-    The machine is not asked: tf32, bf16 and fp16 may be set where there is no GPU.
-    """
-    from cltk.run.config import read_with_base, validate
-
-    data, lines, files = read_with_base(Path(file), ())
-    train = data.get("train")
-    bf16 = bool(isinstance(train, dict) and (train.get("bf16") or train.get("fp16")))
-    if isinstance(train, dict):
-        data = {**data, "train": {key: value for key, value in train.items() if key not in ("tf32", "bf16", "fp16")}}
-    plan = validate(data, Path(file), lines, files)
-    done: dict[str, Estimate] = {}
-    for cell in plan.cells:
-        spec = model or cell.config.model.pretrained
-        local = plan.folder / spec
-        found = setup_of(cell.config, bf16)
-        done.setdefault(cell.method, replace(
-            estimate_model(str(local) if local.is_dir() else spec, replace(found, **given), cell.config.mitigators),
-            method=cell.method,
-        ))  # fmt: skip
-    return list(done.values())
-
-
-def setup_of(config: Any, bf16: bool) -> Setup:
-    """How this experiment trains; `bf16`: whether its products are narrow."""
-    train, tasks = config.train, [config.data] if config.data else [stage.data for stage in config.stages]
-    return Setup(
-        dtype=config.model.dtype, optim=str(train.get("optim", "adamw_torch_fused")),
-        batch=int(train.get("per_device_train_batch_size", 8)), length=max(data.max_length for data in tasks),
-        accumulation=int(train.get("gradient_accumulation_steps", 1)), compared=bool(config.evals.kl_rows),
-        checkpointing=any(train.get(f"{what}_checkpointing") for what in ("activation", "gradient")), autocast=bf16,
-    )  # fmt: skip
-
-
-def estimate_model(spec: str | Path, setup: Setup, mitigators: Sequence[Any] = ()) -> Estimate:
-    """From a folder, hub id or asset:NAME, whose config alone is read."""
-    return estimate(shape_of(meta_model(spec), mitigators), setup, mitigators)
-
-
-def table(estimates: Sequence[Estimate]) -> Any:
-    """A rich table: a row a method, GB (10^9 bytes) per GPU."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    def gb(count: float) -> str:
-        return f"{count / 1e9:.2f}"
-
-    rows = [
-        [e.method, f"{e.trained / 1e6:.1f}"]
-        + [gb(part) for part in (e.weights, e.gradients, e.optimizer, e.mitigators, e.activations, e.training, e.peak)]
-        + [e.moment]
-        for e in estimates
-    ]
-    first = estimates[0]
-    notes = [
-        "GB on each GPU, with rows of full length; optim: the optimiser's state, mitig: the methods', activ: with temporaries;"
-        " train: the training alone, peak: all of cltk run"
-    ]
-    notes += [f"{e.method}: {gb(e.host)} GB more in CPU memory" for e in estimates if e.host]
-    notes += dict.fromkeys(note for e in estimates for note in e.notes)
-    title = f"{first.parameters / 1e6:.1f} M parameters; rule of thumb, 4 x parameters x bytes: {gb(first.rule)} GB in all"
-    heads = ["method", "M trained", "weights", "grads", "optim", "mitig", "activ", "train", "peak", "at"]
-    below = Text("\n".join(notes))
-    shown = Table(title=title, caption=below, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-    for head in heads:
-        shown.add_column(head, justify="left" if head in ("method", "at") else "right", no_wrap=head == "method")
-    for row in rows:
-        shown.add_row(*map(Text, row))
-    return shown

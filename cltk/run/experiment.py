@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
 import sys
 import traceback
@@ -13,18 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cltk.data import assets
 from cltk.errors import CltkError, DiskError, InputError, RunError
 from cltk.files import check_folder, locked, shipped
 from cltk.ranks import agreed, first, gathered, join, regroup
 from cltk.run import records
 from cltk.run.ahead import check_lengths, check_margins, check_roles, check_training
+from cltk.run.apart import check_apart, models
 from cltk.run.arguments import check_sharding
-from cltk.run.cells import FAILED, Tell, Work, clean
-from cltk.run.config import Cell, Plan, load_config
-from cltk.run.inputs import Inputs, memories
+from cltk.run.cells import Tell, Work
+from cltk.run.config import load_config
+from cltk.run.inputs import Inputs
+from cltk.run.kept import FAILED, clean
 from cltk.run.leakage import check_leaks
 from cltk.run.parts import check_part
+from cltk.run.plans import Cell, Plan
 from cltk.run.tidy import CACHE, sweep
 from cltk.run.trouble import explained
 
@@ -59,34 +60,6 @@ def _named(file: Path) -> Path:
 UPLOADS = ("push_to_hub", "trackio_space_id")
 
 
-def _models(plan: Plan) -> list[Path]:
-    """The folders of all start models, and of other models that methods read."""
-    specs = {cell.config.model.pretrained for cell in plan.cells}
-    specs |= {one.path for cell in plan.cells for one in memories(cell.config.mitigators)}
-    found = []
-    for spec in sorted(specs):
-        if spec.startswith(assets.PREFIX):
-            with suppress(InputError):  # said later, with the key
-                found.append(assets.find(spec.removeprefix(assets.PREFIX).split("/")[0]).folder)
-        else:
-            found += [plan.folder / spec, Path(spec)]  # as it is looked for
-    return [folder for folder in found if any((folder / name).exists() for name in ("config.json", "adapter_config.json"))]
-
-
-def _check_apart(out: Path, model: Path) -> None:
-    """Raises InputError where the output folder is a model's, lies in it or holds it, by whatever name."""
-    there, real = out.resolve(), model.resolve()
-    if any(_same(one, there) for one in (real, *real.parents)):
-        raise InputError(f"--out {out}: this is the start model's folder (or holds it); choose another output folder")
-    if any(_same(one, real) for one in there.parents):
-        raise InputError(f"--out {out}: lies inside the start model's folder; choose another output folder")
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are one folder, also where names differ in case or a folder is mounted twice."""
-    return one == other or (one.exists() and other.exists() and os.path.samefile(one, other))
-
-
 @dataclass
 class ExperimentRun:
     """A validated experiment and its output folder."""
@@ -98,8 +71,8 @@ class ExperimentRun:
     inputs: Inputs = field(init=False)
 
     def __post_init__(self) -> None:
-        for model in _models(self.plan):
-            _check_apart(self.out, model)
+        for model in models(self.plan):
+            check_apart(self.out, model)
         self.inputs = Inputs(self.plan, self.trust)
         self._check_trust()  # what a cell is known by needs its tasks
 

@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cltk.run.config import Cell
     from cltk.run.inputs import Inputs
+    from cltk.run.plans import Cell
 
 NUMERICS = 1  # raised by hand when a number that a cell or a measurement yields changes; see tests/run/test_numerics.py
 

@@ -7,23 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cltk import models
-from cltk.data.readers import locate, read_rows
 from cltk.errors import InputError
 from cltk.files import shipped
 from cltk.measure.early import check_models
 from cltk.measure.evaluate import Suite, TextTask
 from cltk.measure.tasks import names_in
 from cltk.run import identity, records
-from cltk.run.config import Cell, Plan
-from cltk.run.methods import PATH_KEYS, PATH_LISTS, nearest, resolve_path
+from cltk.run.methods import nearest
+from cltk.run.plans import Cell, Plan
 from cltk.run.prepare import Prepared, prepare_data
-from cltk.run.spec import EvalSpec, Source, TaskSpec, TextSpec
-from cltk.run.yaml import read_yaml
-
-YAML = (".yaml", ".yml")
+from cltk.run.sources import YAML, contents, memories, suite_file, text_task
+from cltk.run.spec import TaskSpec, TextSpec
+from cltk.run.spec_data import Source
 
 
 @dataclass
@@ -74,7 +72,7 @@ class Inputs:
             texts = [TextTask(one.stage or "heldout", self.data(one).heldout) for one in cell.trainings]
             for entry in self.entries([*evals.retain, *evals.learn]):
                 if isinstance(entry, TextSpec):
-                    texts.append(self._text(entry, evals))
+                    texts.append(text_task(entry, evals, self.plan.folder))
             harness = self.harness(cell)
             self._suites[key] = harness.with_texts(texts) if harness else Suite([], texts=texts)
         return self._suites[key]
@@ -97,16 +95,6 @@ class Inputs:
                 confirm_run_unsafe_code=evals.confirm_run_unsafe_code, members=evals.members,
             )  # fmt: skip
         return self._suites.get(key)
-
-    def _text(self, entry: TextSpec, evals: EvalSpec) -> TextTask:
-        """The rows of a text that are measured: by its own limit or sample, else by the sample of all measures."""
-        path = resolve_path(entry.text, self.plan.folder, "evals.text")
-        text = TextTask.read(
-            entry.label, path, limit=entry.limit, cluster=entry.cluster, stratum=entry.stratum,
-            config=entry.config, split=entry.split, revision=entry.revision,
-        )  # fmt: skip
-        sample = entry.sample or (evals.sample if entry.limit is None else None)
-        return text if sample is None else text.sampled(sample, evals.sample_seed or 0)
 
     def measured(self, cell: Cell) -> str:
         """The digest of the measurement: cells with the same one share Perf_pre."""
@@ -253,61 +241,5 @@ class Inputs:
         """sha256 of a file's or folder's bytes; on the hub of a data set's rows, or of a model's commit (by `kind`)."""
         key = f"{spec} {name} {split} {revision}"
         if key not in self._digests:
-            found = locate(resolve_path(spec, self.plan.folder, "path"))
-            if found is not None:
-                self._digests[key] = models.tree_digest(found)
-            elif kind in ("models", "others"):
-                self._digests[key] = models.stored_digest(spec)
-            else:
-                self._digests[key] = records.digest_of(read_rows(spec, name=name, split=split, revision=revision))
+            self._digests[key] = contents(spec, self.plan.folder, name, split, revision, kind)
         return self._digests[key]
-
-
-def suite_file(file: Path) -> list[TaskSpec]:
-    """The tasks of a suite: a mapping with `tasks`, and with `sample` where not all of their documents are meant."""
-    data = read_yaml(file)[0]
-    tasks, sample = data.get("tasks"), data.get("sample")
-    try:
-        if not isinstance(tasks, list) or set(data) - {"tasks", "sample"}:
-            raise ValueError
-        found = [TaskSpec(**({"task": task} if isinstance(task, str) else task)) for task in tasks]
-        return [TaskSpec(task=one.task, sample=one.sample or sample) for one in found]
-    except (ValueError, TypeError):
-        raise InputError(
-            f"{file}: a suite is a mapping with `tasks`, a list of task names (or of {{task: NAME, sample: N}}), and `sample`"
-            " where not all documents are meant"
-        ) from None
-
-
-class Read(NamedTuple):
-    """A file, folder or hub id that a mitigator reads, the argument that names it, and what else is said of it there."""
-
-    key: str
-    path: str
-    how: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def of(self) -> tuple[str | None, ...]:
-        """Name, split and revision of a data set."""
-        return tuple(dict(self.how).get(name) for name in ("name", "split", "revision"))
-
-    @property
-    def label(self) -> str:
-        """What digests and messages call it."""
-        return ":".join(filter(None, [self.path, *self.of]))
-
-
-def memories(entries: list[Any]) -> list[Read]:
-    """Every file and folder that mitigators read, behind the argument that names it."""
-    found: list[Read] = []
-    for entry in entries:
-        for key, value in entry.items() if isinstance(entry, dict) else ():
-            listed = (value.values() if isinstance(value, dict) else value) if key in PATH_LISTS else [value]
-            for one in listed:
-                if isinstance(one, str) and key in (*PATH_KEYS, *PATH_LISTS):
-                    found.append(Read(key, one))
-                elif isinstance(one, dict) and isinstance(one.get("path"), str):
-                    found.append(Read(key, one["path"], tuple((name, how) for name, how in one.items() if name != "path")))
-                elif isinstance(one, dict):
-                    found += memories([one])
-    return found

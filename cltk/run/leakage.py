@@ -22,9 +22,10 @@ from cltk.data.messages import words
 from cltk.data.readers import locate
 from cltk.errors import InputError
 from cltk.measure.texts import TextTask
-from cltk.run.config import Cell
-from cltk.run.inputs import Inputs, memories
+from cltk.run.inputs import Inputs
 from cltk.run.methods import resolve_path
+from cltk.run.plans import Cell
+from cltk.run.sources import memories
 
 RUN = 13  # words in a row
 TEMPLATE = 10  # rows in which a run may stand

@@ -15,10 +15,10 @@ from cltk.measure.forgetting import Result, headline
 from cltk.measure.scores import Scores, documents
 from cltk.measure.stream import summarise
 from cltk.run import records
-from cltk.run.config import Cell
 from cltk.run.inputs import Inputs
 from cltk.run.leakage import leaks
 from cltk.run.parts import Part, compared
+from cltk.run.plans import Cell
 from cltk.run.train import Trained
 
 

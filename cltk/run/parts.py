@@ -13,7 +13,7 @@ from cltk.measure.looks import Looks
 from cltk.measure.partial import FIRST, compare_part, marked, until
 from cltk.measure.scores import Scores
 from cltk.measure.subset import check_prompts, positions, restricted
-from cltk.run.config import Cell
+from cltk.run.plans import Cell
 
 
 @dataclass(frozen=True)

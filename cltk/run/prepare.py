@@ -15,7 +15,7 @@ from cltk.data.rows import blocks, filled, split_by
 from cltk.errors import InputError
 from cltk.measure.sampling import choose
 from cltk.run.methods import resolve_path
-from cltk.run.spec import DataSpec, Source
+from cltk.run.spec_data import DataSpec, Source
 
 Rows = list[Row | None]  # None: left out, too long
 

@@ -13,8 +13,9 @@ from cltk import models
 from cltk.errors import InputError
 from cltk.files import locked
 from cltk.run import records
-from cltk.run.config import Cell, Plan, validate
+from cltk.run.config import validate
 from cltk.run.experiment import ExperimentRun
+from cltk.run.plans import Cell, Plan
 from cltk.run.sameness import Difference, causes, changes, choices, differences, documents_of, values_of
 from cltk.run.speed import possible
 from cltk.run.tidy import sweep

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cltk.errors import InputError
 from cltk.files import locked
-from cltk.run.cells import FAILED, KEPT, clean
+from cltk.run.kept import FAILED, KEPT, clean
 from cltk.run.records import RECORD
 
 CACHE = "cache"

@@ -13,8 +13,8 @@ from cltk.data.rows import IGNORED, Collator, pad_id
 from cltk.errors import RunError
 from cltk.ranks import agreed, decided, first, gathered
 from cltk.run.arguments import training_arguments
-from cltk.run.config import Cell
-from cltk.run.prepare import Prepared
+from cltk.run.plans import Cell
+from cltk.run.prepare import Prepared as Prepared
 from cltk.run.prepare import prepare_data as prepare_data
 
 try:

@@ -65,7 +65,8 @@ def estimated(config: Any, model_config: Any) -> str:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from cltk.run.estimate import estimate, setup_of
+    from cltk.run.estimate import estimate
+    from cltk.run.estimates import setup_of
     from cltk.run.shape import shape_of
 
     try:

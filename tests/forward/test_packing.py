@@ -18,18 +18,8 @@ from transformers import Trainer, TrainingArguments, set_seed
 import cltk
 from cltk.data import IGNORED, Collator, tokenize_pairs
 from cltk.errors import InputError
-from cltk.forward.packing import (
-    PackedCollator,
-    arrange,
-    collate_training,
-    head_error,
-    label_head,
-    pack,
-    packing_error,
-    place,
-    predicting,
-    row_counts,
-)
+from cltk.forward.packing import PackedCollator, arrange, collate_training, label_head, pack, place, predicting, row_counts
+from cltk.forward.packing_proof import head_error, packing_error
 from tests.conftest import sentences
 from tests.mitigator_cases import CASES
 

@@ -21,7 +21,8 @@ from cltk.data import read_rows, tokenize_pairs
 from cltk.errors import InputError
 from cltk.measure.evaluate import Suite
 from cltk.models import load_model
-from cltk.run.estimate import Setup, estimate_model
+from cltk.run.estimate import Setup
+from cltk.run.estimates import estimate_model
 from tests.fuzz.test_yaml import ODD, paths
 
 COUNTS = [100, pytest.param(2000, marks=pytest.mark.slow)]

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from cltk.errors import InputError
 from cltk.mitigate import MITIGATORS
-from cltk.run.config import Plan, load_config
+from cltk.run.config import load_config
+from cltk.run.plans import Plan
 from tests.conftest import write_jsonl
 
 EXPERIMENT: dict[str, Any] = {

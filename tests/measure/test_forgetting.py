@@ -12,7 +12,8 @@ from statsmodels.stats.multitest import multipletests
 
 from cltk.errors import InputError
 from cltk.measure import stats
-from cltk.measure.forgetting import compare, confirm, confirmed, difference, explore, span
+from cltk.measure.confirming import confirm, confirmed, difference, explore
+from cltk.measure.forgetting import compare, span
 from cltk.measure.scores import Scores, TaskScores
 
 HIGHER = {"acc": True, "acc_norm": True, "exact_match": True, "nll": False, "err": False, "bleu": True}

@@ -16,7 +16,8 @@ import cltk
 from cltk import tensors
 from cltk.errors import InputError
 from cltk.forward.probe import mean_nll
-from cltk.mitigate.averaging import EMA, LMCocktail, WiSEFT, interpolate, mixture
+from cltk.mitigate.averaging import EMA, WiSEFT, interpolate, mixture
+from cltk.mitigate.cocktail import LMCocktail
 from cltk.mitigate.interface import Mitigator, Plan, Run
 
 ROWS = [{"input_ids": [5, 6, 7, 8, 9, 10]}, {"input_ids": [20, 30, 40, 50]}, {"input_ids": [7, 7, 7]}]

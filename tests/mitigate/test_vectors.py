@@ -13,7 +13,7 @@ import torch
 import cltk
 from cltk import tensors
 from cltk.errors import InputError
-from cltk.mitigate import vectors
+from cltk.mitigate import merging, vectors
 from cltk.mitigate.vectors import DARE, TIES, TaskArithmetic, merge
 from tests.mitigate.test_averaging import train, weights_of
 
@@ -37,7 +37,7 @@ TAUS = [drawn(0), drawn(1), drawn(2)]
 
 def test_a_sum() -> None:
     expected = [sum(column) for column in zip(*map(flat, TAUS), strict=True)]
-    assert flat(vectors.added(TAUS)) == pytest.approx(expected, abs=1e-6)
+    assert flat(merging.added(TAUS)) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 0.9])
@@ -45,51 +45,51 @@ def test_trimming_keeps_the_largest_of_the_whole_vector(density: float) -> None:
     values = flat(TAUS[0])
     order = sorted(range(len(values)), key=lambda i: -abs(values[i]))
     kept = set(order[: max(1, round(density * len(values)))])
-    assert flat(vectors.trimmed(TAUS[0], density)) == [value if i in kept else 0.0 for i, value in enumerate(values)]
+    assert flat(merging.trimmed(TAUS[0], density)) == [value if i in kept else 0.0 for i, value in enumerate(values)]
 
 
 def test_trimming_keeps_ties_and_all_at_density_one() -> None:
     same = {"a": torch.tensor([1.0, -1.0, 1.0, 0.0])}
-    assert vectors.trimmed(same, 0.25)["a"].tolist() == [1, -1, 1, 0]
-    assert vectors.trimmed(same, 1.0)["a"] is same["a"]
+    assert merging.trimmed(same, 0.25)["a"].tolist() == [1, -1, 1, 0]
+    assert merging.trimmed(same, 1.0)["a"] is same["a"]
 
 
 def test_ties_is_trim_elect_and_disjoint_mean() -> None:
-    columns = [flat(vectors.trimmed(tau, 0.5)) for tau in TAUS]
+    columns = [flat(merging.trimmed(tau, 0.5)) for tau in TAUS]
     expected = []
     for values in zip(*columns, strict=True):
         sign = 1 if sum(values) > 0 else -1
         agree = [value for value in values if value * sign > 0]
         expected.append(sum(agree) / len(agree) if agree else 0.0)
-    assert flat(vectors.ties(TAUS, 0.5)) == pytest.approx(expected, abs=1e-6)
-    assert flat(vectors.ties(TAUS, 0.5)) != pytest.approx([sum(values) / 3 for values in zip(*columns, strict=True)])
+    assert flat(merging.ties(TAUS, 0.5)) == pytest.approx(expected, abs=1e-6)
+    assert flat(merging.ties(TAUS, 0.5)) != pytest.approx([sum(values) / 3 for values in zip(*columns, strict=True)])
 
 
 def test_magmax_takes_the_largest_change() -> None:
     expected = [max(values, key=abs) for values in zip(*map(flat, TAUS), strict=True)]
-    assert flat(vectors.magmax(TAUS)) == expected
+    assert flat(merging.magmax(TAUS)) == expected
 
 
 def test_dropping_is_unbiased_and_reproducible() -> None:
     tau = {"a": torch.ones(200, 200), "b": torch.ones(200, 200)}
-    found = vectors.dropped(tau, 0.75, seed=3)
+    found = merging.dropped(tau, 0.75, seed=3)
     assert set(found["a"].unique().tolist()) == {0.0, 4.0}
     assert found["a"].mean().item() == pytest.approx(1, abs=0.05)
     assert not torch.equal(found["a"], found["b"])
-    again = vectors.dropped(dict(reversed(tau.items())), 0.75, seed=3)  # whatever the order
+    again = merging.dropped(dict(reversed(tau.items())), 0.75, seed=3)  # whatever the order
     assert all(torch.equal(found[name], again[name]) for name in tau)
-    assert not torch.equal(found["a"], vectors.dropped(tau, 0.75, seed=4)["a"])
-    assert vectors.dropped(tau, 0.0)["a"] is tau["a"]
+    assert not torch.equal(found["a"], merging.dropped(tau, 0.75, seed=4)["a"])
+    assert merging.dropped(tau, 0.0)["a"] is tau["a"]
 
 
 def test_dare_thins_each_vector_on_its_own() -> None:
     ones = {"a": torch.ones(100, 100)}
-    assert set(vectors.dare([ones, ones], 0.5)["a"].unique().tolist()) == {0.0, 2.0, 4.0}
+    assert set(merging.dare([ones, ones], 0.5)["a"].unique().tolist()) == {0.0, 2.0, 4.0}
 
 
 def test_a_task_vector_is_a_difference_in_float32() -> None:
     start, tuned = ({"a": torch.randn(4).to(torch.bfloat16)} for _ in range(2))
-    found = vectors.task_vector(start, tuned)["a"]
+    found = merging.task_vector(start, tuned)["a"]
     assert found.dtype == torch.float32
     assert found.tolist() == [t - s for s, t in zip(start["a"].tolist(), tuned["a"].tolist(), strict=True)]
 
@@ -119,9 +119,9 @@ def taus(tiny: Callable[..., Any], other: Path) -> tuple[tensors.Named, list[ten
 @pytest.mark.parametrize(
     ("method", "combined"),
     [
-        (lambda o: TaskArithmetic(0.4, [o]), lambda t: vectors.added(t)),
-        (lambda o: TIES(0.4, 0.3, [o]), lambda t: vectors.ties(t, 0.3)),
-        (lambda o: DARE(0.5, 0.4, [o], seed=2), lambda t: vectors.dare(t, 0.5, 2)),
+        (lambda o: TaskArithmetic(0.4, [o]), lambda t: merging.added(t)),
+        (lambda o: TIES(0.4, 0.3, [o]), lambda t: merging.ties(t, 0.3)),
+        (lambda o: DARE(0.5, 0.4, [o], seed=2), lambda t: merging.dare(t, 0.5, 2)),
     ],
 )
 def test_a_class_adds_its_scaled_combination_to_the_start(
@@ -154,7 +154,7 @@ def test_ties_alone_returns_the_small_changes(tiny: Callable[..., Any]) -> None:
 def test_behind_adapters_the_merged_weights_count(tiny: Callable[..., Any]) -> None:
     start, tuned = weights_of(tiny()), weights_of(train(tiny(), [cltk.LoRA(4)]))
     found = weights_of(train(tiny(), [cltk.LoRA(4), TIES(0.5, 0.1)]))
-    expected = vectors.ties([vectors.task_vector(start, tuned)], 0.1)
+    expected = merging.ties([merging.task_vector(start, tuned)], 0.1)
     for name, value in found.items():
         torch.testing.assert_close(value, start[name] + 0.5 * expected[name], rtol=0, atol=1e-6)
 
@@ -242,4 +242,4 @@ def test_the_threshold_is_the_element_of_that_rank() -> None:
     vector = {"a": torch.tensor(values[:50]), "b": torch.tensor(values[50:])}
     ranked = sorted((abs(x) for x in torch.tensor(values).tolist()), reverse=True)
     for keep in (1, 10, 48, 97):
-        assert vectors._threshold(vector, keep / 97) == ranked[keep - 1]
+        assert merging._threshold(vector, keep / 97) == ranked[keep - 1]

@@ -10,7 +10,7 @@ from rich.console import Console
 from cltk.progress import Bar
 from cltk.report.tables import Table
 from cltk.run.estimate import Estimate
-from cltk.run.estimate import table as estimates
+from cltk.run.estimates import table as estimates
 
 NAMES = ["wiki [/x]", "news [en]", "[red]", "[link=file:///etc/passwd]x[/link]", "[/]", "a\\[b]"]
 

@@ -18,6 +18,7 @@ from cltk.errors import InputError
 from cltk.measure import stats
 from cltk.report import tables
 from cltk.report.aggregate import summarize
+from cltk.report.measurement import measured
 from cltk.report.sources import Entry, ScoreFiles, read_entries
 from cltk.run.records import read_json, write_json
 
@@ -379,7 +380,7 @@ def test_numbers_in_words():
 
 
 def test_measured_shows_every_row_and_the_macro_average():
-    table = tables.measured(entry("ewc", 0).record["retain"])
+    table = measured(entry("ewc", 0).record["retain"])
     assert [row[0] for row in table.rows] == ["arc", "piqa", "brown", "macro"]
     d = losses("ewc", "brown", 1)[0]
     found = stats.corrected(stats.paired_mean(d, LABELS))

@@ -12,7 +12,7 @@ import cltk
 from cltk.cli import main
 from cltk.data.conversations import conversations
 from cltk.run.prepare import prepare_data, shares
-from cltk.run.spec import DataSpec
+from cltk.run.spec_data import DataSpec
 from tests.conftest import CHATML, sentences, write_jsonl
 
 CHATS = """\

@@ -15,7 +15,7 @@ from cltk.cli import main
 from cltk.data import split_by
 from cltk.models import load_model
 from cltk.run.records import read_json
-from cltk.run.spec import DataSpec
+from cltk.run.spec_data import DataSpec
 from cltk.run.train import prepare_data
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import cltk
-from cltk.run.estimate import estimate_yaml
+from cltk.run.estimates import estimate_yaml
 from cltk.run.yaml import read_yaml
 
 FOLDER = Path(cltk.__file__).parent.parent / "experiments/llama2-7b"

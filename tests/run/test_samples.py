@@ -137,7 +137,7 @@ def test_a_limit_over_the_sample_of_a_base() -> None:
 def test_rows_of_the_new_task_can_be_sampled(tokenizer: Any) -> None:
     """Another draw for each set, as its file stands; a faulty row is told as one of the sample."""
     from cltk.data import read_rows
-    from cltk.run.spec import DataSpec
+    from cltk.run.spec_data import DataSpec
     from cltk.run.train import prepare_data
 
     rows, pair = read_rows("new.jsonl"), {"path": "new.jsonl", "prompt": "question", "completion": "answer"}

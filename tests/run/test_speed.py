@@ -19,10 +19,12 @@ from cltk.data import IGNORED, Collator
 from cltk.errors import InputError
 from cltk.forward.probe import evaluating, row_nll
 from cltk.run import machine, speed
-from cltk.run.config import Cell, load_config
+from cltk.run.config import load_config
 from cltk.run.methods import build_mitigators
+from cltk.run.plans import Cell
+from cltk.run.proven import Choice
 from cltk.run.spec import SpeedSpec
-from cltk.run.speed import Choice, choose, say, tune_allocator
+from cltk.run.speed import choose, say, tune_allocator
 from cltk.run.train import Counter, DivergedError, Prepared, Trained, make_callbacks, prepare_data, train_cell
 
 NAMES = ["packing", "attention", "grouping", "label_head", "autocast", "fused", "onednn", "allocator"]

@@ -66,7 +66,7 @@ def test_advice_names_what_is_not_lowered_yet(config: Any) -> None:
 
 
 def test_the_estimate_is_that_of_the_command(config: Any, tiny: Any, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cltk.run.estimate import estimate_yaml
+    from cltk.run.estimates import estimate_yaml
 
     monkeypatch.chdir(study)
     model = tiny()

@@ -1,0 +1,88 @@
+"""What names stand for: suites, and the files, folders and data sets that methods read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cltk import models
+from cltk.data.readers import locate, read_rows
+from cltk.errors import InputError
+from cltk.measure.evaluate import TextTask
+from cltk.run import records
+from cltk.run.methods import PATH_KEYS, PATH_LISTS, resolve_path
+from cltk.run.spec import EvalSpec, TaskSpec, TextSpec
+from cltk.run.yaml import read_yaml
+
+YAML = (".yaml", ".yml")
+
+
+def suite_file(file: Path) -> list[TaskSpec]:
+    """The tasks of a suite: a mapping with `tasks`, and with `sample` where not all of their documents are meant."""
+    data = read_yaml(file)[0]
+    tasks, sample = data.get("tasks"), data.get("sample")
+    try:
+        if not isinstance(tasks, list) or set(data) - {"tasks", "sample"}:
+            raise ValueError
+        found = [TaskSpec(**({"task": task} if isinstance(task, str) else task)) for task in tasks]
+        return [TaskSpec(task=one.task, sample=one.sample or sample) for one in found]
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{file}: a suite is a mapping with `tasks`, a list of task names (or of {{task: NAME, sample: N}}), and `sample`"
+            " where not all documents are meant"
+        ) from None
+
+
+class Read(NamedTuple):
+    """A file, folder or hub id that a mitigator reads, the argument that names it, and what else is said of it there."""
+
+    key: str
+    path: str
+    how: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def of(self) -> tuple[str | None, ...]:
+        """Name, split and revision of a data set."""
+        return tuple(dict(self.how).get(name) for name in ("name", "split", "revision"))
+
+    @property
+    def label(self) -> str:
+        """What digests and messages call it."""
+        return ":".join(filter(None, [self.path, *self.of]))
+
+
+def memories(entries: list[Any]) -> list[Read]:
+    """Every file and folder that mitigators read, behind the argument that names it."""
+    found: list[Read] = []
+    for entry in entries:
+        for key, value in entry.items() if isinstance(entry, dict) else ():
+            listed = (value.values() if isinstance(value, dict) else value) if key in PATH_LISTS else [value]
+            for one in listed:
+                if isinstance(one, str) and key in (*PATH_KEYS, *PATH_LISTS):
+                    found.append(Read(key, one))
+                elif isinstance(one, dict) and isinstance(one.get("path"), str):
+                    found.append(Read(key, one["path"], tuple((name, how) for name, how in one.items() if name != "path")))
+                elif isinstance(one, dict):
+                    found += memories([one])
+    return found
+
+
+def text_task(entry: TextSpec, evals: EvalSpec, folder: Path) -> TextTask:
+    """The rows of a text that are measured: by its own limit or sample, else by the sample of all measures."""
+    path = resolve_path(entry.text, folder, "evals.text")
+    text = TextTask.read(
+        entry.label, path, limit=entry.limit, cluster=entry.cluster, stratum=entry.stratum,
+        config=entry.config, split=entry.split, revision=entry.revision,
+    )  # fmt: skip
+    sample = entry.sample or (evals.sample if entry.limit is None else None)
+    return text if sample is None else text.sampled(sample, evals.sample_seed or 0)
+
+
+def contents(spec: str, folder: Path, name: str | None, split: str | None, revision: str | None, kind: str) -> str:
+    """sha256 of a file's or folder's bytes; on the hub of a data set's rows, or of a model's commit (by `kind`)."""
+    found = locate(resolve_path(spec, folder, "path"))
+    if found is not None:
+        return models.tree_digest(found)
+    if kind in ("models", "others"):
+        return models.stored_digest(spec)
+    return records.digest_of(read_rows(spec, name=name, split=split, revision=revision))

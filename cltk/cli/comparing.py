@@ -84,7 +84,7 @@ def compare(options: argparse.Namespace) -> int:
 
     found = _compared(options, dict(options.margin))
     for name, result in found.items():
-        table = measured(result.to_json())
+        table = measured({"rows": [row.to_json() for row in result.rows], "macro": result.macro.to_json()})
         console().print(replace(table, title=f"{table.title}: {result.settings['base']} -> {name}").rich())
         for note in result.notes:
             print(f"note: {note}")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -40,6 +42,24 @@ class Choice:
     def logprob(self) -> float:
         """Log-probability of the likeliest right choice, in nats; nan when none or all choices are right."""
         return max(self.logprobs[i] for i in self.right) if self.ways == self.ways else float("nan")
+
+
+def together(choices: Sequence[Choice]) -> dict[str, list[float]] | None:
+    """`logprob`, `margin` and `margin_norm` of documents with as many finite choices each, at once; None for others."""
+    shape = {(len(one.logprobs), len(one.sizes)) for one in choices}
+    if len(shape) != 1 or any(not 0 < len(one.right) < len(one.logprobs) for one in choices):
+        return None
+    scores, sizes = (np.array([getattr(one, name) for one in choices], np.float64) for name in ("logprobs", "sizes"))
+    right = np.array([[i in one.right for i in range(len(one.logprobs))] for one in choices])
+    if not np.isfinite(scores).all():
+        return None
+    best, wrong = (np.where(mask, scores, -np.inf).max(1) for mask in (right, ~right))
+    found = {"logprob": best.tolist(), "margin": (best - wrong).tolist(), "margin_norm": [math.nan] * len(choices)}
+    if sizes.size:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            best, wrong = (np.where(mask, scores / sizes, -np.inf).max(1) for mask in (right, ~right))
+            found["margin_norm"] = np.where((sizes == 0).any(1), np.nan, best - wrong).tolist()
+    return found
 
 
 def choices_of(task: Any, samples: Sequence[dict[str, Any]]) -> list[Choice]:

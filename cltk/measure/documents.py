@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cltk.errors import InputError
-from cltk.measure.choices import choices_of
+from cltk.measure.choices import choices_of, together
 from cltk.measure.corpus import MISSING, NoIntervalError, corpus_scores
 from cltk.measure.scores import TaskScores
 
@@ -210,7 +210,7 @@ def add_choices(scores: TaskScores, choices: list[Any]) -> None:
     """Log-probability of the right choice, margins over the best wrong one, and choices to guess from."""
     if not choices:
         return
-    margins = {
+    margins = together(choices) or {
         "logprob": [choice.logprob() for choice in choices],
         "margin": [choice.margin() for choice in choices],
         "margin_norm": [choice.margin(per_byte=True) for choice in choices],

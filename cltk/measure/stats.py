@@ -8,9 +8,10 @@ Here are the tests by signs; means and intervals are in `intervals`, claims in `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from cltk.measure.detectable import mcnemar_power, mde
@@ -78,14 +79,42 @@ def sign_flip(d: ArrayLike, clusters: Sequence[str] | None = None, draws: int = 
     m, total = len(units), float(units.sum())
     bound = abs(total) - 1e-12 * float(np.abs(units).sum())  # equal sums in another order of addition are ties
     exact = m < 63 and 2**m <= draws
-    rng = np.random.default_rng(seed)
     count, hits, size = (2**m if exact else draws), 0, max(1, CHUNK // max(m, 1))
+    if not exact and m <= KEPT:
+        sums, flipped = _byte_sums(units), np.zeros(draws)
+        for table, column in zip(sums, _patterns(m, draws, seed), strict=True):
+            flipped += table[column]
+        return (1 + int((np.abs(total - 2 * flipped) >= bound).sum())) / (1 + draws)
+    rng = np.random.default_rng(seed)
     for start in range(0, count, size):
         rows = min(size, count - start)
         if exact:
-            flipped = ((np.arange(start, start + rows)[:, None] >> np.arange(m)) & 1).astype(np.float64)
+            signs = ((np.arange(start, start + rows)[:, None] >> np.arange(m)) & 1).astype(np.float64)
         else:
-            packed = np.frombuffer(rng.bytes(-(-rows * m // 8)), dtype=np.uint8)
-            flipped = np.unpackbits(packed, count=rows * m).reshape(rows, m).astype(np.float64)
-        hits += int((np.abs(total - 2 * (flipped @ units)) >= bound).sum())
+            signs = _drawn(rng, rows, m).astype(np.float64)
+        hits += int((np.abs(total - 2 * (signs @ units)) >= bound).sum())
     return hits / count if exact else (1 + hits) / (1 + count)
+
+
+KEPT = 1 << 12  # units up to which patterns are kept for the next metric: 5 MB
+
+
+@lru_cache(maxsize=4)
+def _patterns(m: int, draws: int, seed: int) -> NDArray[np.uint8]:
+    """Random sign patterns of m units, eight a byte, [m / 8, draws]: the same for all metrics of as many documents."""
+    rng, size = np.random.default_rng(seed), max(1, CHUNK // m)
+    packed = [np.packbits(_drawn(rng, min(size, draws - start), m), axis=1).T for start in range(0, draws, size)]
+    return np.ascontiguousarray(np.concatenate(packed, axis=1))
+
+
+def _drawn(rng: np.random.Generator, rows: int, m: int) -> NDArray[np.uint8]:
+    """Random bits [rows, m]."""
+    return np.unpackbits(np.frombuffer(rng.bytes(-(-rows * m // 8)), dtype=np.uint8), count=rows * m).reshape(rows, m)
+
+
+def _byte_sums(units: Floats) -> Floats:
+    """[m / 8, 256]: the sum of those of eight units whose bit is set, for every byte."""
+    padded = np.zeros(-(-len(units) // 8) * 8)
+    padded[: len(units)] = units
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float64)
+    return np.asarray(padded.reshape(-1, 8) @ bits.T)

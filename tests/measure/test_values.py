@@ -10,6 +10,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cltk
 from cltk.errors import InputError
@@ -305,3 +307,22 @@ def test_such_a_task_does_not_take_the_others_with_it(folder: Path, tiny: Any, t
     result = cltk.measure((tiny(), tokenizer), (tiny(seed=1), tokenizer), ["vague", "index"], include_path=folder)
     assert {row.task for row in result.rows} == {"index"}
     assert any("task vague" in note and "higher_is_better" in note for note in result.notes)
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.floats(-50, 0), min_size=3, max_size=3), st.sets(st.integers(0, 2), min_size=1, max_size=2)))
+)
+def test_choices_together_are_each_by_itself(documents: list[tuple[list[float], set[int]]]) -> None:
+    from cltk.measure.choices import Choice, together
+
+    choices = [Choice(scores, frozenset(right), [3, 5, i % 4]) for i, (scores, right) in enumerate(documents)]
+    found = together(choices)
+    if found is None:
+        assert not choices
+        return
+    for i, one in enumerate(choices):
+        assert found["logprob"][i] == one.logprob()
+        assert found["margin"][i] == one.margin()
+        assert found["margin_norm"][i] == pytest.approx(one.margin(per_byte=True), rel=0, abs=0, nan_ok=True)
+    assert together([*choices, Choice([-1.0, -2.0], frozenset({0}), [1, 1])]) is None
+    assert together([*choices, Choice([-1.0, -math.inf, 0.0], frozenset({0}), [1, 1, 1])]) is None

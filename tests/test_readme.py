@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_tex
 
 
 def test_there_are_snippets_for_the_four_stories() -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
 @pytest.fixture(scope="module")

@@ -142,11 +142,10 @@ def _alike(base: Side, tuned: Side, task: str, prompts: str) -> tuple[TaskScores
     """
     pre, post = base.scores.tasks[task], tuned.scores.tasks[task]
     keys = dict.fromkeys([*pre.settings, *post.settings])
-    odd = [
-        f"{key} {pre.settings.get(key)} and {post.settings.get(key)}"
-        for key in keys
-        if pre.settings.get(key) != post.settings.get(key)
-    ]
+    if base.about.get("harness") != tuned.about.get("harness"):
+        keys = {key: None for key in keys if key in pre.settings and key in post.settings}
+    values = [(key, pre.settings.get(key), post.settings.get(key)) for key in keys]
+    odd = [f"{key} {ours} and {theirs}" for key, ours, theirs in values if ours != theirs and (ours or theirs)]
     answers = [dict(zip(side.scores.tasks[task].doc_hash, side.targets.get(task, []), strict=False)) for side in (base, tuned)]
     both = answers[0].keys() & answers[1].keys()
     if wrong := sum(answers[0][doc] != answers[1][doc] for doc in both):

@@ -88,8 +88,10 @@ def _task(run: Run, name: str, directions: Directions) -> tuple[TaskScores, list
     many = config.get("output_type") == "multiple_choice"
     column = (config.get("metadata") or {}).get("cluster")
     found = samples.read(file, _metrics(own), column, many)
-    count = ((run.data.get("n-samples") or {}).get(name) or {}).get("effective")
     first = next(iter(found.metrics), "none")
+    count = _count(run, name)
+    if count is not None and count != len(found):
+        raise InputError(_other_run(run, name, file, f"{len(found)} of {count} documents are there"))
     scores = TaskScores(
         task=name, values={}, higher_is_better={}, doc_hash=found.doc_hash, prompt_hash=found.prompt_hash,
         cluster=found.cluster, settings=_settings(run, name, config),
@@ -102,10 +104,7 @@ def _task(run: Run, name: str, directions: Directions) -> tuple[TaskScores, list
                 better, named = _direction(run.data, name, metric, directions), _aggregation(config, metric)
                 aggregates.add(scores, metric, suffix, items, better, named, own.get(f"{metric},{chosen}", own.get(metric)))
     except aggregates.MismatchError as error:
-        cut = f"{len(found)} of {count} documents are there; " if isinstance(count, int) and count != len(found) else ""
-        raise InputError(
-            f"task {name}: {file} is not of the run of {run.file.name}, cut, or edited: {cut}{error}; run lm_eval again"
-        ) from None
+        raise InputError(_other_run(run, name, file, str(error))) from None
     if many:
         logged = found.metrics.get(first, {})
         acc = [as_number(logged["acc"].get(number, MISSING)) for number in found.doc_id] if "acc" in logged else None
@@ -115,6 +114,17 @@ def _task(run: Run, name: str, directions: Directions) -> tuple[TaskScores, list
     if sealed and sealed != found.sealed:
         scores.notes.append(f"the hashes of documents in {file.name} are not those that {run.file.name} sealed: it was edited")
     return scores, found.target_hash
+
+
+def _count(run: Run, name: str) -> int | None:
+    """How many documents lm-eval says it scored; None where it does not say."""
+    own, counts = run.data["results"].get(name) or {}, (run.data.get("n-samples") or {}).get(name) or {}
+    said = (own.get("sample_len"), own.get("samples"), counts.get("effective"))
+    return next((number for number in said if isinstance(number, int)), None)
+
+
+def _other_run(run: Run, name: str, file: Path, why: str) -> str:
+    return f"task {name}: {file} is not of the run of {run.file.name}, cut, or edited: {why}; run lm_eval again"
 
 
 def _metrics(own: Mapping[str, Any]) -> dict[str, set[str]]:

@@ -22,7 +22,7 @@ from cltk.mitigate import MITIGATORS, catalog
 
 ROOT = Path(cltk.__file__).parent.parent
 DOCS = ROOT / "docs"
-GUIDES = [("measure",), ("mitigate",), ("run", "report")]  # those of one line share a folder
+GUIDES = [("measure",), ("compare",), ("mitigate",), ("run", "report")]  # those of one line share a folder
 
 
 def hooks() -> Any:
@@ -97,6 +97,7 @@ def test_blocks_are_found_with_their_titles() -> None:
 @pytest.mark.parametrize("guides", GUIDES, ids=["-".join(guides) for guides in GUIDES])
 def test_guides_run(guides: tuple[str, ...], tmp_path: Path) -> None:
     files = [str(DOCS / "guides" / f"{name}.md") for name in ("index", *guides)]
+    (tmp_path / "evals").symlink_to(ROOT / "evals")  # the clone's, with its examples
     environment = {**os.environ, "CLTK_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     command = [sys.executable, str(Path(__file__).with_name("blocks.py")), *files]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -4,15 +4,56 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from cltk.data import assets
 from cltk.errors import InputError
+
+log = logging.getLogger(__name__)
+_device: ContextVar[str | None] = ContextVar("device", default=None)
+
+
+def device() -> str:
+    """Where models are loaded: the device of `on`, else the GPU where there is one, else the CPU."""
+    import torch
+
+    return _device.get() or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def on(name: str | None) -> Iterator[None]:
+    """Inside, models are loaded on this device: "cpu", "cuda", "cuda:1", "mps"; None changes nothing.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    if name is not None:
+        _check_device(name)
+    token = _device.set(name or _device.get())
+    try:
+        yield
+    finally:
+        _device.reset(token)
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+        if torch.device(name).type == "meta":
+            raise ValueError
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError):
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise InputError(f"device: {name!r} is not on this machine; what is: {', '.join(there)}") from None
 
 
 def load_model(spec: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -41,8 +82,9 @@ def load_model(spec: str | Path, *, dtype: str = "float32", trust_remote_code: b
             )
     except Exception as error:
         raise InputError(f"model {spec}: cannot be loaded ({_first_line(error)})") from None
-    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device), tokenizer
+    where: Any = device()
+    log.info(f"{spec}: {str(model.dtype).removeprefix('torch.')} on {where}")
+    return model.to(where), tokenizer
 
 
 LAZY = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # of accelerate's launcher: only the first rank reads weights, the others hold none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from types import TracebackType
@@ -10,25 +11,26 @@ from typing import Any
 from cltk.secrets import hidden
 
 
-def console() -> Any:
+def console(stderr: bool = False) -> Any:
     """Where tables are printed: a file or a pipe has no width of its own, and takes 140 columns unless COLUMNS says."""
     from rich.console import Console
 
-    found = Console()
-    return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=140)
+    found = Console(stderr=stderr)
+    return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=140, stderr=stderr)
 
 
 class Bar:
     """A rich progress bar fed with (what, done, total, detail); a new `what` starts a new bar.
 
-    Where the output is no terminal, a line is printed when a piece of work ends or every 30 seconds.
+    Where the output is no terminal, a line is printed when a piece of work ends or every 30 seconds. Nothing is, where cltk's
+    logs say errors alone (`-q`).
     """
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=not logging.getLogger("cltk").isEnabledFor(logging.WARNING))
         self.progress = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[detail]}", markup=False),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cltk.cli import comparing, lookup, measuring, reporting, running, training
+from cltk.cli import comparing, lookup, measuring, reporting, running, speech, training
 from cltk.cli.options import Parser, Versions
 from cltk.errors import CltkError
 from cltk.secrets import hidden
@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries below draw bars of their own; one progress line is enough
     options = parser().parse_args(arguments)
     try:
-        return options.command(options) or 0
+        with speech.heard(speech.level(options)):
+            return options.command(options) or 0
     except CltkError as error:
         print(f"cltk: {hidden(' '.join(str(error).split()))}", file=sys.stderr)
         return error.exit_code
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=run)
+        speech.add(sub)
         return sub
 
     for room in (running, training, measuring, comparing, reporting, lookup):

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cltk.cli import gating
-from cltk.cli.options import Command, margin
-from cltk.progress import console
+from cltk.cli.options import Command, json_option, margin, out, put_json, say
 
 
 def add(command: Command) -> None:
@@ -18,14 +17,14 @@ def add(command: Command) -> None:
     sub.add_argument(
         "--margin", type=margin, metavar="METRIC=LOSS", action="append", default=[], help="a loss that does not matter"
     )
-    sub.add_argument("--json", type=Path, help="write the result here, documents included")
+    json_option(sub, any_name=True)
     sub.add_argument("--gate", action="store_true", help=f"hold the result against the budgets, as `cltk gate`; {gating.CODES}")
     gating.options(sub)
 
     sub = command("gate", gate, f"hold runs that exist against a budget of forgetting; {gating.CODES}")
     _runs(sub)
     gating.options(sub)
-    sub.add_argument("--json", type=Path, help="also write the checks here")
+    json_option(sub, any_name=True)
 
 
 def _runs(sub: argparse.ArgumentParser) -> None:
@@ -83,17 +82,16 @@ def compare(options: argparse.Namespace) -> int:
     from cltk.report.measurement import measured
 
     found = _compared(options, dict(options.margin))
+    if options.json:
+        results = {name: result.to_json() for name, result in found.items()}
+        put_json(options.json, next(iter(results.values())) if len(results) == 1 else {"results": results})
+    shown = out(options.json)
     for name, result in found.items():
         table = measured({"rows": [row.to_json() for row in result.rows], "macro": result.macro.to_json()})
-        console().print(replace(table, title=f"{table.title}: {result.settings['base']} -> {name}").rich())
+        shown.print(replace(table, title=f"{table.title}: {result.settings['base']} -> {name}").rich())
         for note in result.notes:
-            print(f"note: {note}")
+            say(shown, f"note: {note}")
     if len(found) > 1:
         for name, row in confirmed(found).items():
-            print(f"{name}: {row.verdict} (Holm over {len(found)} models)")
-    if options.json:
-        from cltk.run.records import write_json
-
-        results = {name: result.to_json() for name, result in found.items()}
-        write_json(options.json, next(iter(results.values())) if len(results) == 1 else {"results": results})
+            say(shown, f"{name}: {row.verdict} (Holm over {len(found)} models)")
     return _held(options, found) if options.gate or options.budget else 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cltk.cli.options import out, put_json, say
 from cltk.files import write_text
 
 CODES = "exit code 0: within budget, 3: over, 4: cannot tell"
@@ -52,14 +53,12 @@ def conclude(options: argparse.Namespace, found: Mapping[str, Any], pair: Callab
     pairs = [*((options.base, run) for run in options.repeats), *(tuple(runs) for runs in options.noise)]
     held = gate(found, budgets, [pair(*runs) for runs in pairs])
     for model in held.models:
-        print(line(held, model))
+        say(out(options.json), line(held, model))
     if options.markdown:
         write_text(options.markdown, markdown(held))
     if options.junit:
         write_text(options.junit, junit(held, options.on_unknown))
     if options.command.__name__ == "gate" and options.json:
-        from cltk.run.records import write_json
-
         code = held.code(options.on_unknown)
-        write_json(options.json, {**held.to_json(), "on_unknown": options.on_unknown, "exit_code": code})
+        put_json(options.json, {**held.to_json(), "on_unknown": options.on_unknown, "exit_code": code})
     return held.code(options.on_unknown)

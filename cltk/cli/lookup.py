@@ -5,21 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
-from cltk.cli.options import Command
+from cltk.cli.options import Command, json_option, out, put_json, to_stdout
 from cltk.errors import InputError
-from cltk.progress import console
 
 
 def add(command: Command) -> None:
     """Options of what lists and explains."""
     sub = command("methods", methods, "list the methods, or show one's card: formula, cost, settings, examples")
     sub.add_argument("name", nargs="?", help="a method's name, as in an experiment's YAML")
-    sub.add_argument("--json", action="store_true", help="as JSON on standard output")
+    json_option(sub)
 
     sub = command("assets", assets, "list, fetch or locate the pinned models and data sets")
     sub.add_argument("action", choices=["list", "fetch", "path"])
     sub.add_argument("names", nargs="*", metavar="NAME")
+    json_option(sub)
 
     sub = command("schema", schema, "print the JSON schema of an experiment file, or of what measure and compare write")
     sub.add_argument("what", nargs="?", choices=["experiment", "result"], default="experiment")
@@ -35,12 +36,11 @@ def methods(options: argparse.Namespace) -> int:
 
     if options.json:
         chosen = [catalog.card(options.name)] if options.name else list(catalog.cards().values())
-        print(json.dumps([asdict(card) for card in chosen], indent=1))
-    elif options.name:
-        console().print(Markdown(catalog.card(options.name).markdown()))
-    else:
-        wide = console()
-        wide.print(catalog.table(wide.width))
+        put_json(options.json, [asdict(card) for card in chosen])
+    if to_stdout(options.json):
+        return 0
+    wide = out(options.json)
+    wide.print(Markdown(catalog.card(options.name).markdown()) if options.name else catalog.table(wide.width))
     return 0
 
 
@@ -49,19 +49,31 @@ def assets(options: argparse.Namespace) -> int:
     from cltk.data import assets as store
 
     if options.action == "list":
-        for asset in store.ASSETS.values():
-            state = "fetched" if asset.folder.is_dir() else "not fetched"
-            print(f"{asset.name:24} {asset.package} {asset.version} ({state}): {asset.description}; licence: {asset.licence}")
+        found = [asset_line(asset) for asset in store.ASSETS.values()]
+        put_json(options.json, found)
+        for one in () if to_stdout(options.json) else found:
+            state = "fetched" if one["fetched"] else "not fetched"
+            print(
+                f"{one['name']:24} {one['package']} {one['version']} ({state}): {one['description']}; licence: {one['licence']}"
+            )
         return 0
     names = options.names or (list(store.ASSETS) if options.action == "fetch" else [])
     if not names:
         raise InputError(f"assets {options.action}: name at least one of {', '.join(store.ASSETS)}")
+    places = {}
     for name in names:
-        if options.action == "fetch":
-            print(store.fetch(name, progress=lambda line: print(line, file=sys.stderr)))
-        else:
-            print(store.path(name))
+        fetched = options.action == "fetch"
+        places[name] = store.fetch(name, progress=lambda line: print(line, file=sys.stderr)) if fetched else store.path(name)
+        if not to_stdout(options.json):
+            print(places[name])
+    put_json(options.json, [{"name": name, "path": str(place)} for name, place in places.items()])
     return 0
+
+
+def asset_line(asset: Any) -> dict[str, Any]:
+    """What `cltk assets list` says of an asset."""
+    told = {name: getattr(asset, name) for name in ("name", "package", "version", "description", "licence")}
+    return {**told, "fetched": asset.folder.is_dir()}
 
 
 def schema(options: argparse.Namespace) -> int:

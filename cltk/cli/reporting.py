@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cltk.cli.options import Command
-from cltk.progress import console
+from cltk.cli.options import Command, json_option, out, put_json
 
 
 def add(command: Command) -> None:
@@ -23,7 +22,7 @@ def add(command: Command) -> None:
     sub.add_argument("--reference", default="plain*", help="the methods to beat: a pattern of their names (default: plain*)")
     sub.add_argument("--new", default="heldout", help="the task that is learned (default: heldout)")
     sub.add_argument("--old", help="the task that is forgotten (default: the first of evals.retain)")
-    sub.add_argument("--json", type=Path, help="write the numbers here")
+    json_option(sub, any_name=True)
 
 
 def report(options: argparse.Namespace) -> int:
@@ -42,12 +41,10 @@ def matched(options: argparse.Namespace) -> int:
     from cltk.report.matched import table
     from cltk.report.settings import first_retained
     from cltk.report.sources import read_entries
-    from cltk.run.records import write_json
 
     old = options.old or first_retained(read_entries(options.runs[0])[0].record)
     found = compare(options.runs, options.reference, options.new, old)
-    console().print(table(found, options.reference, old).rich())
-    if options.json:
-        settings = {"reference": options.reference, "new": options.new, "old": old}
-        write_json(options.json, {**settings, "settings": [asdict(one) for one in found]})
+    out(options.json).print(table(found, options.reference, old).rich())
+    settings = {"reference": options.reference, "new": options.new, "old": old}
+    put_json(options.json, {**settings, "settings": [asdict(one) for one in found]})
     return 0

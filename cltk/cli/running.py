@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cltk.cli.options import TRUST, Command
+from cltk.cli.options import TRUST, Command, json_option, put_json, to_stdout
 
 
 def add(command: Command) -> None:
@@ -29,6 +29,7 @@ def add(command: Command) -> None:
     sub.add_argument("--yes", action="store_true", help="remove what is listed")
     sub.add_argument("--unfinished", action="store_true", help="also checkpoints of cells without a record: they begin anew")
     sub.add_argument("--models", action="store_true", help="also the tuned weights of cells that have a record")
+    json_option(sub)
 
     sub = command("reproduce", reproduce, "run a record's cell again and compare every number; exit code 0 or 1")
     sub.add_argument("record", type=Path, help="a record.json, or a folder of records")
@@ -101,12 +102,14 @@ def clean(options: argparse.Namespace) -> int:
     from cltk.run.tidy import leftovers, remove
 
     found = leftovers(options.runs, unfinished=options.unfinished, models=options.models)
-    for left in found:
+    put_json(options.json, [{"path": str(left.path), "what": left.what, "bytes": left.size} for left in found])
+    for left in () if to_stdout(options.json) else found:
         print(f"{left.size / 1e6:10.1f} MB  {left.path}: {left.what}")
     total = f"{sum(left.size for left in found) / 1e6:.1f} MB"
     if options.yes:
         remove(options.runs, found)
-    print(f"{total} removed" if options.yes else f"{total} can go; --yes removes it" if found else "nothing to remove")
+    if not to_stdout(options.json):
+        print(f"{total} removed" if options.yes else f"{total} can go; --yes removes it" if found else "nothing to remove")
     return 0
 
 

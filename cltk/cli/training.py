@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from cltk.cli.options import Command
+from cltk.cli.options import Command, device_option, json_option, put_json, to_stdout
 from cltk.errors import InputError
 from cltk.progress import console
 
@@ -25,6 +25,7 @@ def add(command: Command) -> None:
     sub.add_argument("--floor", type=float, default=0.0, help="add so many times the mean to every element")
     sub.add_argument("--rtol", type=float, help="stop at this relative standard error of the trace, such as 0.05")
     sub.add_argument("--seed", type=int, default=0)
+    device_option(sub)
     sub.add_argument("--autocast", action="store_true", help="gradients in bfloat16, sums in float32: faster, less exact")
 
     sub = command("estimate", estimate, "bytes a training will hold on each GPU, from the model's config alone")
@@ -41,19 +42,20 @@ def add(command: Command) -> None:
     sub.add_argument("--counted", type=float, help="share of positions whose loss counts (default: 1)")
     sub.add_argument("--checkpointing", action="store_true", default=None, help="gradient checkpointing")
     sub.add_argument("--autocast", action="store_true", default=None, help="bfloat16 products of float32 weights (train.bf16)")
-    sub.add_argument("--json", action="store_true", help="as JSON on standard output, in bytes")
+    json_option(sub)
 
 
 def fisher(options: argparse.Namespace) -> int:
     """`cltk fisher`: compute and save an importance; continues an interrupted one."""
     from cltk.data.memories import memory_rows
     from cltk.mitigate import fisher as compute
-    from cltk.models import load_model
+    from cltk.models import load_model, on
     from cltk.progress import Bar
 
     if options.out.suffix != ".safetensors":
         raise InputError(f"--out {options.out}: the file must end in .safetensors")
-    model, tokenizer = load_model(options.model)
+    with on(options.device):
+        model, tokenizer = load_model(options.model)
     rows = memory_rows(options.memory, tokenizer, options.block)
     total = min(len(rows), options.samples or len(rows))
     partial = options.out.with_suffix(".partial.safetensors")
@@ -86,8 +88,7 @@ def estimate(options: argparse.Namespace) -> int:
         found = estimate_yaml(options.yaml, options.model, **given)
     else:
         found = [estimate_model(options.model, Setup(**given), options.method)]
-    if options.json:
-        print(json.dumps([one.to_json() for one in found], indent=1))
-    else:
+    put_json(options.json, [one.to_json() for one in found])
+    if not to_stdout(options.json):
         console().print(table(found))
     return 0

@@ -12,7 +12,7 @@ from cltk.measure.documents import fails_on_made_up, task_scores
 from cltk.measure.faults import run
 from cltk.measure.harness import by_document, fits_positions, has_start, make_lm
 from cltk.measure.isolation import isolated
-from cltk.measure.prompting import FEWSHOT_SEED, restore
+from cltk.measure.prompting import restore
 from cltk.measure.scores import TaskScores
 from cltk.measure.stderr import fill_stderr
 
@@ -75,7 +75,7 @@ def _evaluate(suite: Suite, lm: Any, loaded: dict[str, Any], **chosen: Any) -> t
     from lm_eval.evaluator import evaluate
 
     for task in loaded["tasks"].values():
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        task.set_fewshot_seed(seed=suite.prompting.seeds[3])
     restore(suite.seeded)
     settings = {**suite.prompting.arguments(), "confirm_run_unsafe_code": suite.confirm_run_unsafe_code, **chosen}
     with isolated(loaded["tasks"]) as failures, np.errstate(all="ignore"):  # what is not finite is named later

@@ -34,7 +34,7 @@ def measure(
     base: Model,
     tuned: Model | list[Model],
     tasks: Sequence[str] | str = (),
-    limit: int | None = None,
+    limit: float | None = None,
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
     batch_size: int | str = "auto",
@@ -56,6 +56,7 @@ def measure(
     journal: bool = True,
     kl_rows: int = 16,
     progress: Progress | None = None,
+    seed: int | str | Sequence[int] | None = None,
 ) -> Result | list[Result]:
     """What did `tuned` forget that `base` knew? Forgetting = Perf_pre - Perf_ft, paired document by document.
 
@@ -67,7 +68,7 @@ def measure(
         base, tuned: a folder, hub id, "asset:NAME", or a live pair (model, tokenizer). A list of tuned ones is compared with
             a base that is scored once, and gives a list of results.
         tasks: lm-eval's names of tasks, groups and tags, patterns and task files; see `Suite`.
-        limit: the first documents of each task; all when None.
+        limit: the first documents of each task, or below 1 that fraction of them; all when None.
         num_fewshot: examples in the prompt; each task's own number when None. A task whose file says 0 keeps it, which
             `.notes` says.
         include_path: folder of task YAML, such as `evals/tasks`.
@@ -85,6 +86,7 @@ def measure(
         scorer: "prefix", or "stock" for lm-eval's own HFLM.
         journal: whether finished requests are kept.
         kl_rows: rows of each text on which forward KL(base || tuned) is measured, with both models in memory; 0 for none.
+        seed: of Python, numpy, torch and the examples, as lm-eval's `--seed`.
 
     Returns:
         `Result` with `.rows`, `.macro`, `.samples`, `.divergence` when there are texts, and `.settings`: the models' names,
@@ -100,7 +102,7 @@ def measure(
         tasks, texts=held_out, limit=limit, sample=sample, sample_seed=sample_seed, num_fewshot=num_fewshot,
         include_path=include_path, chat_template=chat_template,
         system_instruction=system_instruction, fewshot_as_multiturn=fewshot_as_multiturn, gen_kwargs=gen_kwargs,
-        confirm_run_unsafe_code=confirm_run_unsafe_code, members=members,
+        confirm_run_unsafe_code=confirm_run_unsafe_code, members=members, seed=seed,
     )  # fmt: skip
     options(scorer, batch_size)
     if not isinstance(kl_rows, int) or isinstance(kl_rows, bool) or kl_rows < 0:

@@ -18,7 +18,7 @@ from cltk.measure.groups import Group, grouped
 from cltk.measure.harness import Progress, fits_vocabulary, has_nll, quiet
 from cltk.measure.identity import identity
 from cltk.measure.loading import Scratch, check, load_tasks, something
-from cltk.measure.prompting import Prompting, own_randomness, restore, seed, states
+from cltk.measure.prompting import Prompting, own_randomness, restore, seed, seeds_of, states
 from cltk.measure.rules import given, rules_digest
 from cltk.measure.sampling import Sample
 from cltk.measure.scores import Scores
@@ -37,7 +37,7 @@ class Suite:
         tasks: names of lm-eval tasks, groups or tags, patterns ("mmlu_*") or task files (.yaml), from lm-eval itself (needs a
             hub) or from `include_path`: a list, or one string with commas. A group has one row, weighted as its file says.
         texts: held-out texts whose token NLL is measured too.
-        limit: the first N documents of each lm-eval task, as lm-eval's own; all when None.
+        limit: the first N documents of each lm-eval task, as lm-eval's own, or below 1 that fraction of them; all when None.
         sample: N random documents of each task and text instead, the same for every model; a fraction of them; or a mapping
             of names to such numbers. Clusters stay whole and strata have their shares (`cltk.measure.sampling.choose`).
         sample_seed: of the sample.
@@ -50,6 +50,7 @@ class Suite:
         gen_kwargs: of generation, over the task's own: a mapping, or "name=value,name=value".
         confirm_run_unsafe_code: consent to tasks that run code which the model writes (HumanEval, MBPP).
         members: whether the tasks of a group have rows too; averages count the group alone.
+        seed: of Python, numpy, torch and the examples, as lm-eval's `--seed`; 0,1234,1234,1234 when None.
 
     Raises:
         InputError: an unknown task, two measures of one name, a task whose data cannot be had, a limit below 1, a limit beside
@@ -61,7 +62,7 @@ class Suite:
         tasks: Sequence[str] | str,
         *,
         texts: Sequence[TextTask] = (),
-        limit: int | None = None,
+        limit: float | None = None,
         sample: Sample | Mapping[str, Sample] | None = None,
         sample_seed: int = 0,
         num_fewshot: int | None = None,
@@ -73,15 +74,16 @@ class Suite:
         trust: bool = True,
         confirm_run_unsafe_code: bool = False,
         members: bool = False,
+        seed: int | str | Sequence[int] | None = None,
     ) -> None:
         self.selection = Selection(limit, sample, sample_seed)
-        self.names, self.limit, self.include_path = task_names(tasks), limit, include_path
+        self.names, self.limit, self.include_path = task_names(tasks), self.selection.limit, include_path
         self.texts = [self.selection.text(text) for text in texts]
         if not self.names and not self.texts:
             raise InputError("tasks: name at least one task to measure")
-        self.trust = trust
-        self.confirm_run_unsafe_code, self.members = confirm_run_unsafe_code, members
-        self.prompting = Prompting(num_fewshot, chat_template, system_instruction, fewshot_as_multiturn, gen_kwargs)
+        self.trust, self.confirm_run_unsafe_code, self.members = trust, confirm_run_unsafe_code, members
+        prompts = num_fewshot, chat_template, system_instruction, fewshot_as_multiturn, gen_kwargs
+        self.prompting = Prompting(*prompts, seeds_of(seed))
         self.notes: list[str] = []  # what was asked for and is not done
         self._loaded: Any = None
         self.seeded: Any = None  # the random states in which lm-eval builds its requests
@@ -95,7 +97,7 @@ class Suite:
         if self._loaded is None and self.names:
             self._scratch = Scratch()
             with quiet(), own_randomness():
-                seed()
+                seed(self.prompting.seeds)
                 consent = self.trust, self.confirm_run_unsafe_code
                 loaded = load_tasks(self.names, self.include_path, self._scratch.path, *consent)
                 self.seeded = states()
@@ -121,16 +123,15 @@ class Suite:
         """The same tasks, loaded once for both, and these texts as they are."""
         self.load()
         other = copy.copy(self)
-        other.texts = list(texts)
+        other.texts = [*texts]
         other._check_names(other._loaded["tasks"] if other._loaded else [])
         return other
 
     def rules(self) -> dict[str, str]:
         """sha256 (hex) of every task's documents, right answers, metrics and filters: what its requests do not show."""
-        loaded = self.load()
-        tasks = loaded["tasks"] if loaded else {}
         found = {
-            name: rules_digest(task, self.chosen[name].of(task.eval_docs), self.include_path) for name, task in tasks.items()
+            name: rules_digest(task, self.chosen[name].of(task.eval_docs), self.include_path)
+            for name, task in (self.load() or {"tasks": {}})["tasks"].items()
         }
         return found | {group.name: hashlib.sha256(repr(group).encode()).hexdigest() for group in self.groups()}
 
@@ -157,8 +158,7 @@ class Suite:
 
     def cluster_sizes(self) -> dict[str, list[int]]:
         """Documents in each cluster that will be scored, of the tasks that name their clusters."""
-        loaded = self.load()
-        return cluster_sizes(loaded["tasks"], self.chosen, self.groups()) if loaded else {}
+        return cluster_sizes(loaded["tasks"], self.chosen, self.groups()) if (loaded := self.load()) else {}
 
     def _requests(self, tokenizer: Any = None) -> dict[str, list[Any]]:
         """What lm-eval will ask of a model, by task; a chat template needs the tokenizer."""
@@ -166,8 +166,8 @@ class Suite:
         with quiet(), own_randomness():
             restore(self.seeded or states())
             for name, task in loaded["tasks"].items() if loaded else ():
-                samples = self.chosen[name].indices
-                asked[name] = [one.args for one in attempt(name, self.prompting.build, task, self.limit, samples, tokenizer)]
+                chosen = self.chosen[name].limit, self.chosen[name].indices
+                asked[name] = [one.args for one in attempt(name, self.prompting.build, task, *chosen, tokenizer)]
         return asked
 
     def check(self, tokenizers: Mapping[str, Any]) -> None:

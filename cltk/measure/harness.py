@@ -93,8 +93,9 @@ def quiet() -> Iterator[None]:
         lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface,
     )  # fmt: skip
     drawn = [module.tqdm for module in drawers]
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    if not logging.getLogger("cltk").isEnabledFor(logging.DEBUG):
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
     for module in drawers:
         module.tqdm = _no_bar  # it passes `disable` itself, so that no setting reaches it
     datasets.disable_progress_bars()

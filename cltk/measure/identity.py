@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cltk import tensors
+from cltk import models, tensors
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")
 PLACES = (
@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
 
 def device() -> str:
     """The kind of device that a model is loaded on."""
-    return _device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return _device(torch.device(models.device()))
 
 
 def _inner(model: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,8 @@ import torch
 from cltk.errors import InputError
 from cltk.measure.trust import check_generation
 
-FEWSHOT_SEED = 1234  # lm-eval's own default
+Seeds = tuple[int, int, int, int]
+SEEDS: Seeds = (0, 1234, 1234, 1234)  # lm-eval's own: of Python, numpy, torch, and the draw of examples
 States = tuple[Any, Any, Any, Any]
 
 
@@ -34,6 +35,7 @@ class Prompting:
     system_instruction: str | None = None
     fewshot_as_multiturn: bool = True
     gen_kwargs: Mapping[str, Any] | str | None = None
+    seeds: Seeds = SEEDS
 
     def __post_init__(self) -> None:
         shots = self.num_fewshot
@@ -76,7 +78,7 @@ class Prompting:
 
         Few-shot examples are drawn anew.
         """
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        task.set_fewshot_seed(seed=self.seeds[3])
         task.build_all_requests(limit=limit, samples=samples, rank=0, world_size=1, **self._arguments(tokenizer))
         return task.instances
 
@@ -91,6 +93,8 @@ class Prompting:
     def settings(self) -> dict[str, Any]:
         """What must be equal before and after, by name; what was left alone is left out."""
         given: dict[str, Any] = {"system_instruction": self.system_instruction, "gen_kwargs": self.generation() or None}
+        if self.seeds != SEEDS:
+            given["seeds"] = list(self.seeds)
         if self.chat_template:
             given["fewshot_as_multiturn"] = self.fewshot_as_multiturn
         return {"chat_template": self.chat_template, **{key: value for key, value in given.items() if value is not None}}
@@ -104,7 +108,7 @@ class Prompting:
         return {
             "num_fewshot": self.num_fewshot, "system_instruction": self.system_instruction, "chat_template": template,
             "fewshot_as_multiturn": self.chat_template and self.fewshot_as_multiturn, "gen_kwargs": self.generation() or None,
-            "random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": FEWSHOT_SEED, **versions,
+            **dict(zip(("random_seed", "numpy_seed", "torch_seed", "fewshot_seed"), self.seeds, strict=True)), **versions,
         }  # fmt: skip
 
     def check_template(self, tokenizer: Any, who: str) -> None:
@@ -125,11 +129,32 @@ class Prompting:
         return {**self.arguments(), "chat_template": partial(HFLM.apply_chat_template, stub), "tokenizer_name": name}
 
 
-def seed() -> None:
+def seeds_of(given: int | str | Sequence[int] | None) -> Seeds:
+    """lm-eval's `--seed`: one number for all four, or "python,numpy,torch,examples", of which the last may be left out.
+
+    Raises:
+        InputError: anything else; also `None` for one of them, which lm-eval draws by chance: both models need the same.
+    """
+    if given is None:
+        return SEEDS
+    listed = given.split(",") if isinstance(given, str) else list(given) if isinstance(given, Sequence) else [given]
+    try:
+        found = [int(one) for one in listed if isinstance(one, int | str) and not isinstance(one, bool)]
+    except (TypeError, ValueError):
+        found = []
+    found = found * 4 if len(found) == 1 else [*found, SEEDS[3]] if len(found) == 3 else found
+    if len(found) != 4 or len(listed) not in (1, 3, 4) or min(found) < 0:
+        raise InputError(
+            f"seed: expected a whole number from 0, or four of them (Python, numpy, torch, examples), got {given!r}"
+        )
+    return found[0], found[1], found[2], found[3]
+
+
+def seed(seeds: Seeds = SEEDS) -> None:
     """The seeds that `simple_evaluate` sets before it loads tasks: some shuffle their documents or choices while loading."""
-    random.seed(0)
-    np.random.seed(1234)
-    torch.manual_seed(1234)
+    random.seed(seeds[0])
+    np.random.seed(seeds[1])
+    torch.manual_seed(seeds[2])
 
 
 def states() -> States:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,7 @@ class Selection:
     """The first `limit` documents of every lm-eval task, as lm-eval's own, or a random `sample` of tasks and texts.
 
     Args:
+        limit: documents, or below 1 the fraction of them.
         sample: documents or a fraction of them; by the names that were given (task, group, tag, pattern, text) where it
             is a mapping, in which what is not named has all its documents. Of a group or tag it is that of each task.
         seed: of all samples; every task and text has its own draw by its name, whatever stands beside it.
@@ -57,13 +59,12 @@ class Selection:
         InputError: both; a limit below 1; a sample that is no number of documents; a seed that is no whole number.
     """
 
-    limit: int | None = None
+    limit: float | None = None
     sample: Sample | Mapping[str, Sample] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.limit is not None and (not isinstance(self.limit, int) or isinstance(self.limit, bool) or self.limit < 1):
-            raise InputError(f"limit: expected a whole number of documents from 1, got {self.limit!r}")
+        object.__setattr__(self, "limit", whole_limit(self.limit))
         given = self.sample if isinstance(self.sample, Mapping) else {"": self.sample}
         for name, one in given.items():
             if one is not None or name:
@@ -101,7 +102,8 @@ class Selection:
         documents = task.eval_docs
         total = len(documents)
         if sample is None:
-            return Chosen(total, self.limit, notes=_order(name, task, documents, self.limit))
+            limit = None if self.limit is None else documents_in(total, self.limit)
+            return Chosen(total, limit, notes=_order(name, task, documents, limit))
         asked = documents_in(total, sample)
         if asked == total:
             return Chosen(total, notes=[described(sample, self.seed, range(total), total)])
@@ -119,6 +121,21 @@ def row_sizes(tasks: Iterable[str], chosen: Mapping[str, Chosen], groups: Sequen
     inside = {name for group in groups for name in group.members}
     kept = {name: n for name, n in counts.items() if members or name not in inside}
     return kept | {group.name: sum(counts[name] for name in group.members) for group in groups}
+
+
+def whole_limit(limit: object) -> int | float | None:
+    """A limit as lm-eval reads it: below 1 a fraction of the documents, else a number of them, cut to a whole one (1.0 is 1).
+
+    Raises:
+        InputError: no number above 0.
+    """
+    if limit is None:
+        return None
+    if not isinstance(limit, int | float) or isinstance(limit, bool) or not 0 < limit < math.inf:
+        raise InputError(
+            f"limit: expected a whole number of documents from 1, got {limit!r}; a fraction of them is between 0 and 1"
+        )
+    return limit if limit < 1 else int(limit)
 
 
 def cluster_sizes(loaded: Mapping[str, Any], chosen: Mapping[str, Chosen], groups: Iterable[Group]) -> dict[str, list[int]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from cltk.errors import InputError
+from cltk.measure.tasks import files_of
 
 
 def options(scorer: str, batch_size: int | str) -> int | str:
@@ -52,9 +53,9 @@ def _seconds(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def task_names(tasks: Sequence[str] | str) -> list[str]:
-    """Task names from a list, or from one string with commas."""
+    """Task names from a list, or from one string with commas; a folder or pattern of files is its files."""
     listed = tasks.split(",") if isinstance(tasks, str) else list(tasks)
     for name in listed:
         if not isinstance(name, str):
             raise InputError(f"tasks: expected names, got {type(name).__name__} {str(name)[:60]!r}")
-    return [name.strip() for name in listed if name.strip()]
+    return [one for name in listed if name.strip() for one in files_of(name.strip())]

@@ -14,7 +14,7 @@ from cltk.errors import InputError
 from cltk.measure.evaluate import Progress, Suite
 from cltk.measure.scores import Scores
 from cltk.measure.settings import fast_dtype
-from cltk.models import load_config, load_model, load_tokenizer, locate_model
+from cltk.models import device, load_config, load_model, load_tokenizer, locate_model
 
 Model = str | Path | tuple[Any, Any]
 
@@ -96,7 +96,7 @@ def common_dtype(base: Model, tuned: Model | list[Model], dtype: str) -> str:
             raise InputError(f"measure: a live model is in {live.pop()}, not {dtype}; convert it or leave dtype out")
         return live.pop()
     if dtype == "auto":
-        return str(fast_dtype("cuda" if torch.cuda.is_available() else "cpu")).removeprefix("torch.")
+        return str(fast_dtype(device())).removeprefix("torch.")
     if dtype not in ("float32", "bfloat16", "float16", "float64"):
         raise InputError(f"dtype: {dtype!r} is unknown; use auto, float32, bfloat16, float16 or float64")
     return dtype

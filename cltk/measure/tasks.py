@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import glob
 import importlib.util
 import json
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
@@ -60,6 +62,24 @@ def named_in(file: Path) -> str:
     if not found:
         raise InputError(f"task {file}: the file has neither `task` nor `group`")
     return found[0]
+
+
+def files_of(name: str) -> list[str]:
+    """The task files that a path with a pattern ("tasks/*.yaml") or a folder ("./tasks") stands for; any other name itself.
+
+    A bare name is a task, also where a folder has it: lm-evaluation-harness#2005.
+
+    Raises:
+        InputError: no file matches.
+    """
+    pattern, folder = name.endswith((".yaml", ".yml")) and set(name) & set("*?["), "/" in name and os.path.isdir(name)
+    if not pattern and not folder:
+        return [name]
+    found = sorted(map(Path, glob.glob(name))) if pattern else sorted(Path(name).glob("*.yaml"))
+    found = [file for file in found if names_in(file)]
+    if not found:
+        raise InputError(f"task {name}: no task file is there")
+    return [str(file) for file in found]
 
 
 def sandbox_templates() -> None:

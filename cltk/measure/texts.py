@@ -17,7 +17,7 @@ from cltk.data.rows import IGNORED, text_of
 from cltk.errors import InputError
 from cltk.forward.probe import row_nll
 from cltk.measure.harness import Progress
-from cltk.measure.sampling import Sample, choose, described
+from cltk.measure.sampling import Sample, choose, described, documents_in
 from cltk.measure.scores import TaskScores
 from cltk.ranks import shared
 
@@ -40,16 +40,16 @@ class TextTask:
 
     @classmethod
     def read(
-        cls, name: str, path: str, *, limit: int | None = None, cluster: str | None = None, stratum: str | None = None,
+        cls, name: str, path: str, *, limit: float | None = None, cluster: str | None = None, stratum: str | None = None,
         config: str | None = None, split: str | None = None, revision: str | None = None,
     ) -> TextTask:  # fmt: skip
         """From a file of texts, pairs or conversations, or a data set's configuration, split and revision.
 
-        `limit` takes evenly spread rows, so that every part of the file is represented.
+        `limit` takes so many rows (or, below 1, that fraction), evenly spread, so that every part of the file is represented.
         """
         rows = read_rows(path, name=config, split=split, revision=revision)
-        if limit is not None and limit < len(rows):
-            rows = [rows[i * len(rows) // limit] for i in range(limit)]
+        n = len(rows) if limit is None else documents_in(len(rows), limit)
+        rows = [rows[i * len(rows) // n] for i in range(n)]
         for kind, column in (("cluster", cluster), ("stratum", stratum)):
             if column and (odd := next((row for row in rows if column not in row), None)) is not None:
                 raise InputError(f"{path}: {kind} column {column!r} is missing; the columns are {', '.join(odd)}")

@@ -54,9 +54,13 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     Raises:
         DiskError: it cannot be written.
     """
+    write_text(path, json_text(data))
+
+
+def json_text(data: dict[str, Any]) -> str:
+    """What `write_json` writes."""
     body = without_secrets({key: value for key, value in data.items() if key != "sha256"})
-    text = json.dumps({"sha256": digest_of(body), **body}, indent=1, ensure_ascii=False, default=_plain)
-    write_text(path, text + "\n")
+    return json.dumps({"sha256": digest_of(body), **body}, indent=1, ensure_ascii=False, default=_plain) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

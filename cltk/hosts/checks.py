@@ -33,7 +33,7 @@ def check_host(trainer: Any, mitigators: Sequence[Mitigator]) -> None:
             deepspeed.check(mitigator)
         _check_compiled(trainer, mitigator, name)
         _check_sharded(trainer, mitigator, name)
-        _check_dpo(trainer, mitigator, name)
+        _check_kind(trainer, mitigator, name)
         _check_optim(trainer, mitigator, name)
         if mitigator.wraps:
             check_no_optimizer(trainer, name, "adds parameters that it does not hold")
@@ -60,14 +60,24 @@ def _check_sharded(trainer: Any, mitigator: Mitigator, name: str) -> None:
         raise InputError(f"{name}: FSDP version 1 flattens the parameters; set fsdp_version: 2 in fsdp_config, or use DDP")
 
 
-def _check_dpo(trainer: Any, mitigator: Mitigator, name: str) -> None:
+HOSTS = {  # trainers of TRL in which not every method runs, and why
+    "DPOTrainer": "whose loss is one of pairs and no sum over tokens, and whose rows are pairs",
+    "KTOTrainer": "whose loss is one of judged answers and no sum over tokens, and whose rows are judged answers",
+    "GRPOTrainer": "whose rows are prompts, and whose loss is one of answers that it samples itself, by their rewards",
+}
+
+
+def _check_kind(trainer: Any, mitigator: Mitigator, name: str) -> None:
     key = next((key for key, cls in MITIGATORS.items() if cls is type(mitigator)), None)
-    if key is None or not any(cls.__name__ == "DPOTrainer" for cls in type(trainer).__mro__):
+    host = next((cls.__name__ for cls in type(trainer).__mro__ if cls.__name__ in HOSTS), None)
+    if key is None or host is None:
+        if host == "GRPOTrainer" and (overrides(mitigator, "loss") or mitigator.repeats):
+            raise InputError(f"{name}: not in a GRPOTrainer, {HOSTS[host]}; give it `grad` or `step` in place of `loss`")
         return
-    if "DPOTrainer" not in card(key).engines:
+    if host not in card(key).engines:
         raise InputError(
-            f"{name}: not in a DPOTrainer, whose loss is one of pairs and no sum over tokens, and whose rows are pairs; use"
-            f" it in Trainer or SFTTrainer (`cltk methods {key}` lists where it runs)"
+            f"{name}: not in a {host}, {HOSTS[host]}; use it in Trainer or SFTTrainer (`cltk methods {key}` lists where it"
+            " runs)"
         )
 
 

@@ -13,7 +13,7 @@ from cltk.errors import InputError
 
 FOLDER = Path(__file__).parent / "cards"
 FAMILIES = ("data", "loss", "gradient", "update", "parameters", "weights", "rates")
-ENGINES = ("Trainer", "SFTTrainer", "DPOTrainer", "loop", "DDP", "FSDP2", "DeepSpeed")
+ENGINES = ("Trainer", "SFTTrainer", "DPOTrainer", "KTOTrainer", "GRPOTrainer", "loop", "DDP", "FSDP2", "DeepSpeed")
 
 
 @dataclass(frozen=True)

@@ -117,17 +117,102 @@ def test_example(script: str, tiny_folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("name", ["token_weights", "early_stopping", "lm_cocktail", "replay", "reservoir", "online_ewc"])
-def test_what_a_dpo_trainer_cannot_run(name: str) -> None:
+NOT_OF_PAIRS = ["token_weights", "early_stopping", "lm_cocktail", "replay", "reservoir", "online_ewc", "self_replay"]
+NOWHERE = [(host, name) for host in ("DPOTrainer", "KTOTrainer", "GRPOTrainer") for name in NOT_OF_PAIRS]
+
+
+@pytest.mark.parametrize(("host", "name"), [*NOWHERE, *(("GRPOTrainer", name) for name in ("kl", "lwf", "sam"))])
+def test_what_a_trainer_of_preferences_cannot_run(host: str, name: str) -> None:
     """The card says so, and attach names the alternative."""
     from cltk.hosts.checks import check_host
 
-    class DPOTrainer:
-        model_init = None
-        args = TrainingArguments(use_cpu=True)
+    own = type("Own", (type(host, (), {"model_init": None, "args": TrainingArguments(use_cpu=True)}),), {})
+    with pytest.raises(InputError, match=rf"not in a {host}.* use it in Trainer or SFTTrainer"):
+        check_host(own(), [CASES[name].active(OLD)])
 
-    with pytest.raises(InputError, match=r"not in a DPOTrainer.* use it in Trainer or SFTTrainer"):
-        check_host(DPOTrainer(), [CASES[name].active(OLD)])
+
+def test_a_loss_of_ones_own_is_no_part_of_grpo() -> None:
+    from cltk.hosts.checks import check_host
+
+    class Own(Mitigator):
+        def loss(self, inputs: Any, logits_NV: Any) -> Any:
+            return None
+
+    host: Any = type("GRPOTrainer", (), {"model_init": None, "args": TrainingArguments(use_cpu=True)})()
+    with pytest.raises(InputError, match=r"Own: not in a GRPOTrainer.* give it `grad` or `step`"):
+        check_host(host, [Own()])
+
+
+PREFERRED = "a_gem dare der_pp ema ewc freeze gem hft l2_sp lora low_lr mas mofo osft replay_loss rewarm rwalk si".split()
+PREFERRED += ["task_arithmetic", "ties", "ulmfit", "wise_ft"]
+
+
+def rewarded(host: str, folder: Path, tokenizer: Any, out: Path) -> Any:
+    """A KTOTrainer or a GRPOTrainer of two steps."""
+    import trl
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+
+    own: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = [{"prompt": text} for text in sentences(8, seed=5)]
+    if host == "GRPOTrainer":
+        own = {"num_generations": 4, "max_completion_length": 8}
+        given = {"reward_funcs": lambda completions, **_: [float(len(set(one))) for one in completions]}
+    else:
+        rows = [{**row, "completion": " yes it was", "label": i % 2 == 0} for i, row in enumerate(rows)]
+    args = getattr(trl, host.replace("Trainer", "Config"))(
+        str(out), max_steps=2, per_device_train_batch_size=4, learning_rate=1e-2, report_to="none", use_cpu=True, seed=3,
+        save_strategy="no", disable_tqdm=True, bf16=False, dataloader_pin_memory=False, logging_strategy="no", **own,
+    )  # fmt: skip
+    set_seed(3)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return getattr(trl, host)(
+        model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, **given
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("host", ["KTOTrainer", "GRPOTrainer"])
+def test_preference_trainers(host: str, tiny_folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """What a card names runs there, moves the weights elsewhere than the trainer alone does, and an empty list nowhere else."""
+    from cltk.mitigate.catalog import card
+
+    assert {name for name in CASES if host in card(name).engines} == {
+        *PREFERRED, *(["kl", "lwf", "sam"] if host == "KTOTrainer" else []),
+    }  # fmt: skip
+    alone = rewarded(host, tiny_folder, tokenizer, tmp_path)
+    alone.train()
+    plain = tensors.digest(alone.model)
+    for name in ["", *(name for name in CASES if host in card(name).engines)]:
+        trainer = rewarded(host, tiny_folder, tokenizer, tmp_path)
+        cltk.attach(trainer, [CASES[name].active(sentences(40))] if name else [])
+        trainer.train()
+        assert trainer.state.global_step == 2, name
+        assert all(torch.isfinite(p).all() for p in trainer.model.parameters()), name
+        assert (tensors.digest(trainer.model) == plain) == (not name), name
+
+
+def test_a_penalty_in_grpo_is_its_gradient(tiny_folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """L2-SP in GRPO: at the second step the gradient is the trainer's own and strength (theta - theta*), by hand; float32."""
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Seen(Mitigator):
+        def grad(self, run: Any) -> None:
+            found.append(tuple(torch.cat([f(p).flatten().clone() for p in run.model.parameters()]) for f in (grad, data)))  # type: ignore[arg-type]
+
+    def grad(p: Any) -> Any:
+        return torch.zeros_like(p) if p.grad is None else p.grad
+
+    def data(p: Any) -> Any:
+        return p.data
+
+    trainer = rewarded("GRPOTrainer", tiny_folder, tokenizer, tmp_path)
+    cltk.attach(trainer, [Seen(), cltk.L2SP(2.0, form="gradient"), Seen()])
+    trainer.train()
+    (before, weights), (after, _) = found[2], found[3]
+    start = found[0][1]
+    assert (weights - start).abs().max() > 1e-3
+    torch.testing.assert_close(after - before, 2.0 * (weights - start), atol=1e-6, rtol=1e-4)
 
 
 def test_a_second_pass_is_not_counted_by_trl(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:

@@ -230,3 +230,23 @@ def test_records_from_before_these_keys_keep_their_digests() -> None:
     assert set(spec.model_dump()) == old
     assert set(spec.model_dump()["train"]) == {"path", "name", "split", "prompt", "completion", "text", "limit", "sample"}
     assert DataSpec(train={"path": "a.jsonl", "revision": "v1"}, mask="last").model_dump()["train"]["revision"] == "v1"
+
+
+# --- a real model and its template -------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_smollm2_on_conversations(talk: Path) -> None:
+    """Four steps of SmolLM2 on conversations with replay of conversations, through its own chat template."""
+    text = CHATS.partition("grid:")[0] + "mitigators: [replay: {memory: general.jsonl, fraction: 0.25}]\nkeep_model: false\n"
+    (talk / "real.yaml").write_text(text.replace("pretrained: tiny-llama", "pretrained: asset:smollm2-135m-instruct"))
+    run = cltk.load("real.yaml", "real")
+    tokenizer = run.inputs.tokenizer(run.cells[0])
+    for row in run.inputs.data(run.cells[0]).train:
+        answers = tokenizer.decode([label for label in row["labels"] if label != -100])
+        said = tokenizer.decode(row["input_ids"])
+        assert said.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+        assert answers.count("<|im_end|>\n") == 2 == said.count("<|im_start|>assistant\n")
+        assert "<|im_start|>" not in answers
+    (record,) = run.run()
+    assert record["train"]["notes"]["replay"]["old_rows"] > 0
+    (old,) = [row for row in record["retain"]["rows"] if row["metric"] == "nll"]
+    assert 0 < old["pre"] < 20

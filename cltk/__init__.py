@@ -15,6 +15,7 @@ _NAMES = {
     "load": "cltk.run.experiment",
     "merge": "cltk.mitigate",
     "session": "cltk.hosts.loop",
+    "Watch": "cltk.hosts.watch",
     "CltkError": "cltk.errors",
     "InputError": "cltk.errors",
     "RunError": "cltk.errors",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # what `__getattr__` below finds, for type checkers
     from cltk.errors import RunError as RunError
     from cltk.hosts.loop import session as session
     from cltk.hosts.trainer import attach as attach
+    from cltk.hosts.watch import Watch as Watch
     from cltk.measure.compare import measure as measure
     from cltk.mitigate import AGEM as AGEM
     from cltk.mitigate import DARE as DARE

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from cltk import tensors
 from cltk.errors import InputError
@@ -31,6 +31,7 @@ class MitigatorCallback(TrainerCallback):
     def __init__(self, trainer: Any, mitigators: Sequence[Mitigator], plan: Plan) -> None:
         self.trainer, self.mitigators, self.plan = trainer, list(mitigators), plan
         self.clip = 0.0
+        self.lookers = [m for m in self.mitigators if overrides(m, "look")]
         self.editors = [] if deepspeed.active(trainer) else self.mitigators  # of gradients and weights, step by step
         if any(overrides(m, "grad") for m in self.editors):
             self.clip, trainer.args.max_grad_norm = float(trainer.args.max_grad_norm or 0.0), 0.0
@@ -50,6 +51,7 @@ class MitigatorCallback(TrainerCallback):
         trainer, state = self.trainer, self.trainer.state
         if self.current is None:
             self.current = Run(trainer.model, trainer.model_wrapped, optimizer=trainer.optimizer, repeat=self.repeat)
+            self.current.line = self._line
         self.current.model, self.current.forward = trainer.model, trainer.model_wrapped
         self.current.step, self.current.max_steps = state.global_step, state.max_steps
         return self.current
@@ -70,6 +72,7 @@ class MitigatorCallback(TrainerCallback):
             mitigator.start(run)
         if self.checkpoint:
             self._load(run, Path(self.checkpoint))
+        self._look(run)
         if deepspeed.active(self.trainer):
             for mitigator in filter(deepspeed.hooked, self.mitigators):
                 self.handles += deepspeed.pull(mitigator, self._factor)  # type: ignore[arg-type]
@@ -153,7 +156,24 @@ class MitigatorCallback(TrainerCallback):
         finally:
             self.losses.suspended = False
 
+    def _line(self, line: dict[str, float]) -> None:
+        """A line of the trainer's log, by transformers' own `log`: TRL's takes the running means of the next line with it."""
+        due = self.trainer.control.should_log  # on_log takes it back, and the loss of this step would never be logged
+        Trainer.log(self.trainer, dict(line))
+        self.trainer.control.should_log = due
+
+    @torch.no_grad()
+    def _look(self, run: Run) -> None:
+        self.losses.suspended = True
+        try:
+            for mitigator in self.lookers:
+                mitigator.look(run)
+        finally:
+            self.losses.suspended = False
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.current is not None and self.lookers and not self.current.stopped:
+            self._look(self.run())
         if self.current is not None and self.current.stopped:
             self.plan.notes.setdefault("stopped", {"step": state.global_step, "reason": self.current.stopped})
             control.should_training_stop = True
@@ -172,7 +192,8 @@ class MitigatorCallback(TrainerCallback):
             run.stop(stopped["reason"])
 
     @torch.no_grad()
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def end(self) -> None:
+        """Training is over: the methods' last work on the weights."""
         self.clear()
         run = self.run()
         with deepspeed.whole(run.model, edit=True):
@@ -181,6 +202,8 @@ class MitigatorCallback(TrainerCallback):
         if run.model is not self.trainer.model:  # merged adapters: a plain model again
             self.trainer.model = self.trainer.model_wrapped = run.model
             self.merged = True
+        run.ended = True
+        self._look(run)
 
     def check_again(self) -> None:
         """Before another train(). Raises InputError: the adapters are merged, and the optimizer holds them still."""
@@ -190,6 +213,16 @@ class MitigatorCallback(TrainerCallback):
                 f"{name}: its adapters were merged when this trainer's first training ended; make a new trainer, and attach"
                 " again"
             )
+
+
+class Ending(TrainerCallback):
+    """Ends the methods before anybody else hears of it: loggers close their runs, and upload weights, when training ends."""
+
+    def __init__(self, callback: MitigatorCallback) -> None:
+        self.callback = callback
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.callback.end()
 
 
 def finite(model: nn.Module) -> bool:

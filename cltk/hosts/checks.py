@@ -31,6 +31,10 @@ def check_host(trainer: Any, mitigators: Sequence[Mitigator]) -> None:
         name = type(mitigator).__name__
         if deepspeed.active(trainer):
             deepspeed.check(mitigator)
+            if overrides(mitigator, "look"):
+                raise InputError(
+                    f"{name}: reads the model between two steps, which DeepSpeed may hold in pieces; use DDP or FSDP2"
+                )
         _check_compiled(trainer, mitigator, name)
         _check_sharded(trainer, mitigator, name)
         _check_kind(trainer, mitigator, name)
@@ -56,7 +60,9 @@ def _check_sharded(trainer: Any, mitigator: Mitigator, name: str) -> None:
     if not getattr(trainer, "is_fsdp_enabled", False):
         return
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if getattr(plugin, "fsdp_version", 1) != 2 and any(overrides(mitigator, h) for h in ("loss", "grad", "step", "finish")):
+    if getattr(plugin, "fsdp_version", 1) != 2 and any(
+        overrides(mitigator, h) for h in ("loss", "grad", "step", "look", "finish")
+    ):
         raise InputError(f"{name}: FSDP version 1 flattens the parameters; set fsdp_version: 2 in fsdp_config, or use DDP")
 
 

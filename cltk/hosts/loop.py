@@ -78,6 +78,7 @@ class Session:
     def __enter__(self) -> Session:
         for mitigator in self.mitigators:
             mitigator.start(self.run)
+        self._each("look")
         self._schedule()
         return self
 
@@ -88,6 +89,8 @@ class Session:
                     for mitigator in finishing(self.mitigators):
                         mitigator.finish(self.run)
                 self.model = self.run.model
+                self.run.ended = True
+                self._each("look")
         finally:
             self._put_back()
             if self._rescaled:  # the next session with this optimizer begins at the caller's rates again
@@ -142,6 +145,8 @@ class Session:
         """After `optimizer.step()`."""
         self.run.step += 1
         self._each("step")
+        if not self.run.stopped:
+            self._each("look")
         self._schedule()
 
     def state_dict(self) -> dict[str, Any]:

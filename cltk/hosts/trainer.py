@@ -19,7 +19,7 @@ from cltk import tensors
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal
 from cltk.hosts import deepspeed
-from cltk.hosts.callback import MitigatorCallback
+from cltk.hosts.callback import Ending, MitigatorCallback
 from cltk.hosts.checks import check_host, check_rates, check_schedule
 from cltk.hosts.optimizer import scale_rates, schedule_rates
 from cltk.hosts.order import check_in_place, check_order, extra_loss, finishing, overrides
@@ -76,6 +76,7 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
         schedule_rates(trainer, plan.schedule)
     callback = MitigatorCallback(trainer, mitigators, plan)
     trainer.add_callback(callback)
+    trainer.callback_handler.callbacks.insert(0, Ending(callback))
     _wrap(trainer, callback, before)
     trainer.cltk_plan = plan
     return trainer

@@ -11,7 +11,9 @@
         clip the gradient to max_grad_norm
         optimiser step
         for m in mitigators: m.step(run)                     # no_grad
+        for m in mitigators: m.look(run)                     # reads; also before the first step
     for m in mitigators: m.finish(run)                       # no_grad; wrappers of the model last, then averages
+    for m in mitigators: m.look(run)                         # run.ended: the weights that are left
 
 List order is application order; nothing reorders. An empty list leaves the trainer untouched, and a mitigator of
 strength 0 trains the same weights bit for bit. A mitigator owns its own state and nothing else.
@@ -85,10 +87,19 @@ class Run:
     optimizer: Any = None
     stopped: str = ""  # why training was asked to stop; empty while it goes on
     repeat: Callable[[], None] | None = None  # adds the gradient of this step's micro-batches, losses and all, to p.grad
+    ended: bool = False  # `finish` has been called: the weights are those that training leaves
+    line: Callable[[dict[str, float]], None] | None = None  # writes a log line; None: the host has no log
     scale: float = 1.0  # of the loss in fp16 training: what an extra pass multiplies its loss by, and divides its gradient by
 
     def log(self, name: str, value: float) -> None:
         self.metrics[name] = float(value)
+
+    def tell(self, line: dict[str, float]) -> None:
+        """A log line of its own, at this very step; into `metrics` where the host has no log."""
+        if self.line is None:
+            self.metrics.update(line)
+        else:
+            self.line(line)
 
     def stop(self, reason: str) -> None:
         """End training after this step."""
@@ -153,6 +164,9 @@ class Mitigator:
 
     def step(self, run: Run) -> None:
         """After the optimiser step: read or edit the weights (no_grad)."""
+
+    def look(self, run: Run) -> None:
+        """Behind all that is done in a step, before the first one, and at the end (`run.ended`): read, change nothing."""
 
     def finish(self, run: Run) -> None:
         """After training: edit the final weights (no_grad)."""

@@ -24,8 +24,10 @@ from cltk.measure.scores import Scores
 from cltk.mitigate.interface import Plan, Run
 from cltk.ranks import agreed, first
 from cltk.run import records
+from cltk.run.during import watch_of
 from cltk.run.inputs import Inputs
 from cltk.run.kept import KEPT, STAGE, STATES, clean, finished, keep, kept_model
+from cltk.run.loggers import Loggers, last_line, progress
 from cltk.run.methods import build_mitigators
 from cltk.run.outcome import Leg, record, training_of, write_lm_eval
 from cltk.run.parts import Part, check_rows, score_part
@@ -45,12 +47,24 @@ class Work:
     say: Tell
     shared: frozenset[str] = frozenset()  # trainings that several cells end in different averages
     choices: Mapping[str, dict[str, bool]] = field(default_factory=dict)  # of `speed`, by stage, instead of measuring
+    loggers: Loggers | None = None  # of the training that was the last
 
     def folder(self, cell: Cell) -> Path:
         return self.out / f"{cell.name}-{self.inputs.digest(cell)[:10]}"
 
     def cell(self, cell: Cell, order: int) -> dict[str, Any]:
         """All of it; the record. What an interrupted run left is taken up: scores, checkpoints, finished stages."""
+        try:
+            return self._cell(cell, order)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        if self.loggers is not None:
+            self.loggers.close()
+        self.loggers = None
+
+    def _cell(self, cell: Cell, order: int) -> dict[str, Any]:
         begin = time.time()
         folder = self.folder(cell)
         pre = self.base(cell)
@@ -62,6 +76,8 @@ class Work:
         moved = self._moved(cell, model, tokenizer)
         found = record(self.inputs, cell, order, pre, legs) | moved | {"seconds": round(time.time() - begin, 2)}
         if first():
+            if self.loggers is not None:
+                self.loggers.log(last_line(found))
             records.write_json(folder / SCORES, last.scores.to_json())
             write_lm_eval(last.scores, folder / "lm_eval", f"{cell.config.model.pretrained}+{folder.name}")
             if cell.config.keep_model:
@@ -154,13 +170,15 @@ class Work:
                 if state := carried.get(str(i)):
                     mitigator.load_state_dict(state)
 
-        def training(step: int, steps: int, last: dict[str, float]) -> None:
-            self.say(f"{name}: train", step, steps, f"loss {last['loss']:.3f}" if "loss" in last else "")
-
+        self._close()  # the stage before has its own run
+        watch = watch_of(self.inputs, stage)
+        if watch is not None and before is not None:
+            watch.paired = self._evaluate(stage, *self.inputs.model(stage), f"{name}: start model", watch.suite)
         trained = train_cell(
-            stage, model, tokenizer, self.inputs.data(stage), mitigators, checkpoints,
-            cache=self.out / "cache", tell=training, choices=self.choices.get(stage.stage),
+            stage, model, tokenizer, self.inputs.data(stage), [*mitigators, *([watch] if watch else [])], checkpoints,
+            cache=self.out / "cache", tell=progress(self.say, name), choices=self.choices.get(stage.stage),
         )  # fmt: skip
+        self.loggers = trained.loggers
         gc.collect()  # the trainer holds the optimizer's state, and itself
         return training_of(trained), self._unsharded(stage, trained.model)
 

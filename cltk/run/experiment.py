@@ -21,9 +21,11 @@ from cltk.run.apart import check_apart, models
 from cltk.run.arguments import check_sharding
 from cltk.run.cells import Tell, Work
 from cltk.run.config import load_config
+from cltk.run.during import check_watch
 from cltk.run.inputs import Inputs
 from cltk.run.kept import FAILED, clean
 from cltk.run.leakage import check_leaks
+from cltk.run.methods import build_mitigators
 from cltk.run.parts import check_part
 from cltk.run.plans import Cell, Plan
 from cltk.run.tidy import CACHE, sweep
@@ -107,6 +109,7 @@ class ExperimentRun:
                     check_training(training)
                     data, spec = self.inputs.data(training), self.inputs.path(training.config.model.pretrained)
                     check_lengths(self.inputs.config(training), spec, [*data.train, *data.validation])
+                    check_watch(self.inputs, training, build_mitigators(training.config.mitigators, self.plan.folder))
         except InputError as error:
             raise InputError(f"{self.plan.file}: {error}") from None
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NUMERICS = 1  # raised by hand when a number that a cell or a measurement yields changes; see tests/run/test_numerics.py
 
-AFTER = ("margins", "kl_rows", "documents")  # settings of `evals` that no score of the start model depends on
+AFTER = ("margins", "kl_rows", "documents", "during")  # settings of `evals` that no score of the start model depends on
 APART = ("keep_model", "base", "grid")  # keys that change no number of a record
 
 
@@ -52,8 +52,9 @@ def identity(inputs: Inputs, cell: Cell, numerics: int = NUMERICS) -> dict[str, 
 def _config(cell: Cell) -> dict[str, Any]:
     config = {key: value for key, value in cell.config.model_dump().items() if key not in APART}
     config["train"] = {key: value for key, value in config["train"].items() if key != "output_dir"}
-    if config["evals"]["documents"] is None:
-        del config["evals"]["documents"]
+    for key in ("documents", "during"):
+        if config["evals"][key] is None:
+            del config["evals"][key]
     return config
 
 

@@ -19,7 +19,7 @@ from cltk.run import identity, records
 from cltk.run.methods import nearest
 from cltk.run.plans import Cell, Plan
 from cltk.run.prepare import Prepared, prepare_data
-from cltk.run.sources import YAML, contents, memories, suite_file, text_task
+from cltk.run.sources import YAML, contents, memories, prompting, suite_file, text_task
 from cltk.run.spec import TaskSpec, TextSpec
 from cltk.run.spec_data import Source
 
@@ -32,7 +32,7 @@ class Inputs:
     trust: bool = False  # see `cltk.load`
     _digests: dict[str, str] = field(default_factory=dict)
     _prepared: dict[str, Prepared] = field(default_factory=dict)
-    _suites: dict[str, Suite] = field(default_factory=dict)
+    suites: dict[str, Suite] = field(default_factory=dict)
     _asked_of: set[str] = field(default_factory=set)  # measurements whose models were asked
     _tasks: dict[str, tuple[dict[str, str], dict[str, str]]] = field(default_factory=dict)
     leaks: dict[Any, Any] = field(default_factory=dict)  # (learned, measured) -> what `cltk.run.leakage` found
@@ -67,15 +67,15 @@ class Inputs:
     def suite(self, cell: Cell) -> Suite:
         """All that is measured: held-out NLL of every new task, the entries to learn and those to retain."""
         key = self.measured(cell)
-        if key not in self._suites:
+        if key not in self.suites:
             evals = cell.config.evals
             texts = [TextTask(one.stage or "heldout", self.data(one).heldout) for one in cell.trainings]
             for entry in self.entries([*evals.retain, *evals.learn]):
                 if isinstance(entry, TextSpec):
                     texts.append(text_task(entry, evals, self.plan.folder))
             harness = self.harness(cell)
-            self._suites[key] = harness.with_texts(texts) if harness else Suite([], texts=texts)
-        return self._suites[key]
+            self.suites[key] = harness.with_texts(texts) if harness else Suite([], texts=texts)
+        return self.suites[key]
 
     def harness(self, cell: Cell) -> Suite | None:
         """The lm-eval tasks of the suite alone, for which no row is read; None where there are none."""
@@ -85,16 +85,12 @@ class Inputs:
         samples = {self.named(entry.task): entry.sample or evals.sample for entry in listed if isinstance(entry, TaskSpec)}
         tasks = [self.named(entry.task) for entry in listed if isinstance(entry, TaskSpec)]
         key = records.digest_of([tasks, samples, settings])
-        if tasks and key not in self._suites:
-            self._suites[key] = Suite(
+        if tasks and key not in self.suites:
+            self.suites[key] = Suite(
                 tasks, limit=evals.limit, sample={name: one for name, one in samples.items() if one} or None,
-                sample_seed=evals.sample_seed or 0, num_fewshot=evals.num_fewshot,
-                include_path=self.plan.folder / evals.include_path if evals.include_path else None,
-                chat_template=evals.chat_template, system_instruction=evals.system_instruction,
-                fewshot_as_multiturn=evals.fewshot_as_multiturn, gen_kwargs=evals.gen_kwargs, trust=self.trust,
-                confirm_run_unsafe_code=evals.confirm_run_unsafe_code, members=evals.members,
+                sample_seed=evals.sample_seed or 0, members=evals.members, **prompting(evals, self.plan.folder, self.trust),
             )  # fmt: skip
-        return self._suites.get(key)
+        return self.suites.get(key)
 
     def measured(self, cell: Cell) -> str:
         """The digest of the measurement: cells with the same one share Perf_pre."""

@@ -78,6 +78,16 @@ def text_task(entry: TextSpec, evals: EvalSpec, folder: Path) -> TextTask:
     return text if sample is None else text.sampled(sample, evals.sample_seed or 0)
 
 
+def prompting(evals: EvalSpec, folder: Path, trust: bool) -> dict[str, Any]:
+    """How tasks are found and asked, by the names of `Suite`."""
+    return {
+        "include_path": folder / evals.include_path if evals.include_path else None,
+        "num_fewshot": evals.num_fewshot, "chat_template": evals.chat_template,
+        "system_instruction": evals.system_instruction, "fewshot_as_multiturn": evals.fewshot_as_multiturn,
+        "gen_kwargs": evals.gen_kwargs, "trust": trust, "confirm_run_unsafe_code": evals.confirm_run_unsafe_code,
+    }  # fmt: skip
+
+
 def contents(spec: str, folder: Path, name: str | None, split: str | None, revision: str | None, kind: str) -> str:
     """sha256 of a file's or folder's bytes; on the hub of a data set's rows, or of a model's commit (by `kind`)."""
     found = locate(resolve_path(spec, folder, "path"))

@@ -95,6 +95,26 @@ class DocumentsSpec(Section):
         return [self.reference] if isinstance(self.reference, str) else self.reference
 
 
+Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class DuringSpec(Section):
+    """A watch on evals.retain while a cell is trained: see `cltk.Watch`."""
+
+    every: Count = Field(50, description="steps between two moments")
+    sample: Sample | None = Field(50, description="random documents of each task and text; null: all")
+    retain: list[str] | None = Field(
+        None, description="names of the entries of evals.retain that are watched; all when not given"
+    )
+    stop_at: dict[str, Budget] = Field(
+        default_factory=dict, description="{row or macro: loss}: stop where more is lost, surely"
+    )
+    keep_best: bool | dict[str, Budget] = Field(
+        False, description="end with the best moment; {row or macro: loss} within these"
+    )
+    score: str = Field("validation", description="what is best: validation NLL, or an entry of evals.learn")
+
+
 class EvalSpec(Section):
     """What is measured before and after."""
 
@@ -106,6 +126,7 @@ class EvalSpec(Section):
     )
     sample_seed: int | None = Field(None, description="of the samples; 0 when not given")
     documents: DocumentsSpec | None = Field(None, description="score part of the documents; predict the others")
+    during: DuringSpec | None = Field(None, description="measure the old tasks while training, too")
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     include_path: str | None = Field(None, description="folder of task YAML; its !function runs Python")
     chat_template: bool = Field(False, description="apply the tokenizer's chat template")

@@ -39,6 +39,7 @@ class Trained:
     parameters: int  # that were trained
     peak_bytes: int  # of the GPU during training; without one, of the process since it began
     notes: dict[str, Any] = field(default_factory=dict)
+    loggers: Any = None  # `cltk.run.loggers.Loggers`: open until the caller closes them
 
 
 class DivergedError(RunError):
@@ -63,6 +64,7 @@ def train_cell(
     from cltk.forward.packing import collate_training
     from cltk.hosts.trainer import attach
     from cltk.run.checkpoints import MEASURED, Keeper, newest, settled
+    from cltk.run.loggers import Loggers
     from cltk.run.speed import choose, say
     from cltk.run.trouble import explained
 
@@ -72,7 +74,10 @@ def train_cell(
     speed = decided(lambda: choose(model, tokenizer, settled(cell.config, {"choices": choices or {}, **kept})))
     if first():
         say(speed)
-    args = training_arguments({**speed.arguments, **cell.config.train}, cell.config.seed, output)
+    given = {**speed.arguments, **cell.config.train}
+    called = [given.get("run_name"), cell.name, cell.stage]  # a run of its own in W&B, MLflow and others
+    given["run_name"] = "/".join(filter(None, called))
+    args = training_arguments(given, cell.config.seed, output)
     set_seed(args.seed)
     trainer = Trainer(
         model=model, args=args, train_dataset=prepared.train, eval_dataset=prepared.validation,
@@ -80,6 +85,7 @@ def train_cell(
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it prints every log line; the history goes into the record
     place_curves(trainer, output.parent / CURVES)
+    loggers = Loggers(trainer)
     with explained(cell.config, output, model.config):
         attach(trainer, mitigators, cache=cache)
     if speed.on("grouping"):  # the sampler iterates over the rows to read their lengths
@@ -97,12 +103,18 @@ def train_cell(
         torch.cuda.reset_peak_memory_stats()
     under_way: Any = lambda: trainer.state.global_step + 1  # noqa: E731
     with explained(cell.config, output, model.config, under_way), speed.running(trainer.model):
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        except BaseException:
+            loggers.close()
+            raise
+    loggers.trained(trainer)
     plan = getattr(trainer, "cltk_plan", None)
     return Trained(
         trainer.accelerator.unwrap_model(trainer.model), tokenizer, trainer.state.global_step, keeper.seconds,
         sum(gathered(int(counter.trained))), keeper.history(), parameters, peak_bytes(),
         {**(plan.notes if plan else {}), "speed": speed.notes(), **prepared.notes()},
+        loggers,
     )  # fmt: skip
 
 

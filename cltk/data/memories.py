@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from cltk.data.conversations import MASKS, Mask, conversations, counts, encode, question_ids
+from cltk.data.lazy import TokenRows
 from cltk.data.messages import conversation, is_pair, spoken
 from cltk.data.pairs import pairs
 from cltk.data.readers import Row, read_rows
@@ -96,11 +97,16 @@ def kind_of(row: Any, how: Reading) -> Literal["tokens", "messages", "pairs", "t
 
 
 def memory_rows(memory: Any, tokenizer: Any, block: int = 256, limit: int | None = None) -> list[Row]:
+    """`memory_view`, read whole."""
+    return list(memory_view(memory, tokenizer, block, limit))
+
+
+def memory_view(memory: Any, tokenizer: Any, block: int = 256, limit: int | None = None) -> Sequence[Row]:
     """Old-domain data as token rows: a path, "asset:NAME/FILE", hub id, list of texts, rows, or a mapping (`Reading`).
 
-    Rows that hold `input_ids` are taken as they are, as lists; texts are joined and cut into blocks. Conversations
-    (`cltk.data.messages`) and pairs of prompt and completion stay one row each, cut on the right, and only what is answered
-    counts; those of which nothing is left are passed over.
+    Rows that hold `input_ids` are taken as they are, as lists, when they are asked for; texts are joined and cut into blocks.
+    Conversations (`cltk.data.messages`) and pairs of prompt and completion stay one row each, cut on the right, and only what
+    is answered counts; those of which nothing is left are passed over.
 
     Args:
         block: tokens of a block, at most of a conversation or pair.
@@ -116,7 +122,7 @@ def memory_rows(memory: Any, tokenizer: Any, block: int = 256, limit: int | None
     if kind == "text" and how.mask not in (None, "all"):
         raise InputError(f"{where}: mask: {how.mask}: its rows are plain text, which has no turns")
     if kind == "tokens":
-        return [token_row(rows[i], f"{where}, row {i}") for i in range(min(len(rows), limit or len(rows)))]
+        return TokenRows(rows, where, min(len(rows), limit or len(rows)))
     if tokenizer is None:
         raise InputError(f"{where}: texts need a tokenizer; give the trainer a processing_class or pass rows with input_ids")
     if kind == "text":

@@ -28,7 +28,7 @@ from cltk import tensors
 from cltk.errors import InputError, RunError
 from cltk.forward.causal import check_causal
 from cltk.hosts.optimizer import factors, rescale
-from cltk.hosts.order import check_in_place, check_order, extra_loss, finishing, overrides
+from cltk.hosts.order import check_in_place, extra_loss, finishing, listed, overrides
 from cltk.mitigate.interface import Mitigator, Plan, Run, counted
 
 Optimizer = torch.optim.Optimizer
@@ -47,9 +47,8 @@ class Session:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | MakeOptimizer, mitigators: Sequence[Mitigator], plan: Plan):
-        check_order(mitigators)
-        check_in_place(mitigators, plan.model.parameters())
-        self.mitigators, self.plan = list(mitigators), plan
+        self.mitigators, self.plan = listed(mitigators), plan
+        check_in_place(self.mitigators, plan.model.parameters())
         rate = plan.args.learning_rate
         self._flags = [(parameter, parameter.requires_grad) for parameter in plan.model.parameters()]
         self._groups = _snapshot(optimizer) if isinstance(optimizer, Optimizer) else []

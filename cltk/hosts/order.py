@@ -23,6 +23,19 @@ def overrides(mitigator: Mitigator, hook: str) -> bool:
     return getattr(type(mitigator), hook) is not getattr(Mitigator, hook)
 
 
+def listed(mitigators: Iterable[Mitigator]) -> list[Mitigator]:
+    """The methods as a list that can be read again and again.
+
+    Raises:
+        InputError: it is no list, something in it is no mitigator, cannot stand twice, or undoes what one before it did.
+    """
+    if not isinstance(mitigators, Iterable):
+        raise InputError(f"attach: expected a list of mitigators, got {type(mitigators).__name__}; put it in brackets")
+    found = list(mitigators)
+    check_order(found)
+    return found
+
+
 def check_order(mitigators: Sequence[Mitigator]) -> None:
     """Raises InputError: something is no mitigator, cannot stand twice, or undoes what one before it did."""
     edited = chosen = ""

@@ -22,7 +22,7 @@ from cltk.hosts import deepspeed
 from cltk.hosts.callback import Ending, MitigatorCallback
 from cltk.hosts.checks import check_host, check_rates, check_schedule
 from cltk.hosts.optimizer import scale_rates, schedule_rates
-from cltk.hosts.order import check_in_place, check_order, extra_loss, finishing, overrides
+from cltk.hosts.order import check_in_place, check_order, extra_loss, finishing, listed, overrides
 from cltk.hosts.resume import STATE_FILE, check_weights
 from cltk.mitigate.interface import Mitigator, Plan
 
@@ -51,7 +51,7 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
             parameters, an optimizer that steps inside backward, ... In training, before a weight changes: a loss whose scale
             is not known beside a method that adds one, or a checkpoint of other methods.
     """
-    check_order(mitigators)
+    mitigators = listed(mitigators)
     if not mitigators:
         return trainer
     if any(isinstance(callback, MitigatorCallback) for callback in trainer.callback_handler.callbacks):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -54,6 +54,8 @@ def _seconds(device: torch.device, dtype: torch.dtype) -> float:
 
 def task_names(tasks: Sequence[str] | str) -> list[str]:
     """Task names from a list, or from one string with commas; a folder or pattern of files is its files."""
+    if not isinstance(tasks, Iterable):
+        raise InputError(f"tasks: expected a list of names, got {type(tasks).__name__}")
     listed = tasks.split(",") if isinstance(tasks, str) else list(tasks)
     for name in listed:
         if not isinstance(name, str):

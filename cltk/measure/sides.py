@@ -33,9 +33,21 @@ def named_model(model: Any, side: str) -> Model:
         return model
     parts = list(model) if isinstance(model, list | tuple) else []
     if len(parts) == 2 and isinstance(parts[0], torch.nn.Module) and callable(parts[1]):
+        _check_live(parts[0], side)
         return parts[0], parts[1]
     kind = type(model).__name__ + (f" of {', '.join(type(part).__name__ for part in parts)}" if parts else "")
     raise InputError(f"measure: {side} is a {kind}; give (model, tokenizer), a folder, a hub id or asset:NAME")
+
+
+def _check_live(model: torch.nn.Module, side: str) -> None:
+    """Raises InputError for a module that is no transformers model, or one without weights."""
+    name = type(model).__name__
+    if not hasattr(model, "config") or not hasattr(model, "dtype"):
+        inside = isinstance(getattr(model, "module", None), torch.nn.Module)
+        remedy = "give the model inside it (model.module)" if inside else "give one, or save it and give its folder"
+        raise InputError(f"measure: {side} is a {name}, which is no transformers model; {remedy}")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(f"measure: {side}, a {name}, has parameters without values (meta device); load its weights first")
 
 
 def scored(

@@ -89,7 +89,7 @@ def check_auto(budget: float, steps: int, trials: int, importance: Any) -> None:
         raise InputError("ewc: strength 'auto' measures on old text; give importance as {'memory': old data, 'samples': 500}")
 
 
-def held_out(importance: Any, plan: Plan) -> tuple[dict[str, Any], list[Row]]:
+def held_out(importance: Any, plan: Plan) -> tuple[dict[str, Any], Sequence[Row]]:
     """Arguments of an importance without the memory's last rows (a quarter, 32 at most), and these rows."""
     rows = old_rows("ewc", importance["memory"], plan, importance.get("block", 256))
     if len(rows) < 4:

@@ -6,16 +6,17 @@ Shapes: B rows, T tokens, N positions that count, K columns in which some row co
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cltk import tensors
-from cltk.data.memories import memory_rows, reading
+from cltk.data.memories import memory_view, reading
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED, Collator
 from cltk.errors import InputError
@@ -65,15 +66,37 @@ def probe_rows(rows: Any, limit: int | None, name: str) -> list[Row]:
     return [labelled(rows[i]) for i in range(min(len(rows), limit or len(rows)))]
 
 
-def old_rows(name: str, memory: Any, plan: Plan, block: int = 256, limit: int | None = None) -> list[Row]:
-    """`cltk.data.memories.memory_rows` of the plan's tokenizer, no longer than its model can read.
+def old_rows(name: str, memory: Any, plan: Plan, block: int = 256, limit: int | None = None) -> Sequence[Row]:
+    """`cltk.data.memories.memory_view` of the plan's tokenizer, no longer than its model can read.
 
     Raises:
         InputError: as there; a row is longer than the model's table of positions (names the method).
     """
-    rows = memory_rows(memory, plan.tokenizer, block, limit)
+    rows = memory_view(memory, plan.tokenizer, block, limit)
     check_length(plan.model, rows, f"{name}, old data", "give shorter blocks (length or block) or shorter rows")
     return rows
+
+
+class Counted(Sequence[Row]):
+    """Those rows in which some token counts, `labelled` when they are asked for; every row is looked at once."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self.kept = array("q", (i for i, row in enumerate(rows) if any(x != IGNORED for x in labelled(row)["labels"][1:])))
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [labelled(self.rows[i]) for i in self.kept[index]]
+        return labelled(self.rows[self.kept[index]])
 
 
 class MemoryBatches:
@@ -83,7 +106,7 @@ class MemoryBatches:
     the places (step W + r) size, ... , + size - 1 of it.
 
     Args:
-        rows: token rows {"input_ids", "labels"?}; those in which no token counts are left out.
+        rows: token rows {"input_ids", "labels"?}; those in which no token counts are left out. Read when they are drawn.
         size: rows of a batch.
         seed: of the permutations.
 
@@ -92,8 +115,8 @@ class MemoryBatches:
     """
 
     def __init__(self, rows: Sequence[Row], size: int, seed: int = 0) -> None:
-        self.rows = [row for row in map(labelled, rows) if any(label != IGNORED for label in row["labels"][1:])]
-        if not self.rows:
+        self.rows = Counted(rows)
+        if not len(self.rows):
             raise InputError("memory: no row has a token to predict; give longer text")
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError(f"memory: batch_size must be a whole number of at least 1, got {size!r}")

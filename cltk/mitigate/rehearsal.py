@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, N counted positions, K kept logits, V vocabulary.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -141,7 +142,7 @@ class DERPP(Mitigator):
             "old_rows": len(self.batches.rows), "stored_bytes": 6 * kept,
         }  # fmt: skip
 
-    def _drawn(self, rows: list[Row]) -> list[Row]:
+    def _drawn(self, rows: Sequence[Row]) -> Sequence[Row]:
         if self.samples is None or self.samples >= len(rows):
             return rows
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed)).tolist()
@@ -180,7 +181,7 @@ class DERPP(Mitigator):
         return values_NK, indices_NK.long()
 
 
-def start_logits(model: Any, rows: list[Row], top_k: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+def start_logits(model: Any, rows: Sequence[Row], top_k: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
     """Each row's `top_k` largest logits at its counted positions (float16), and their tokens (int32): [N, K], on the CPU."""
     device = next(model.parameters()).device
     found: list[tuple[Tensor, Tensor]] = []

@@ -82,8 +82,9 @@ class Reservoir(Mitigator):
     def setup(self, plan: Plan) -> None:
         new = check_data(plan, "reservoir")
         if self.memory is not None and self.seen == 0:
-            old = [labelled(row) for row in old_rows("reservoir", self.memory, plan, self.length)]
-            self.rows, self.seen = algorithm_r([], 0, old, self.size, self.seed)
+            old = old_rows("reservoir", self.memory, plan, self.length)
+            kept, self.seen = algorithm_r([], 0, range(len(old)), self.size, self.seed)
+            self.rows = [labelled(old[i]) for i in kept]
         note = {"size": self.size, "kept": len(self.rows), "seen": self.seen}
         if self.fraction and self.rows:
             note |= mix(plan, list(self.rows), self.fraction, self.extra_steps, "reservoir")

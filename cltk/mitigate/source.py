@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def summary(importance: Importance) -> dict[str, Any]:
     return {**kept, "mean": importance.mean, "digest": tensors.digest(importance)}
 
 
-def _cached(folder: Path, plan: Plan, rows: list[Any], arguments: dict[str, Any]) -> Importance:
+def _cached(folder: Path, plan: Plan, rows: Sequence[Any], arguments: dict[str, Any]) -> Importance:
     anchor = tensors.digest(dict(tensors.trainable(plan.model)))
     key = json.dumps([anchor, config_digest(plan.model), data_digest(rows, arguments["samples"]), arguments], sort_keys=True)
     path = folder / f"ewc-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"

@@ -194,3 +194,19 @@ def test_an_adapters_folder_says_merge(tmp_path: Path) -> None:
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match=r"adapter.*merge_and_unload"):
         cltk.measure("tiny-llama", tmp_path / "adapter", ["toy"], include_path="tasks")
+
+
+def test_live_models_that_are_none(tiny: Any, tokenizer: Any) -> None:
+    """Wrapped as they leave a training (nn.DataParallel), of another kind, without weights; no task at all."""
+    good = (tiny(), tokenizer)
+    with torch.device("meta"):
+        empty = tiny()
+    for model, said in (
+        (torch.nn.DataParallel(tiny()), r"tuned is a DataParallel, .*give the model inside it \(model\.module\)"),
+        (torch.nn.Sequential(torch.nn.Embedding(300, 8)), "tuned is a Sequential, which is no transformers model; give one"),
+        (empty, "tuned, a LlamaForCausalLM, has parameters without values"),
+    ):
+        with pytest.raises(InputError, match=said):
+            cltk.measure(good, (model, tokenizer), ["toy"], include_path="tasks")
+    with pytest.raises(InputError, match="tasks: expected a list of names, got NoneType"):
+        cltk.measure(good, good, None)

@@ -120,3 +120,56 @@ def test_a_turn_is_drawn_once() -> None:
     assert drawn == [0, 1]
     fresh = MemoryBatches(batches.rows, 4)
     assert [fresh.indices(step) for step in range(299, -1, -1)] == seen[::-1]
+
+
+def test_a_memory_on_disk_is_read_as_it_is_drawn(tiny: Any) -> None:
+    """Whole, a memory of a gigabyte would be twelve of Python's numbers: at set-up every row is seen once and let go, then
+    only the rows that are drawn are read; the batches are those of the same rows in a list."""
+    from cltk.mitigate.memory import memory_batches
+    from cltk.mitigate.rehearsal import DERPP
+
+    rows = [{"input_ids": [i % 200 + 5, i % 190 + 6, i % 180 + 7][: 1 + i % 3]} for i in range(600)]
+    data, alive = Watched(rows), Watched.alive
+    plan: Any = SimpleNamespace(model=tiny(), tokenizer=None, notes={}, args=SimpleNamespace(per_device_train_batch_size=2))
+    batches = memory_batches("replay_loss", data, plan, None, 8, 0)
+    assert (len(data.read), Watched.most - alive <= 2) == (601, True)  # the first one twice: are these tokens
+    expected = MemoryBatches([row for row in rows if len(row["input_ids"]) > 1], 2)
+    data.read.clear()
+    for step in range(3):
+        for name, value in batches.at(step).items():
+            torch.testing.assert_close(value, expected.at(step)[name])
+    assert len(data.read) == 6
+    assert batches.rows[2:4] == expected.rows[2:4]
+    assert batches.rows[-1] == expected.rows[-1]
+    method, data = DERPP(Watched(rows), samples=8, batch_size=2), Watched(rows)
+    method.memory = data
+    method.setup(plan)
+    assert Watched.most - alive <= 10
+    assert method.batches is not None
+    assert len(method.stored) == len(method.batches.rows) == 8
+
+
+class Watched:
+    """Rows that are made when they are read; how many there were at most at once, and which were read."""
+
+    alive = most = 0
+
+    class Ids(list):  # type: ignore[type-arg]
+        def __init__(self, ids: list[int]) -> None:
+            super().__init__(ids)
+            Watched.alive += 1
+            Watched.most = max(Watched.most, Watched.alive)
+
+        def __del__(self) -> None:
+            Watched.alive -= 1
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows, self.read = rows, list[int]()
+        Watched.most = Watched.alive
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.read.append(index)
+        return {"input_ids": Watched.Ids(self.rows[index]["input_ids"])}

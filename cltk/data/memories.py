@@ -13,7 +13,7 @@ from cltk.data.lazy import TokenRows
 from cltk.data.messages import conversation, is_pair, spoken
 from cltk.data.pairs import pairs
 from cltk.data.readers import Row, read_rows
-from cltk.data.rows import blocks, fill, text_of, token_row
+from cltk.data.rows import IGNORED, blocks, fill, text_of, token_row
 from cltk.errors import InputError
 
 WHOLE = 2**62  # tokens: nothing is cut
@@ -203,7 +203,7 @@ def said(memory: Any) -> list[str]:
 def text_rows(texts: Any, tokenizer: Any, length: int, where: str, *, whole: bool = False) -> list[Row]:
     """One token row a text, cut on the right to `length`: prompts and examples, which `memory_rows` would join into blocks.
 
-    Of a conversation the row is what is asked, up to where the assistant answers; with `whole` all of it.
+    Of a conversation the row is what is asked, up to where the assistant answers, and no label counts; with `whole` all of it.
 
     Args:
         texts: as for `memory_rows`; rows that hold input_ids are taken as they are.
@@ -230,6 +230,8 @@ def text_rows(texts: Any, tokenizer: Any, length: int, where: str, *, whole: boo
         raise InputError(f"{where}: holds no text")
     if kind != "messages" and tokenizer.eos_token_id is not None:  # some tokenizers close a text, which a prompt must not be
         ids = [one[:-1] if len(one) > 1 and one[-1] == tokenizer.eos_token_id else one for one in ids]
+    if kind == "messages" and not whole:
+        return [{"input_ids": one[:length], "labels": [IGNORED] * len(one[:length])} for one in ids]
     return [{"input_ids": one[:length]} for one in ids]
 
 

@@ -60,7 +60,7 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
     check_in_place(mitigators, trainer.model.parameters())
     before = _flags(trainer.model)
     given, trainer.args = trainer.args, copy.copy(trainer.args)
-    plan = Plan(trainer.model, trainer.train_dataset, trainer.args, trainer.processing_class, trainer.eval_dataset, cache=cache)
+    plan = Plan(trainer.model, trainer.train_dataset, trainer.args, _tokenizer(trainer), trainer.eval_dataset, cache=cache)
     try:
         _set_up(trainer, mitigators, plan)
     except BaseException:
@@ -80,6 +80,16 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
     _wrap(trainer, callback, before)
     trainer.cltk_plan = plan
     return trainer
+
+
+def _tokenizer(trainer: Any) -> Any:
+    """The trainer's; with the template that TRL has put in the place of its own for `assistant_only_loss`."""
+    template = getattr(trainer, "chat_template", None)
+    if not isinstance(template, str):
+        return trainer.processing_class
+    own = copy.copy(trainer.processing_class)
+    own.chat_template = template
+    return own
 
 
 def _set_up(trainer: Any, mitigators: Sequence[Mitigator], plan: Plan) -> None:

@@ -139,7 +139,8 @@ class KL(Mitigator):
         if self.memory is not None:
             rows = old_rows(self.name, self.memory, plan, self.length)
         elif self.prompts is not None:
-            rows = text_rows(self.prompts, plan.tokenizer, self.length, f"{self.name}.prompts")
+            prompts = text_rows(self.prompts, plan.tokenizer, self.length, f"{self.name}.prompts")
+            rows = [{"input_ids": row["input_ids"]} for row in prompts]
             check_length(plan.model, rows, f"{self.name}.prompts", "give a smaller length")
         if rows is not None:
             size = plan.args.per_device_train_batch_size if self.batch_size is None else self.batch_size

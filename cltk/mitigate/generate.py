@@ -21,7 +21,7 @@ from torch import Tensor
 from cltk import tensors
 from cltk.data.memories import text_rows
 from cltk.data.readers import Row
-from cltk.data.rows import pad_id
+from cltk.data.rows import IGNORED, pad_id
 from cltk.errors import InputError, RunError
 from cltk.forward.causal import check_causal
 from cltk.importance.estimators import untouched
@@ -110,7 +110,7 @@ class SelfReplay(Mitigator):
     nucleus `top_p`, and mixed in as `Replay` does. A text begins
 
         with nothing given: at the beginning-of-text token;
-        with `prompts`: with one of these, in turn; prompt and continuation are replayed;
+        with `prompts`: with one of these, in turn; both are replayed (a conversation's question only as context);
         with `memory`: behind two examples of it, in context, which are not replayed themselves.
 
     With a cache folder the texts are kept there, by the digest of weights, settings and inputs; a batch that is finished is
@@ -150,7 +150,7 @@ class SelfReplay(Mitigator):
                 check_memory("self_replay", given)
         self.fraction, self.samples, self.prompts, self.memory = fraction, samples, prompts, memory
         self.settings = {"max_new_tokens": max_new_tokens, "temperature": float(temperature), "top_p": float(top_p)}
-        self.seed, self.extra_steps = seed, extra_steps
+        self.seed, self.extra_steps, self.asked = seed, extra_steps, False
 
     def setup(self, plan: Plan) -> None:
         if not self.fraction:
@@ -161,7 +161,7 @@ class SelfReplay(Mitigator):
         old_count(check_data(plan, "self_replay"), self.fraction, "self_replay")  # before anything is written
         contexts, heads = self._contexts(plan)
         texts = self._texts(plan, contexts)
-        rows: list[Row] = [{"input_ids": head + text} for head, text in zip(heads, texts, strict=True) if len(head + text) > 1]
+        rows = [_row(head, text, self.asked) for head, text in zip(heads, texts, strict=True) if len(head + text) > 1]
         if not rows:
             raise RunError("self_replay: the start model wrote empty texts only; give prompts or memory")
         note = {"samples": self.samples, "written": len(rows), "written_tokens": sum(map(len, texts)), **self.settings}
@@ -171,12 +171,14 @@ class SelfReplay(Mitigator):
         """What stands before each text, and the part of it that is replayed with the text."""
         tokenizer, length = plan.tokenizer, int(self.settings["max_new_tokens"])
         start = _first(tokenizer)
-        prompts = [start] if self.prompts is None else _ids(self.prompts, tokenizer, length, "self_replay.prompts")
+        rows = [] if self.prompts is None else text_rows(self.prompts, tokenizer, length, "self_replay.prompts")
+        self.asked = any("labels" in row for row in rows)
+        prompts = [list(map(int, row["input_ids"])) for row in rows] or [start]
         heads = [prompts[i % len(prompts)] for i in range(self.samples)]
         if self.memory is None:
             contexts = heads
         else:
-            examples = _ids(self.memory, tokenizer, length, "self_replay.memory", whole=True)
+            examples = [row["input_ids"] for row in text_rows(self.memory, tokenizer, length, "self_replay.memory", whole=True)]
             heads = [[] if self.prompts is None else head for head in heads]
             between = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
             contexts = [start + _shots(examples, between, self.seed, i) + head for i, head in enumerate(heads)]
@@ -228,8 +230,9 @@ def _room(model: Any) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def _ids(texts: Any, tokenizer: Any, length: int, where: str, *, whole: bool = False) -> list[Ids]:
-    return [list(map(int, row["input_ids"])) for row in text_rows(texts, tokenizer, length, where, whole=whole)]
+def _row(head: Ids, text: Ids, asked: bool) -> Row:
+    """A prompt and what was written behind it; only that counts where the prompt is a question in a conversation."""
+    return {"input_ids": head + text} | ({"labels": [IGNORED] * len(head) + text} if asked else {})
 
 
 def _shots(examples: list[Ids], between: Ids, seed: int, index: int) -> Ids:

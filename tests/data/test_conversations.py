@@ -328,3 +328,37 @@ def test_texts_of_conversations(chat: Any) -> None:
     assert found[3]["labels"][0] == -100
     assert words(TWO[0], "x") == "What color is the sky?\nIt is blue."
     assert conversation(TWO[1], ("messages",), "x").question == "What color is the sky?"
+
+
+def test_replay_in_an_sft_trainer_takes_its_template(chat: Any, tiny: Any, tmp_path: Path) -> None:
+    """TRL trains Qwen3 on a template of its own in which history stays; what is replayed beside is made by the same."""
+    import cltk
+
+    tokenizer = chat(trl_template("qwen3"))
+    with pytest.raises(InputError, match="writes message"):
+        memory_rows(TWO, tokenizer)
+    trainer = by_trl(TWO, tokenizer, tiny, tmp_path, assistant_only_loss=True)
+    cltk.attach(trainer, [cltk.Replay([*TWO, *TWO], 0.5, length=2048)])
+    new, old = ([trainer.train_dataset[i] for i in places] for places in ((0, 1), (2, 3)))
+    assert [row["labels"] for row in old] == [row["labels"] for row in new]
+    assert [row["input_ids"] for row in old] == [row["input_ids"] for row in new]
+    assert tokenizer.chat_template == trl_template("qwen3")
+    trainer.train()
+
+
+def test_what_the_model_answers_itself_counts_alone(chat: Any, tiny: Any, tmp_path: Path) -> None:
+    """Self-replay of a conversation's question: the answer that the start model writes is replayed, the question is context."""
+    import cltk
+    from cltk.mitigate.interface import Plan
+
+    tokenizer = chat(CHATML)
+    args: Any = by_trl(TWO[:1], chat(CHATML), tiny, tmp_path).args
+    plan = Plan(tiny(max_position_embeddings=512), ours(TWO * 4, tokenizer), args, tokenizer)
+    cltk.SelfReplay(0.5, samples=4, prompts=TWO[:1], max_new_tokens=200).setup(plan)
+    (asked,) = text_rows(TWO[:1], tokenizer, 512, "prompts")
+    n = len(asked["input_ids"])
+    for i in range(8, 12):
+        row = plan.data[i]
+        assert row["input_ids"][:n] == asked["input_ids"]
+        assert row["labels"][:n] == [-100] * n
+        assert row["labels"][n:] == row["input_ids"][n:] != []

@@ -32,6 +32,11 @@ def add(command: Command) -> None:
     shared.device_option(sub)
     sub.add_argument("-b", "--batch-size", default="auto", help="rows of a generated batch; auto, auto:N or a number")
     sub.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    for name, whose in (("model", "both models"), ("base", "BASE"), ("tuned", "TUNED")):
+        sub.add_argument(
+            f"--{name}-args", metavar="NAME=VALUE,...",
+            help=f"loading of {whose}: revision, dtype, load_in_4bit, gguf_file, tokenizer, base (of an adapter), ...",
+        )  # fmt: skip
     sub.add_argument(
         "--chat-template", "--apply-chat-template", action="store_true", help="apply the tokenizers' chat template"
     )
@@ -79,6 +84,7 @@ def measure(options: argparse.Namespace) -> int:
             sample=options.sample, sample_seed=options.sample_seed, until=options.until, every_task=options.every_task,
             members=options.members, scorer=options.scorer,
             kl_rows=options.kl_rows, progress=bar,
+            model_args=options.model_args, base_args=options.base_args, tuned_args=options.tuned_args,
         )  # fmt: skip
     found = {name: result.to_json() for name, result in zip(options.tuned, results, strict=True)}
     shared.put_json(options.json, {"results": found} if len(found) > 1 else next(iter(found.values())))
@@ -96,15 +102,15 @@ def measure(options: argparse.Namespace) -> int:
 
 def power(options: argparse.Namespace) -> int:
     """`cltk power`: what so many documents can show."""
-    from cltk.measure.compare import common_dtype, score_model
+    from cltk.measure.compare import common_dtype, named_model, score_model
     from cltk.measure.evaluate import Suite
     from cltk.measure.power import known, plan
-    from cltk.models import locate_model, on
+    from cltk.models import on
     from cltk.progress import Bar
     from cltk.report.measurement import planned
 
     if options.base:
-        locate_model(options.base)
+        named_model(options.base, "base")
     chosen = {"limit": options.limit, "sample": options.sample, "sample_seed": options.sample_seed}
     prompts = {
         name: getattr(options, name)

@@ -14,6 +14,7 @@ import torch
 
 from cltk import __version__, tensors
 from cltk.errors import InputError
+from cltk.measure.bench import Bench, described
 from cltk.measure.divergence import text_divergence
 from cltk.measure.early import check_models
 from cltk.measure.evaluate import Progress, Suite, TextTask
@@ -21,7 +22,9 @@ from cltk.measure.forgetting import Result, compare
 from cltk.measure.sampling import Sample
 from cltk.measure.scores import Scores
 from cltk.measure.settings import options
-from cltk.measure.sides import Model, called, common_dtype, config_of, live, named_model, score_model, scored, tokenizer_of, who
+from cltk.measure.sides import Model, Side, called, common_dtype, config_of, named_model, score_model, scored, tokenizer_of, who
+from cltk.models.adapters import SwitchedOff, acting
+from cltk.models.origin import arguments
 
 __all__ = ["common_dtype", "measure", "named_model", "score_model"]
 
@@ -57,6 +60,9 @@ def measure(
     kl_rows: int = 16,
     progress: Progress | None = None,
     seed: int | str | Sequence[int] | None = None,
+    model_args: Mapping[str, Any] | str | None = None,
+    base_args: Mapping[str, Any] | str | None = None,
+    tuned_args: Mapping[str, Any] | str | None = None,
 ) -> Result | list[Result]:
     """What did `tuned` forget that `base` knew? Forgetting = Perf_pre - Perf_ft, paired document by document.
 
@@ -65,7 +71,8 @@ def measure(
     (`cltk.measure.identity`), so that an interrupted call continues and a base is scored once.
 
     Args:
-        base, tuned: a folder, hub id, "asset:NAME", or a live pair (model, tokenizer). A list of tuned ones is compared with
+        base, tuned: a folder, hub id, "hub id@revision", "asset:NAME", or a live pair (model, tokenizer). A folder that holds
+            a PEFT adapter is measured on its own base, loaded once where that is `base`. A list of tuned ones is compared with
             a base that is scored once, and gives a list of results.
         tasks: lm-eval's names of tasks, groups and tags, patterns and task files; see `Suite`.
         limit: the first documents of each task, or below 1 that fraction of them; all when None.
@@ -87,6 +94,8 @@ def measure(
         journal: whether finished requests are kept.
         kl_rows: rows of each text on which forward KL(base || tuned) is measured, with both models in memory; 0 for none.
         seed: of Python, numpy, torch and the examples, as lm-eval's `--seed`.
+        model_args, base_args, tuned_args: what all models, or one side, are loaded with (revision, dtype, quantisation, ...): a
+            mapping or "name=value,name=value"; see `cltk.models.origin.Origin`. A side's own go before those of all.
 
     Returns:
         `Result` with `.rows`, `.macro`, `.samples`, `.divergence` when there are texts, and `.settings`: the models' names,
@@ -107,10 +116,9 @@ def measure(
     options(scorer, batch_size)
     if not isinstance(kl_rows, int) or isinstance(kl_rows, bool) or kl_rows < 0:
         raise InputError(f"kl_rows: expected a whole number of rows from 0, got {kl_rows!r}")
-    base, models = named_model(base, "base"), [named_model(one, "tuned") for one in listed]
-    if not models:
-        raise InputError("measure: name at least one tuned model")
+    base, models = _named(base, listed, model_args, base_args, tuned_args)
     dtype = common_dtype(base, models, dtype)
+    bench = Bench(base, dtype)
     sides = [(base, "base"), *((one, f"tuned {i}" if i > 1 else "tuned") for i, one in enumerate(models, 1))]
     suite.check({who(model, side): tokenizer_of(model) for model, side in sides} if chat_template else {})
     check_models(suite, {side: (config_of(model), partial(tokenizer_of, model)) for model, side in sides})
@@ -127,25 +135,42 @@ def measure(
     score = partial(scored, suite, dtype=dtype, batch_size=batch_size, scorer=scorer, journal=journal, progress=progress)
     kept: list[tuple[Any, Any]] = []  # the base, where its predictions are compared too: it is loaded once
     found: list[Result] = []
+    sources: dict[str, Any] = {}
     pre: Scores | None = None
     for model, side in sides[1:]:
         if until is not None:
-            kept, pair = [live(base, dtype)], live(model, dtype)
+            kept, pair = [bench.first(models)], bench.load(model)
+            kept = [bench.start(kept[0])]
+            sources = {"base": described(base, kept[0][0])}
             result, pre = _in_looks(suite, [kept[0], pair], until, every_task, margins, batch_size, scorer, progress)
         else:
             if pre is None:
-                first, pre = score(base, "base")
+                first, pre = score(base, "base", load=partial(bench.first, models))
+                sources = {"base": described(base, first[0])}
                 kept += [first] if suite.texts and kl_rows else []
                 del first
                 gc.collect()
-            pair, post = _beside(kept, partial(score, model, side))
+            pair, post = _beside(kept, bench, partial(score, model, side, load=partial(bench.load, model)))
             result = compare(pre, post, margins=margins)
-        moved, notes = _divergence(kept, pair, suite.texts, kl_rows, progress)
-        how = {**settings, "tuned": called(model), "tasks": _asked(pre), **suite.prompting.exported(pair[1])}
-        found.append(replace(result, divergence=moved, notes=[*suite.notes, *result.notes, *notes], settings=how))
+        moved, notes = _divergence([bench.start(one) for one in kept], pair, suite.texts, kl_rows, progress)
+        sources = {"base": sources["base"], "tuned": described(model, pair[0])}
+        how = {**settings, "tuned": called(model), "models": sources, "tasks": _asked(pre), **suite.prompting.exported(pair[1])}
+        found.append(
+            replace(result, divergence=moved, notes=[*bench.notes(model), *suite.notes, *result.notes, *notes], settings=how)
+        )
         del pair
         gc.collect()
     return found if several else found[0]
+
+
+def _named(base: Model, tuned: Sequence[Any], all_args: Any, base_args: Any, tuned_args: Any) -> tuple[Side, list[Side]]:
+    """Where both sides come from, with what they are loaded with."""
+    both = arguments(all_args, "model_args")
+    first = named_model(base, "base", both | arguments(base_args, "base_args"))
+    models = [named_model(one, "tuned", both | arguments(tuned_args, "tuned_args"), first) for one in tuned]
+    if not models:
+        raise InputError("measure: name at least one tuned model")
+    return first, models
 
 
 def _divergence(
@@ -167,16 +192,17 @@ def _in_looks(
     from cltk.measure.journal import Journal
     from cltk.measure.stepwise import stepwise
 
-    digests = [tensors.digest(model) for model, _ in pairs]
+    digests = [model.digest if isinstance(model, SwitchedOff) else tensors.digest(model) for model, _ in pairs]
     with TemporaryDirectory() as folder:
         books = [Journal(Path(folder) / f"{number}.jsonl") for number in range(2)]
 
+        def one(part: Suite, number: int) -> Scores:
+            how: dict[str, Any] = {"batch_size": batch_size, "journal": books[number], "progress": progress, "scorer": scorer}
+            with acting(pairs[number][0]) as model:
+                return part.evaluate(model, pairs[number][1], digest=digests[number], **how)
+
         def score(part: Suite) -> tuple[Scores, Scores]:
-            pre, post = (
-                part.evaluate(*pair, digest=digest, batch_size=batch_size, journal=book, progress=progress, scorer=scorer)
-                for pair, digest, book in zip(pairs, digests, books, strict=True)
-            )
-            return pre, post
+            return one(part, 0), one(part, 1)
 
         return stepwise(suite, score, until, every_task=every_task, margins=margins)
 
@@ -195,7 +221,7 @@ def _text(given: Any) -> TextTask:
     raise InputError(f"texts: expected TextTask or the name of a file, got {type(given).__name__} {str(given)[:60]!r}")
 
 
-def _beside(kept: list[Any], act: Callable[[], Any]) -> Any:
+def _beside(kept: list[Any], bench: Bench, act: Callable[[], Any]) -> Any:
     """`act()`; once more, without the models that are kept for KL, where the device has not the memory beside them."""
     try:
         return act()
@@ -203,6 +229,7 @@ def _beside(kept: list[Any], act: Callable[[], Any]) -> Any:
         if not kept:
             raise
     kept.clear()
+    bench.forget()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -17,7 +17,22 @@ def make_lm(model: Any, tokenizer: Any, digest: str, batch_size: Any, journal: A
 
     size = options(scorer, batch_size)
     trees = scorer == "prefix"
-    return PrefixLM(model, tokenizer, batch_size=size, journal=journal, digest=digest, progress=progress, trees=trees)
+    with as_tied(model):
+        return PrefixLM(model, tokenizer, batch_size=size, journal=journal, digest=digest, progress=progress, trees=trees)
+
+
+@contextmanager
+def as_tied(model: Any) -> Iterator[None]:
+    """lm-eval ties the weights of every model that it gets; under an adapter that keeps a head or embedding of its own there
+    is no weight to tie where it looks, and one that was trained apart must stay so."""
+    adapted = hasattr(model, "peft_config")
+    if adapted:
+        model.tie_weights = lambda *given, **named: None
+    try:
+        yield
+    finally:
+        if adapted:
+            del model.tie_weights
 
 
 def has_start(tokenizer: Any, who: str = "tokenizer") -> None:

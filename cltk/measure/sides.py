@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from cltk.errors import InputError
 from cltk.measure.evaluate import Progress, Suite
 from cltk.measure.scores import Scores
 from cltk.measure.settings import fast_dtype
-from cltk.models import device, load_config, load_model, load_tokenizer, locate_model
+from cltk.models import device, is_adapter, load_config, load_model, load_tokenizer, locate_model
+from cltk.models.adapters import base_of, check_adapter, load_adapter
+from cltk.models.adapters import config_of as config_of_adapter
+from cltk.models.adapters import tokenizer_of as adapter_tokenizer
+from cltk.models.origin import DTYPES, Origin
 
-Model = str | Path | tuple[Any, Any]
+Model = str | Path | Origin | tuple[Any, Any]
+Side = Origin | tuple[Any, Any]
 
 
 def called(model: Model) -> str:
@@ -26,13 +32,30 @@ def called(model: Model) -> str:
     return f"{type(model[0]).__name__} {getattr(model[0], 'name_or_path', '')}".strip()
 
 
-def named_model(model: Any, side: str) -> Model:
-    """A live pair, or the name of a model. Raises InputError, without the model's own text, for anything else."""
-    if isinstance(model, str | Path):
-        locate_model(model)
-        return model
+def named_model(model: Any, side: str, args: Mapping[str, Any] | None = None, base: Any = None) -> Side:
+    """A live pair, or where a model comes from, checked as far as that goes without weights.
+
+    Args:
+        side: what messages call it.
+        args: what it is loaded with; see `Origin`.
+        base: the model that an adapter is put on whose config names none.
+
+    Raises:
+        InputError: anything else (without the model's own text), no such model, an adapter whose base is not there or that does
+            not fit it, or arguments for a model that is loaded already.
+    """
+    if isinstance(model, str | Path | Origin):
+        origin = Origin.of(model, args)
+        if is_adapter(origin):
+            return _adapter(origin, base)
+        locate_model(origin)
+        if "base" in origin.args:
+            raise InputError(f"{side} {origin}: base is the model under an adapter, and this is a whole model")
+        return origin
     parts = list(model) if isinstance(model, list | tuple) else []
     if len(parts) == 2 and isinstance(parts[0], torch.nn.Module) and callable(parts[1]):
+        if args:
+            raise InputError(f"measure: {side} is loaded already; {', '.join(args)} would change nothing")
         _check_live(parts[0], side)
         return parts[0], parts[1]
     kind = type(model).__name__ + (f" of {', '.join(type(part).__name__ for part in parts)}" if parts else "")
@@ -50,11 +73,20 @@ def _check_live(model: torch.nn.Module, side: str) -> None:
         raise InputError(f"measure: {side}, a {name}, has parameters without values (meta device); load its weights first")
 
 
+def _adapter(origin: Origin, base: Any) -> Origin:
+    """An adapter with its base: the one it names, else the one given."""
+    if not (origin.args.get("base") or config_of_adapter(origin).get("base_model_name_or_path")) and isinstance(base, Origin):
+        origin = Origin(origin.name, {**origin.args, "base": str(base)})
+    check_adapter(origin, base_of(origin))
+    return origin
+
+
 def scored(
-    suite: Suite, spec: Model, side: str, *, dtype: str, batch_size: Any, scorer: str, journal: bool, progress: Progress | None
-) -> tuple[tuple[Any, Any], Scores]:
-    """A model, loaded or live, and its scores. What is scored on disk is journaled in the cache folder."""
-    pair = live(spec, dtype)
+    suite: Suite, spec: Side, side: str, *, dtype: str, batch_size: Any, scorer: str, journal: bool, progress: Progress | None,
+    load: Callable[[], tuple[Any, Any]] | None = None,
+) -> tuple[tuple[Any, Any], Scores]:  # fmt: skip
+    """A model, loaded (by `load`, where that is given) or live, and its scores. What is on disk is journaled in the cache."""
+    pair = load() if load else live(spec, dtype)
     return pair, _score(suite, *pair, dtype, batch_size, scorer, journal and not isinstance(spec, tuple), progress, side)
 
 
@@ -62,16 +94,23 @@ def who(model: Model, side: str) -> str:
     return side if isinstance(model, tuple) else f"{side} {model}"
 
 
-def config_of(model: Model) -> Any:
-    return model[0].config if isinstance(model, tuple) else load_config(model)
+def config_of(model: Side) -> Any:
+    """Of an adapter that of its base."""
+    return model[0].config if isinstance(model, tuple) else load_config(base_of(model) if is_adapter(model) else model)
 
 
-def tokenizer_of(model: Model) -> Any:
-    return model[1] if isinstance(model, tuple) else load_tokenizer(model)
+def tokenizer_of(model: Side) -> Any:
+    """Without weights; of an adapter its own, where it was saved with one."""
+    if isinstance(model, tuple):
+        return model[1]
+    return adapter_tokenizer(model, base_of(model)) if is_adapter(model) else load_tokenizer(model)
 
 
-def live(model: Model, dtype: str) -> tuple[Any, Any]:
-    return model if isinstance(model, tuple) else load_model(model, dtype=dtype)
+def live(model: Side, dtype: str) -> tuple[Any, Any]:
+    """A model and its tokeniser; an adapter on its base."""
+    if isinstance(model, tuple):
+        return model
+    return load_adapter(model, dtype) if is_adapter(model) else load_model(model, dtype=dtype)
 
 
 def score_model(
@@ -79,7 +118,8 @@ def score_model(
 ) -> Scores:
     """Load (or take) a model, score it on `suite`, let it go. What is scored on disk is journaled in the cache folder."""
     scores = scored(
-        suite, spec, side, dtype=dtype, batch_size=batch_size, scorer=scorer, journal=journal, progress=progress
+        suite, named_model(spec, side), side,
+        dtype=dtype, batch_size=batch_size, scorer=scorer, journal=journal, progress=progress,
     )[1]  # fmt: skip
     gc.collect()
     return scores
@@ -97,7 +137,7 @@ def _score(
     return suite.evaluate(model, tokenizer, digest=digest, batch_size=batch_size, journal=book, progress=tell, scorer=scorer)
 
 
-def common_dtype(base: Model, tuned: Model | list[Model], dtype: str) -> str:
+def common_dtype(base: Model, tuned: Model | Sequence[Side], dtype: str) -> str:
     """One dtype for all sides: a live model's own, the fastest of this machine for "auto", or the one named."""
     models = [base, *(tuned if isinstance(tuned, list) else [tuned])]
     live = {str(model[0].dtype).removeprefix("torch.") for model in models if isinstance(model, tuple)}
@@ -109,6 +149,6 @@ def common_dtype(base: Model, tuned: Model | list[Model], dtype: str) -> str:
         return live.pop()
     if dtype == "auto":
         return str(fast_dtype(device())).removeprefix("torch.")
-    if dtype not in ("float32", "bfloat16", "float16", "float64"):
-        raise InputError(f"dtype: {dtype!r} is unknown; use auto, float32, bfloat16, float16 or float64")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: {dtype!r} is unknown; use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     return dtype

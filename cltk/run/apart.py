@@ -14,7 +14,7 @@ from cltk.run.sources import memories
 
 def models(plan: Plan) -> list[Path]:
     """The folders of all start models, and of other models that methods read."""
-    specs = {cell.config.model.pretrained for cell in plan.cells}
+    specs = {cell.config.model.spec for cell in plan.cells}
     specs |= {one.path for cell in plan.cells for one in memories(cell.config.mitigators)}
     found = []
     for spec in sorted(specs):

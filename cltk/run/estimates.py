@@ -26,7 +26,7 @@ def estimate_yaml(file: str | Path, model: str | None = None, **given: Any) -> l
     plan = validate(data, Path(file), lines, files)
     done: dict[str, Estimate] = {}
     for cell in plan.cells:
-        spec = model or cell.config.model.pretrained
+        spec = model or cell.config.model.spec
         local = plan.folder / spec
         found = setup_of(cell.config, bf16)
         done.setdefault(cell.method, replace(

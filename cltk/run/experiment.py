@@ -107,7 +107,7 @@ class ExperimentRun:
                 check_roles(*(self.inputs.rows(cell, listed) for listed in (cell.config.evals.retain, cell.config.evals.learn)))
                 for training in cell.trainings:
                     check_training(training)
-                    data, spec = self.inputs.data(training), self.inputs.path(training.config.model.pretrained)
+                    data, spec = self.inputs.data(training), self.inputs.path(training.config.model.spec)
                     check_lengths(self.inputs.config(training), spec, [*data.train, *data.validation])
                     check_watch(self.inputs, training, build_mitigators(training.config.mitigators, self.plan.folder))
         except InputError as error:

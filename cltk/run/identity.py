@@ -32,7 +32,7 @@ def measurement(inputs: Inputs, cell: Cell, numerics: int = NUMERICS) -> dict[st
     measured = inputs.entries([*evals.retain, *evals.learn])  # suites by what they list
     return {
         "numerics": numerics,
-        "model": {**cell.config.model.model_dump(), "digest": inputs.model_digest(cell.config.model.pretrained)},
+        "model": {**cell.config.model.model_dump(), "digest": inputs.model_digest(cell.config.model.spec)},
         "settings": settings,
         "measured": [entry.model_dump() for entry in measured],
         "new": [[one.stage, one.data.model_dump()] for one in cell.trainings],

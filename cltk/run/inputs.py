@@ -39,12 +39,12 @@ class Inputs:
 
     def tokenizer(self, cell: Cell) -> Any:
         spec = cell.config.model
-        return models.load_tokenizer(self.path(spec.pretrained), trust_remote_code=spec.trust_remote_code)
+        return models.load_tokenizer(self.path(spec.spec), trust_remote_code=spec.trust_remote_code)
 
     def model(self, cell: Cell) -> tuple[Any, Any]:
         """The start model and its tokeniser, loaded anew."""
         spec = cell.config.model
-        return models.load_model(self.path(spec.pretrained), dtype=spec.dtype, trust_remote_code=spec.trust_remote_code)
+        return models.load_model(self.path(spec.spec), dtype=spec.dtype, trust_remote_code=spec.trust_remote_code)
 
     def check_models(self, cell: Cell) -> None:
         """What the start model's config and tokeniser say of all that is measured; asked once of equal measurements."""
@@ -59,7 +59,7 @@ class Inputs:
 
     def data(self, cell: Cell) -> Prepared:
         """The rows of a cell that is one training; equal data sections are read and tokenised once."""
-        key = records.digest_of([cell.data.model_dump(), cell.config.model.pretrained])
+        key = records.digest_of([cell.data.model_dump(), cell.config.model.spec])
         if key not in self._prepared:
             self._prepared[key] = prepare_data(cell.data, self.tokenizer(cell), self.plan.folder)
         return self._prepared[key]
@@ -184,7 +184,7 @@ class Inputs:
     def files(self, cell: Cell) -> dict[str, str]:
         """The digest of every file the cell reads, and of its start model, by the names the YAML gives them."""
         found = {one.label: self.file_digest(one.path, *one.of, kind=one.key) for one in memories(cell.config.mitigators)}
-        model = cell.config.model.pretrained
+        model = cell.config.model.spec
         return dict(sorted({**found, **self.measured_files(cell)}.items())) | {model: self.model_digest(model)}
 
     def measured_files(self, cell: Cell) -> dict[str, str]:
@@ -216,7 +216,7 @@ class Inputs:
         suite = self.harness(cell)
         if suite is None:
             return {}, {}
-        key = f"{id(suite)} {cell.config.model.pretrained}"
+        key = f"{id(suite)} {cell.config.model.spec}"
         if key not in self._tasks:
             tokenizer = self.tokenizer(cell) if cell.config.evals.chat_template else None
             self._tasks[key] = suite.digests(tokenizer), suite.rules()

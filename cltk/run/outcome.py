@@ -48,7 +48,7 @@ def record(inputs: Inputs, cell: Cell, order: int, pre: Scores, legs: list[Leg])
         "digests": {
             "cell": inputs.digest(cell), "start_model": pre.digest, "tuned_model": post.digest,
             "measurement": inputs.measured(cell), "config": records.digest_of(cell.config.model_dump()),
-            "model_files": inputs.model_digest(cell.config.model.pretrained),
+            "model_files": inputs.model_digest(cell.config.model.spec),
             "tasks": inputs.documents(cell), "rules": inputs.rules(cell), "files": inputs.files(cell),
         },
         "environment": records.environment(), "leakage": [asdict(leak) for leak in leaks(inputs, [cell])],

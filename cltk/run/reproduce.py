@@ -146,7 +146,7 @@ def experiment_of(record: dict[str, Any], out: Path, trust: bool = False, file: 
 
 def _check_inputs(file: Path, old: dict[str, Any], run: ExperimentRun) -> None:
     cell = run.cells[0]
-    model, listed = cell.config.model.pretrained, old["digests"]["files"]
+    model, listed = cell.config.model.spec, old["digests"]["files"]
     for name, now in run.inputs.files(cell).items():
         first = old.get("format", 1) == 1 and name == model  # weights and config, without the tokeniser's templates
         now = models.stored_digest(run.inputs.path(model), models.FIRST) if first else now

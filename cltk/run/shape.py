@@ -48,8 +48,10 @@ def meta_model(spec: str | Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
     from cltk.models import locate_model
+    from cltk.models.origin import Origin
 
-    where = locate_model(spec)
+    origin = Origin.of(spec)
+    where = locate_model(origin)
     size = where.removeprefix("meta-llama/Llama-2-").removesuffix("-hf").removesuffix("-chat")
     try:
         if where.startswith("meta-llama/Llama-2-") and size in LLAMA2:
@@ -59,7 +61,7 @@ def meta_model(spec: str | Path, *, trust_remote_code: bool = False) -> Any:
                 num_key_value_heads=shared, vocab_size=32000,
             )  # fmt: skip
         else:
-            config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **origin.files())
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 
 from cltk.run.spec_data import Count, DataSpec, Sample, Section
 
@@ -18,6 +18,20 @@ class ModelSpec(Section):
     pretrained: str = Field(description="hub id, folder, or asset:NAME")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="what the weights are trained in")
     trust_remote_code: bool = Field(False, description="whether Python that comes with the model may run")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub; NAME@REVISION says the same")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: Any) -> dict[str, Any]:
+        """Without the revision where there is none: digests of models that name none stay what they were."""
+        found = dict(serialize(self))
+        if self.revision is None:
+            found.pop("revision", None)
+        return found
+
+    @property
+    def spec(self) -> str:
+        """The name with its revision."""
+        return self.pretrained if self.revision is None else f"{self.pretrained}@{self.revision}"
 
 
 class TaskSpec(Section):

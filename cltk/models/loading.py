@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import warnings
@@ -15,6 +13,9 @@ from typing import Any
 
 from cltk.data import assets
 from cltk.errors import InputError
+from cltk.models.origin import Origin
+
+Spec = str | Path | Origin
 
 log = logging.getLogger(__name__)
 _device: ContextVar[str | None] = ContextVar("device", default=None)
@@ -56,50 +57,52 @@ def _check_device(name: str) -> None:
         raise InputError(f"device: {name!r} is not on this machine; what is: {', '.join(there)}") from None
 
 
-def load_model(spec: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load_model(spec: Spec, *, dtype: str = "float32", trust_remote_code: bool = False) -> tuple[Any, Any]:
     """The causal language model and its tokeniser.
 
     Args:
-        spec: "asset:NAME", a folder with config.json, or a hub id.
+        spec: "asset:NAME", a folder with config.json, a hub id, "hub id@revision", or an `Origin`, whose arguments go first.
         dtype: a torch dtype's name, or "auto" for the one the weights are stored in.
         trust_remote_code: whether Python that comes with the model may run; off unless the user says so.
 
     Raises:
-        InputError: the model does not exist, is damaged, or cannot be had without a network.
+        InputError: the model does not exist, is damaged, is an adapter, or cannot be had without a network.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    path = locate_model(spec)
-    if not trust_remote_code:
-        _check_kernels(spec, path)
+    origin = Origin.of(spec, {"dtype": dtype, "trust_remote_code": trust_remote_code})
+    path, loading, dtype = locate_model(origin), origin.loading(), origin.args["dtype"]
+    if not origin.trust:
+        _check_kernels(origin, path)
+    tokenizer = load_tokenizer(origin)
     try:
         with warnings.catch_warnings(), no_bars(), unsplit():
             warnings.simplefilter("ignore")
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype="auto" if dtype == "auto" else getattr(torch, dtype), trust_remote_code=trust_remote_code
-            )
+                path, dtype="auto" if dtype == "auto" else getattr(torch, dtype), trust_remote_code=origin.trust,
+                **origin.files(), **loading,
+            )  # fmt: skip
     except Exception as error:
-        raise InputError(f"model {spec}: cannot be loaded ({_first_line(error)})") from None
+        raise InputError(f"model {origin}: cannot be loaded ({first_line(error)})") from None
     where: Any = device()
-    log.info(f"{spec}: {str(model.dtype).removeprefix('torch.')} on {where}")
-    return model.to(where), tokenizer
+    log.info(f"{origin}: {str(model.dtype).removeprefix('torch.')} on {where}")
+    return model if origin.placed else model.to(where), tokenizer
 
 
 LAZY = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # of accelerate's launcher: only the first rank reads weights, the others hold none
 
 
-def _check_kernels(spec: str | Path, path: str) -> None:
+def _check_kernels(origin: Origin, path: str) -> None:
     """Raises InputError where a config names code of a hub (org/kernel) for attention or experts: transformers would run it."""
     from transformers import PretrainedConfig
 
     try:
-        config, _ = PretrainedConfig.get_config_dict(path)
+        config, _ = PretrainedConfig.get_config_dict(path, **origin.files())
     except Exception:
         return  # loading says what is wrong with it
-    if name := _kernel(config):
-        raise InputError(f"model {spec}: its config names the code of a hub ({name}); trust_remote_code lets it run")
+    if name := _kernel({**config, "attn_implementation": origin.args.get("attn_implementation")}):
+        raise InputError(f"model {origin}: its config names the code of a hub ({name}); trust_remote_code lets it run")
 
 
 def _kernel(config: Any) -> str:
@@ -148,94 +151,59 @@ def no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_config(spec: str | Path, *, trust_remote_code: bool = False) -> Any:
+def load_config(spec: Spec, *, trust_remote_code: bool = False) -> Any:
     """The model's config without its weights; None where it cannot be had (loading the model says why)."""
     from transformers import AutoConfig
 
+    origin = Origin.of(spec, {"trust_remote_code": trust_remote_code})
     try:
-        return AutoConfig.from_pretrained(locate_model(spec), trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(locate_model(origin), trust_remote_code=origin.trust, **origin.files())
     except Exception:
         return None
 
 
-def load_tokenizer(spec: str | Path, *, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(spec: Spec, *, trust_remote_code: bool = False) -> Any:
     """The tokeniser alone: what `--dry-run` needs to count tokens."""
     from transformers import AutoTokenizer
 
+    origin = Origin.of(spec, {"trust_remote_code": trust_remote_code})
+    own = origin.args.get("tokenizer")
+    where, files = (str(assets.resolve(str(own))), {}) if own else (locate_model(origin), origin.files())
     try:
-        return AutoTokenizer.from_pretrained(locate_model(spec), trust_remote_code=trust_remote_code)
+        with warnings.catch_warnings(), no_bars():
+            warnings.simplefilter("ignore")
+            return AutoTokenizer.from_pretrained(where, trust_remote_code=origin.trust, **files)
     except Exception as error:
-        raise InputError(f"model {spec}: its tokeniser cannot be loaded ({_first_line(error)})") from None
+        raise InputError(f"model {origin}: its tokeniser cannot be loaded ({first_line(error)})") from None
 
 
-def locate_model(spec: str | Path) -> str:
+def is_adapter(spec: Spec) -> bool:
+    """Whether this is a folder that holds a PEFT adapter and no whole model."""
+    return (assets.resolve(Origin.of(spec).name) / ADAPTER).exists()
+
+
+def locate_model(spec: Spec) -> str:
     """A folder on disk, or the hub id as it is. Raises InputError for a folder that is none or has no config.json."""
-    path = assets.resolve(str(spec))
+    origin = Origin.of(spec)
+    path = assets.resolve(origin.name)
     if os.path.isdir(path):
-        if (path / "adapter_config.json").exists():
+        if is_adapter(origin):
             raise InputError(
-                f"model {spec}: the folder holds a PEFT adapter, not a whole model; merge it into its base first: peft's"
-                f" AutoPeftModelForCausalLM.from_pretrained({str(spec)!r}).merge_and_unload().save_pretrained(FOLDER), and save"
-                " the tokenizer there too"
+                f"model {spec}: the folder holds a PEFT adapter, not a whole model; `cltk merge {spec} FOLDER` writes one"
             )
-        if not (path / "config.json").exists():
-            raise InputError(f"model {spec}: the folder has no config.json, so it holds no transformers model")
+        inside = path / str(origin.args.get("subfolder") or "")
+        needed = inside / str(origin.args.get("gguf_file") or "config.json")
+        if not needed.exists():
+            raise InputError(f"model {spec}: the folder has no {needed.relative_to(path)}, so it holds no transformers model")
         return str(path)
-    text = str(spec)
+    text = origin.name
     if os.path.exists(path) or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise InputError(f"model {spec}: no such folder")
     return text
 
 
-FIRST = (".safetensors", ".json", ".bin", ".model")  # what the digests of the first records cover
-STORED = (*FIRST, ".jinja", ".txt", ".py", ".tiktoken")  # chat templates, vocabularies and the model's own code too
+ADAPTER = "adapter_config.json"
 
 
-def stored_digest(spec: str | Path, suffixes: tuple[str, ...] = STORED) -> str:
-    """sha256 (hex) of the stored weights, config and tokeniser, without loading them; of the commit for a model on the hub."""
-    where = Path(locate_model(spec))
-    sha = hashlib.sha256()
-    if os.path.isdir(where):
-        extra = where / "additional_chat_templates"
-        for file in [*sorted(where.iterdir()), *(sorted(extra.iterdir()) if extra.is_dir() else [])]:
-            if file.suffix in suffixes and file.is_file():
-                sha.update(file.name.encode() + b"\0" + file_digest(file).encode())
-        return sha.hexdigest()
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(str(where), trust_remote_code=False)
-    except Exception as error:
-        raise InputError(f"model {spec}: no such folder, and the hub does not give it ({_first_line(error)})") from None
-    return hashlib.sha256(f"{where}@{getattr(config, '_commit_hash', None)}".encode()).hexdigest()
-
-
-def config_digest(model: Any) -> str:
-    """sha256 (hex) of a live model's configuration: the same weights give other answers with another rotary base or epsilon.
-
-    Left out is what no number depends on: names, versions, and whether generation keeps its cache.
-    """
-    config: Any = getattr(model, "config", None)
-    said = config.to_dict() if hasattr(config, "to_dict") else repr(config)
-    if isinstance(said, dict):
-        said = {key: said[key] for key in said if not key.startswith("_") and key not in ("transformers_version", "use_cache")}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tree_digest(path: Path) -> str:
-    """`file_digest` of a file; of a folder that of all its files and their names."""
-    if path.is_file():
-        return file_digest(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    listed = "".join(f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\n" for file in files)
-    return hashlib.sha256(listed.encode()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:240]

@@ -59,19 +59,22 @@ def _how(options: argparse.Namespace) -> dict[str, Any]:
     return {"prompts": options.prompts, "members": options.members, "directions": directions}
 
 
-def _held(options: argparse.Namespace, found: dict[str, Any]) -> int:
+def _held(options: argparse.Namespace, budgets: Any, found: dict[str, Any]) -> int:
     """The gate's exit code. Runs that should be equal are paired as the others are."""
     from cltk.logs.comparing import compare as pair
 
     name = options.base_model
     return gating.conclude(
-        options, found, lambda one, other: pair(one, other, base_model=name if one == options.base else None, **_how(options))
+        options,
+        budgets,
+        found,
+        lambda one, other: pair(one, other, base_model=name if one == options.base else None, **_how(options)),
     )
 
 
 def gate(options: argparse.Namespace) -> int:
     """`cltk gate`: a line a tuned model, and an exit code."""
-    return _held(options, _compared(options, {}))
+    return _held(options, gating.budgets(options), _compared(options, {}))
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -81,6 +84,7 @@ def compare(options: argparse.Namespace) -> int:
     from cltk.measure.confirming import confirmed
     from cltk.report.measurement import measured
 
+    budgets = gating.budgets(options) if options.gate or options.budget else None
     found = _compared(options, dict(options.margin))
     if options.json:
         results = {name: result.to_json() for name, result in found.items()}
@@ -94,4 +98,4 @@ def compare(options: argparse.Namespace) -> int:
     if len(found) > 1:
         for name, row in confirmed(found).items():
             say(shown, f"{name}: {row.verdict} (Holm over {len(found)} models)")
-    return _held(options, found) if options.gate or options.budget else 0
+    return _held(options, budgets, found) if budgets else 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cltk.cli.options import out, put_json, say
+from cltk.errors import InputError
 from cltk.files import write_text
 
 CODES = "exit code 0: within budget, 3: over, 4: cannot tell"
@@ -38,20 +39,28 @@ def options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML here")
 
 
-def conclude(options: argparse.Namespace, found: Mapping[str, Any], pair: Callable[[Path, Path], Any]) -> int:
+def budgets(options: argparse.Namespace) -> Any:
+    """The budgets that were given, read before any run is. Raises InputError: none, or one that is no budget."""
+    from cltk.run.budgets import read_budgets
+
+    if not options.budget:
+        raise InputError("gate: name at least one budget, such as --budget acc=0.01, nll=0.02, macro=0.01 or TASK=0.03")
+    return read_budgets(options.budget)
+
+
+def conclude(options: argparse.Namespace, most: Any, found: Mapping[str, Any], pair: Callable[[Path, Path], Any]) -> int:
     """Hold the results against the budgets, say a line a model, write what was asked for; the exit code.
 
     Args:
+        most: the budgets.
         found: model -> Result.
         pair: compares two runs.
     """
     from cltk.measure.gate import gate
     from cltk.report.gating import junit, line, markdown
-    from cltk.run.budgets import read_budgets
 
-    budgets = read_budgets(options.budget)
     pairs = [*((options.base, run) for run in options.repeats), *(tuple(runs) for runs in options.noise)]
-    held = gate(found, budgets, [pair(*runs) for runs in pairs])
+    held = gate(found, most, [pair(*runs) for runs in pairs])
     for model in held.models:
         say(out(options.json), line(held, model))
     if options.markdown:

@@ -66,7 +66,9 @@ def _side(path: Path, name: str, data: dict[str, Any], end: str) -> Side:
     about = {key: settings[key] for key in ("cltk_version", "dtype", "scorer") if key in settings}
     logged = (settings.get("logs") or {}).get("base" if end == "pre" else "tuned") or {}
     scores = Scores(data[f"{end}_digest"], tasks, members=list(data.get("members") or []))
-    return Side(name, scores, path, about={"harness": "cltk", **about, **logged})
+    looks = settings.get("until")
+    notes = [f"{path}: was scored in looks (until {looks}); intervals here are those of one look"] if looks else []
+    return Side(name, scores, path, about={"harness": "cltk", **about, **logged}, notes=notes)
 
 
 def _leave_out(tasks: dict[str, TaskScores], left_out: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ from cltk.mitigate import MITIGATORS, catalog
 
 ROOT = Path(cltk.__file__).parent.parent
 DOCS = ROOT / "docs"
-GUIDES = [("measure",), ("compare",), ("mitigate",), ("run", "report")]  # those of one line share a folder
+GUIDES = [("measure", "gate"), ("compare",), ("mitigate",), ("run", "report")]  # those of one line share a folder
 
 
 def hooks() -> Any:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cltk.cli import gating
+from cltk.cli import gating, showing
 from cltk.cli.options import Command, json_option, margin, out, put_json, say
 
 
@@ -18,6 +18,7 @@ def add(command: Command) -> None:
         "--margin", type=margin, metavar="METRIC=LOSS", action="append", default=[], help="a loss that does not matter"
     )
     json_option(sub, any_name=True)
+    showing.options(sub)
     sub.add_argument("--gate", action="store_true", help=f"hold the result against the budgets, as `cltk gate`; {gating.CODES}")
     gating.options(sub)
 
@@ -44,13 +45,13 @@ def _runs(sub: argparse.ArgumentParser) -> None:
         )
 
 
-def _compared(options: argparse.Namespace, margins: dict[str, float]) -> dict[str, Any]:
+def _compared(options: argparse.Namespace, margins: dict[str, float], lost: int = 0) -> dict[str, Any]:
     """Model -> Result."""
     from cltk.logs.comparing import compare_all
 
     return compare_all(
         options.base, options.tuned or [options.base], base_model=options.base_model, tuned_models=options.tuned_model,
-        margins=margins, **_how(options),
+        margins=margins, lost=lost, **_how(options),
     )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def compare(options: argparse.Namespace) -> int:
     from cltk.report.measurement import measured
 
     budgets = gating.budgets(options) if options.gate or options.budget else None
-    found = _compared(options, dict(options.margin))
+    found = _compared(options, dict(options.margin), showing.lost_wanted(options))
     if options.json:
         results = {name: result.to_json() for name, result in found.items()}
         put_json(options.json, next(iter(results.values())) if len(results) == 1 else {"results": results})
@@ -98,4 +99,5 @@ def compare(options: argparse.Namespace) -> int:
     if len(found) > 1:
         for name, row in confirmed(found).items():
             say(shown, f"{name}: {row.verdict} (Holm over {len(found)} models)")
+    showing.show(options, found, shown)
     return _held(options, budgets, found) if budgets else 0

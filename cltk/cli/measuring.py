@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cltk.cli import options as shared
+from cltk.cli import showing
 from cltk.cli.options import Command
 from cltk.errors import InputError
 
@@ -48,6 +49,7 @@ def add(command: Command) -> None:
         help="rows of each text on which KL(base || tuned) is measured, both models in memory; 0: one at a time (default: 16)",
     )  # fmt: skip
     shared.json_option(sub, any_name=True)
+    showing.options(sub)
 
     sub = command("power", power, "before a run: what forgetting can these tasks show?")
     shared.names_option(sub, required=True)
@@ -83,7 +85,7 @@ def measure(options: argparse.Namespace) -> int:
             confirm_run_unsafe_code=options.confirm_run_unsafe_code,
             sample=options.sample, sample_seed=options.sample_seed, until=options.until, every_task=options.every_task,
             members=options.members, scorer=options.scorer,
-            kl_rows=options.kl_rows, progress=bar,
+            kl_rows=options.kl_rows, lost=showing.lost_wanted(options), progress=bar,
             model_args=options.model_args, base_args=options.base_args, tuned_args=options.tuned_args,
         )  # fmt: skip
     found = {name: result.to_json() for name, result in zip(options.tuned, results, strict=True)}
@@ -97,6 +99,7 @@ def measure(options: argparse.Namespace) -> int:
                 shown.print(table.rich())
         for note in result.notes:
             shared.say(shown, f"note: {note}")
+    showing.show(options, dict(zip(options.tuned, results, strict=True)), shown)
     return 0
 
 

@@ -11,9 +11,11 @@ from typing import Any
 from cltk import __version__
 from cltk.errors import InputError
 from cltk.logs.lm_eval import Directions
+from cltk.logs.lost import among_files
 from cltk.logs.reading import Log, open_log, pick
 from cltk.logs.side import Side
 from cltk.measure import forgetting
+from cltk.measure.lost import lost_documents
 from cltk.measure.results import Result
 from cltk.measure.scores import Scores, TaskScores
 
@@ -23,7 +25,7 @@ ANYWAY = "run both alike, or compare them as they are with --prompts differ"
 def compare(
     base: str | Path | Side, tuned: str | Path | Side, *, base_model: str | None = None, tuned_model: str | None = None,
     prompts: str = "same", margins: Mapping[str, float] | None = None, members: bool = False,
-    directions: Directions | None = None,
+    directions: Directions | None = None, lost: int = 0,
 ) -> Result:  # fmt: skip
     """What did the second run forget that the first knew? The very table of `cltk.measure`, from files alone.
 
@@ -35,13 +37,14 @@ def compare(
         margins: as in `cltk.measure`.
         members: whether the tasks of a group have rows beside it.
         directions: metric -> whether higher is better, where the log does not say.
+        lost: of how many lost documents a task `.lost` has the texts, where the log has them.
 
     Raises:
         InputError: a log cannot be read; no task can be compared.
     """
     found = compare_all(
         base, [tuned], base_model=base_model, tuned_models=[tuned_model] if tuned_model else (), prompts=prompts,
-        margins=margins, members=members, directions=directions,
+        margins=margins, members=members, directions=directions, lost=lost,
     )  # fmt: skip
     if len(found) > 1:
         raise InputError(f"{tuned}: holds {len(found)} models beside the base ({', '.join(found)}); name one of them")
@@ -51,7 +54,7 @@ def compare(
 def compare_all(
     base: str | Path | Side, tuned: Sequence[str | Path | Side], *, base_model: str | None = None,
     tuned_models: Sequence[str] = (), prompts: str = "same", margins: Mapping[str, float] | None = None,
-    members: bool = False, directions: Directions | None = None,
+    members: bool = False, directions: Directions | None = None, lost: int = 0,
 ) -> dict[str, Result]:  # fmt: skip
     """Model -> Result, of every tuned model of the logs: of those named, else of all but the base. Raises as `compare`."""
     if prompts not in ("same", "differ"):
@@ -68,7 +71,9 @@ def compare_all(
     found: dict[str, Result] = {}
     for side in others:
         name = side.name if side.name not in found else f"{side.name} ({side.source})"
-        found[name] = _compared(start, side, prompts, margins)
+        result = _compared(start, side, prompts, margins)
+        texts = lost_documents(result, among_files(start), among_files(side), lost) if lost else []
+        found[name] = replace(result, lost=texts)
     return found
 
 
@@ -102,6 +107,9 @@ def _compared(base: Side, tuned: Side, prompts: str, margins: Mapping[str, float
     refused: dict[str, str] = {}
     for task in shared:
         try:
+            for one in (ours[task], theirs[task]):
+                if not len(one) and one.left_out:
+                    raise InputError("; ".join(one.left_out.values()))
             pre[task], post[task], said = _alike(base, tuned, task, prompts)
             notes += [f"{task}: {line}" for line in said]
         except InputError as error:

@@ -72,10 +72,11 @@ def _side(name: str, runs: list[Run], path: Path, members: bool, directions: Dir
         for group in groups:
             if group.name in outer:
                 targets[group.name] = [target for task in group.members for target in targets[task]]
+    found |= {task: TaskScores(task, {}, {}, [], [], left_out={"every metric": why}) for task, why in lost.items()}
     newest_run = max(chosen.values(), key=lambda run: run.date)
     return Side(
         name, Scores(_digest(newest_run), found, members=inside), path, targets, files, _about(newest_run),
-        [*notes, *more, *(f"{why} (left out)" for why in lost.values())],
+        [*notes, *more],
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cltk.errors import InputError
+from cltk.measure.lost import requests_of
 
 
 @dataclass
@@ -45,21 +46,21 @@ def read(file: Path, known: dict[str, set[str]], cluster: str | None, choices: b
     """
     found, seal, seen = Documents(), hashlib.sha256(), set[tuple[str, int]]()
     first: str | None = None
-    for line, sample in _lines(file):
+    for line, sample in lines(file):
         try:
             chosen, number = str(sample.get("filter", "none")), int(sample["doc_id"])
-            hashes = _hashes(sample)
+            own = hashes(sample)
             if (chosen, number) in seen:
                 raise InputError(f"{file}:{line}: document {number} stands there twice; the file is of two runs")
             seen.add((chosen, number))
-            seal.update("".join(hashes).encode())
+            seal.update("".join(own).encode())
             names: Collection[str] = sample.get("metrics") or known.get(chosen) or ()
             for metric in names:
                 if metric in sample:
                     found.metrics.setdefault(chosen, {}).setdefault(metric, {})[number] = sample[metric]
             first = chosen if first is None else first
             if chosen == first:
-                _document(found, sample, number, hashes, cluster, choices)
+                _document(found, sample, number, own, cluster, choices)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise InputError(f"{file}:{line}: no sample of lm-eval ({type(error).__name__}: {error})") from None
     if not found.doc_id:
@@ -68,13 +69,13 @@ def read(file: Path, known: dict[str, set[str]], cluster: str | None, choices: b
     return _sorted(found)
 
 
-def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, sample) of JSON lines, or of one list, which lm-eval wrote before 0.4.4."""
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8") as opened:
         try:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(opened, 1):
                 if number == 1 and line.lstrip().startswith("["):
-                    yield from enumerate(json.loads(line + lines.read()), 1)
+                    yield from enumerate(json.loads(line + opened.read()), 1)
                     return
                 if line.strip():
                     yield number, json.loads(line)
@@ -82,34 +83,26 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise InputError(f"{file}: cannot be read ({error}); it is cut or damaged, copy it again") from None
 
 
-def _hashes(sample: dict[str, Any]) -> tuple[str, str, str]:
+def hashes(sample: dict[str, Any]) -> tuple[str, str, str]:
     """Of document, prompt and right answer; made by lm-eval's own rule where an old file has none."""
     if "doc_hash" in sample and "prompt_hash" in sample and "target_hash" in sample:
         return sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]
-    parts = json.dumps(sample["doc"], indent=2, ensure_ascii=False), str(_requests(sample)[0][0]), str(sample["target"])
+    parts = json.dumps(sample["doc"], indent=2, ensure_ascii=False), str(requests_of(sample)[0][0]), str(sample["target"])
     doc, prompt, target = (hashlib.sha256(part.encode()).hexdigest() for part in parts)
     return doc, prompt, target
 
 
-def _requests(sample: dict[str, Any]) -> list[list[Any]]:
-    """The arguments of each request: a list of lists, or gen_args_0 with arg_0 and so on."""
-    given = sample["arguments"]
-    if isinstance(given, dict):
-        return [list(one.values()) if isinstance(one, dict) else list(one) for one in given.values()]
-    return [list(one) for one in given]
-
-
 def _document(
-    found: Documents, sample: dict[str, Any], number: int, hashes: tuple[str, str, str], cluster: str | None, choices: bool
+    found: Documents, sample: dict[str, Any], number: int, own: tuple[str, str, str], cluster: str | None, choices: bool
 ) -> None:
     found.doc_id.append(number)
-    found.doc_hash.append(hashes[0])
-    found.prompt_hash.append(hashes[1])
-    found.target_hash.append(hashes[2])
+    found.doc_hash.append(own[0])
+    found.prompt_hash.append(own[1])
+    found.target_hash.append(own[2])
     if cluster:
         found.cluster.append(str(sample["doc"][cluster]))
     if choices:
-        requests = _requests(sample)
+        requests = requests_of(sample)
         found.target.append(str(sample["target"]))
         found.logprobs.append([float(one[0] if isinstance(one, list) else one) for one in sample["filtered_resps"]])
         found.endings.append([str(one[1]) for one in requests])

@@ -16,6 +16,7 @@ def schema() -> dict[str, Any]:
     row["properties"].pop("estimate", None)
     row["required"] = [name for name in row.get("required", []) if name != "estimate"]
     made["$defs"] = {name: one for name, one in made["$defs"].items() if name in ("Row", "Flips")}
+    made["properties"].pop("lost")  # texts of documents are shown, not kept
     made["properties"] |= {"format": {"const": FORMAT}, "sha256": {"type": "string"}}
     made["required"] = ["format", *made["required"]]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "cltk result", **made}

@@ -19,6 +19,7 @@ from cltk.measure.divergence import text_divergence
 from cltk.measure.early import check_models
 from cltk.measure.evaluate import Progress, Suite, TextTask
 from cltk.measure.forgetting import Result, compare
+from cltk.measure.lost import among, lost_documents
 from cltk.measure.sampling import Sample
 from cltk.measure.scores import Scores
 from cltk.measure.settings import options
@@ -58,6 +59,7 @@ def measure(
     scorer: str = "prefix",
     journal: bool = True,
     kl_rows: int = 16,
+    lost: int = 0,
     progress: Progress | None = None,
     seed: int | str | Sequence[int] | None = None,
     model_args: Mapping[str, Any] | str | None = None,
@@ -94,6 +96,7 @@ def measure(
         journal: whether finished requests are kept.
         kl_rows: rows of each text on which forward KL(base || tuned) is measured, with both models in memory; 0 for none.
         seed: of Python, numpy, torch and the examples, as lm-eval's `--seed`.
+        lost: of how many lost documents a task `.lost` has question and answers; none with `until`.
         model_args, base_args, tuned_args: what all models, or one side, are loaded with (revision, dtype, quantisation, ...): a
             mapping or "name=value,name=value"; see `cltk.models.origin.Origin`. A side's own go before those of all.
 
@@ -152,6 +155,8 @@ def measure(
                 gc.collect()
             pair, post = _beside(kept, bench, partial(score, model, side, load=partial(bench.load, model)))
             result = compare(pre, post, margins=margins)
+            old, new = (among(one.lm_eval.get("samples") or {}) for one in (pre, post))
+            result = replace(result, lost=lost_documents(result, old, new, lost)) if lost else result
         moved, notes = _divergence([bench.start(one) for one in kept], pair, suite.texts, kl_rows, progress)
         sources = {"base": sources["base"], "tuned": described(model, pair[0])}
         how = {**settings, "tuned": called(model), "models": sources, "tasks": _asked(pre), **suite.prompting.exported(pair[1])}

@@ -72,6 +72,8 @@ class Result:
         default_factory=dict
     )  # task -> metric of all documents together -> {"pre", "post"}: its score, then that of every resample
 
+    lost: list[Any] = field(default_factory=list)  # `cltk.measure.lost.Lost` of the documents asked for; not in the JSON
+
     def __repr__(self) -> str:
         return frames.text(self)
 

@@ -54,13 +54,8 @@ class Picture:
 def render(study: Study) -> str:
     """The page, as text. The same study gives the same bytes."""
     summaries = study.summaries
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(score=tables.number, count=tables.count, compact=_compact)
     heads, rows = main_table(summaries)
-    return environment.get_template("page.html.j2").render(
+    return environment().get_template("page.html.j2").render(
         light=figures.LIGHT, dark=figures.DARK, title=title(summaries), answer=answer(summaries), lines=lines(summaries),
         heads=heads, rows=rows, note=tables.note(summaries), pictures=pictures(summaries),
         area=area_table(study), streams=streams.all_tables(summaries), costs=streams.costs(summaries),
@@ -68,6 +63,16 @@ def render(study: Study) -> str:
         by_seed=tables.seeds(summaries), most=ROWS, words=tables.TEXTS, flows=flows(study), listed=LISTED, tone=tone,
         **provenance([entry.record for summary in summaries for entry in summary.entries]),
     )  # fmt: skip
+
+
+def environment() -> Environment:
+    """Templates whose every value is escaped, and which name nothing that is not there."""
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    found.filters.update(score=tables.number, count=tables.count, compact=_compact)
+    return found
 
 
 def tone(words: str) -> str:

@@ -34,7 +34,7 @@ def provenance(records: Sequence[Record]) -> dict[str, Any]:
             facts.setdefault(name, {})[value] = None
         if command := _command(record.get("environment", {})):
             commands[command] = None
-    settings = [dict(_leaves(record.get("config", {}))) for record in records]
+    settings = [dict(leaves(record.get("config", {}))) for record in records]
     common = {name: value for name, value in settings[0].items() if all(one.get(name) == value for one in settings)}
     return {
         "facts": {name: list(values) for name, values in facts.items()}, "settings": common, "commands": list(commands),
@@ -45,13 +45,13 @@ def provenance(records: Sequence[Record]) -> dict[str, Any]:
 def _facts(record: Record) -> Iterator[tuple[str, str]]:
     environment = record.get("environment", {})
     yield "model", str(record.get("config", {}).get("model", {}).get("pretrained"))
-    for name, value in _leaves(record.get("digests", {})):
+    for name, value in leaves(record.get("digests", {})):
         if name not in ("cell", "tuned_model"):
             yield f"sha256 of {name.replace('_', ' ') if name in DIGESTS else name.removeprefix('files.')}", value
     for name in ("cltk", "git_commit", "python", "device", "platform"):
         if environment.get(name) is not None:
             yield name.replace("_", " "), str(environment[name])
-    yield from _leaves(environment.get("packages", {}))
+    yield from leaves(environment.get("packages", {}))
 
 
 def _command(environment: Record) -> str:
@@ -69,10 +69,10 @@ def _run(record: Record, settings: dict[str, str], common: dict[str, str]) -> Ru
     )  # fmt: skip
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """(dotted name, text) of everything that was set in nested mappings."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+            yield from leaves(inner, f"{name}.{key}" if name else str(key))
     elif value is not None:
         yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -87,7 +87,7 @@ def _add_mean(scores: TaskScores, key: str, better: bool, items: list[Any], aggr
     if aggregation in ("mean", "nanmean"):
         hold(key, sum(there) / len(there) if there else math.nan, own)
     elif not _is(own, there):
-        scores.left_out[key] = f"lm-eval's own number, {own}, is no mean of the documents'"
+        scores.left_out[key] = f"the log's own number, {own}, is no mean of the documents'"
         return
     keep(scores, key, better, numbers)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cltk.errors import InputError
-from cltk.logs import lm_eval, records, results
+from cltk.logs import inspect_ai, lighteval, lm_eval, records, results
 from cltk.logs.lm_eval import Directions
 from cltk.logs.side import Side
 
@@ -23,7 +23,7 @@ class Log:
 
 
 def open_log(path: str | Path, members: bool = False, directions: Directions | None = None) -> Log:
-    """The log at a path: lm-eval's folder or file, `cltk measure --json`, or what `cltk run` wrote.
+    """The log at a path: lm-eval's, lighteval's or inspect-ai's folder or file, `cltk measure --json`, what `cltk run` wrote.
 
     Raises:
         InputError: nothing there, or nothing that is known.
@@ -42,10 +42,15 @@ def open_log(path: str | Path, members: bool = False, directions: Directions | N
             lambda name: records.side(cells[name], name),
             next((n for n in cells if n.startswith("base-")), ""),
         )
+    given = directions or {}
+    if names := inspect_ai.names(where):
+        return Log(where, names, lambda name: inspect_ai.side(where, name, given))
+    if names := lighteval.names(where):
+        return Log(where, names, lambda name: lighteval.side(where, name, given))
     if names := lm_eval.names(where):
         return Log(where, names, lambda name: lm_eval.side(where, name, members, directions))
     raise InputError(
-        f"{where}: holds no results_*.json of lm-eval, no JSON of `cltk measure --json` and no scores of `cltk run`;"
+        f"{where}: holds no results of lm-eval, lighteval, inspect-ai, `cltk measure --json` or `cltk run`;"
         " name the folder that lm_eval --output_path wrote"
     )
 
@@ -54,7 +59,7 @@ def read(path: str | Path, model: str | None = None, *, members: bool = False, d
     """The scores of one model of a log.
 
     Args:
-        path: a folder or file of lm-eval, a JSON of `cltk measure`, a folder of `cltk run`.
+        path: a folder or file of lm-eval, lighteval or inspect-ai, a JSON of `cltk measure`, a folder of `cltk run`.
         model: its name where the log has several: whole, or the end of it ("pythia-160m" of "EleutherAI/pythia-160m").
         members: whether the tasks of a group have rows beside it.
         directions: metric -> whether higher is better, where the log does not say.

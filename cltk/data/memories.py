@@ -91,7 +91,7 @@ def kind_of(row: Any, how: Reading) -> Literal["tokens", "messages", "pairs", "t
         return "text"
     if "input_ids" in row:
         return "tokens"
-    if spoken(row, how.prompt or "prompt", how.completion or "completion", how.messages):
+    if spoken(row, how.prompt, how.completion, how.messages):
         return "messages"
     return "pairs" if how.prompt or how.completion or is_pair(row) else "text"
 
@@ -167,7 +167,7 @@ def _encoded(rows: list[Row], kind: str, how: Reading, tokenizer: Any, where: st
     prompt, completion = how.prompt or "prompt", how.completion or "completion"
     found: list[Row | None]
     if kind == "messages":
-        columns = spoken(rows[0], prompt, completion, how.messages) or ("messages",)
+        columns = spoken(rows[0], how.prompt, how.completion, how.messages) or ("messages",)
         found = conversations(rows, tokenizer, columns, mask=how.mask, max_length=WHOLE, where=where)
     else:
         found = pairs(
@@ -196,7 +196,7 @@ def said(memory: Any) -> list[str]:
     asked, answered = how.prompt or "prompt", how.completion or "completion"
     if kind == "pairs":
         return [" ".join(fill(name, row, f"{where}, row {i}") for name in (asked, answered)) for i, row in enumerate(rows)]
-    columns = spoken(rows[0], asked, answered, how.messages)
+    columns = spoken(rows[0], how.prompt, how.completion, how.messages)
     return [conversation(row, columns, f"{where}, row {i}").text for i, row in enumerate(rows)]
 
 
@@ -236,7 +236,7 @@ def text_rows(texts: Any, tokenizer: Any, length: int, where: str, *, whole: boo
 
 
 def _asked(row: Row, how: Reading, tokenizer: Any, where: str, whole: bool) -> list[int]:
-    columns = spoken(row, how.prompt or "prompt", how.completion or "completion", how.messages) or ("messages",)
+    columns = spoken(row, how.prompt, how.completion, how.messages) or ("messages",)
     if not whole:
         columns = tuple(name for name in columns if name in row) or columns  # prompts need no completion
         return question_ids(conversation(row, columns, where), tokenizer, where)

@@ -62,16 +62,22 @@ def is_messages(value: Any) -> bool:
     return whole and all(isinstance(one, Mapping) and ("role" in one or "from" in one) for one in value)
 
 
-def spoken(row: Any, prompt: str = "prompt", completion: str = "completion", messages: str | None = None) -> tuple[str, ...]:
-    """The columns that hold the row's conversation: one, or a prompt and a completion; none where it is no conversation."""
+def spoken(
+    row: Any, prompt: str | None = None, completion: str | None = None, messages: str | None = None
+) -> tuple[str, ...]:  # fmt: skip
+    """The columns that hold the row's conversation: one, or a prompt and a completion; none where it is no conversation.
+
+    Columns that are named go before those that are there.
+    """
     if not isinstance(row, Mapping) or "input_ids" in row:
         return ()
     if messages is not None:
         return (messages,)
     whole = [name for name in COLUMNS if is_messages(row.get(name))]
-    if whole:
+    if whole and prompt is None and completion is None:
         return (whole[0],)
-    return (prompt, completion) if is_messages(row.get(prompt)) or is_messages(row.get(completion)) else ()
+    pair = (prompt or "prompt", completion or "completion")
+    return pair if any(is_messages(row.get(name)) for name in pair) else ()
 
 
 def conversation(row: Row, columns: Sequence[str], where: str) -> Conversation:

@@ -34,7 +34,7 @@ def as_text(value: Any, where: str) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):  # pandas writes a missing cell as NaN
         raise NoText(f"{where} is {'null' if value is None else value}; fill the cell or drop the row")
     if isinstance(value, list | tuple) and value and all(isinstance(turn, Mapping) and "role" in turn for turn in value):
-        raise InputError(f"{where} is a list of messages, not text; give columns of text, or train on it with TRL's SFTTrainer")
+        raise InputError(f"{where} is a list of messages, not text; name its column alone, or give text in every row")
     if isinstance(value, Mapping | Sequence | set) or hasattr(value, "__array__"):
         raise InputError(f"{where} is a {type(value).__name__}, not text; give a column of text or numbers")
     return str(value)

@@ -155,7 +155,7 @@ def _tokenized(rows: list[Row], source: Source, spec: DataSpec, tokenizer: Any, 
 
 
 def _columns(rows: list[Row], source: Source) -> tuple[str, ...]:
-    return spoken(rows[0], _prompt(source), _completion(source), source.messages)
+    return spoken(rows[0], source.prompt, source.completion, source.messages)
 
 
 def _rows(source: Source, folder: Path, where: str) -> list[Row]:

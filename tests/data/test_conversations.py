@@ -362,3 +362,20 @@ def test_what_the_model_answers_itself_counts_alone(chat: Any, tiny: Any, tmp_pa
         assert row["input_ids"][:n] == asked["input_ids"]
         assert row["labels"][:n] == [-100] * n
         assert row["labels"][n:] == row["input_ids"][n:] != []
+
+
+def test_columns_that_are_named_go_before_those_that_are_there(chat: Any, tmp_path: Path) -> None:
+    """Many sets have messages and their prompt as text beside one another; whoever names columns means these."""
+    row = {"messages": SKY, "prompt": "the cat", "completion": " sat", "text": "the dog ran"}
+    assert spoken(row) == ("messages",)
+    assert spoken(row, "prompt") == ()
+    assert spoken({**row, "asked": LONG[:4]}, "asked") == ("asked", "completion")
+    file = tmp_path / "x.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    tokenizer = chat(CHATML)
+    read = {how: memory_rows({"path": str(file), **named}, tokenizer)[0]["input_ids"] for how, named in {
+        "messages": {}, "pair": {"prompt": "prompt", "completion": "completion"}, "text": {"text": "text"},
+    }.items()}  # fmt: skip
+    assert read["messages"] == ours([row], tokenizer)[0]["input_ids"]
+    assert tokenizer.decode(read["pair"]) == "the cat sat<end>"
+    assert tokenizer.decode(read["text"]) == "the dog ran<end>"

@@ -121,6 +121,13 @@ def test_rows_are_split_by_question(talk: Path, tokenizer: Any) -> None:
     assert len(found.train) == 2 * len(asked[0])
 
 
+def test_named_columns_beside_messages(talk: Path, tokenizer: Any) -> None:
+    rows = [{**row, "q": f"{s}?", "a": " yes"} for row, s in zip(chats(20, 5), sentences(20, 6), strict=True)]
+    write_jsonl(talk / "both.jsonl", rows)
+    found = prepare_data(DataSpec(train={"path": "both.jsonl", "prompt": "q", "completion": "a"}), tokenizer, talk)
+    assert all(tokenizer.decode(row["input_ids"]).endswith("? yes<end>") for row in found.train)
+
+
 # --- several sources ---------------------------------------------------------------------------------------------------
 def test_shares() -> None:
     assert shares([100, 100], [0.8, 0.2], "data") == [100, 25]
@@ -235,9 +242,16 @@ def test_records_from_before_these_keys_keep_their_digests() -> None:
 # --- a real model and its template -------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_smollm2_on_conversations(talk: Path) -> None:
-    """Four steps of SmolLM2 on conversations with replay of conversations, through its own chat template."""
+    """Two steps of SmolLM2 on conversations with replay of conversations, through its own chat template."""
     text = CHATS.partition("grid:")[0] + "mitigators: [replay: {memory: general.jsonl, fraction: 0.25}]\nkeep_model: false\n"
-    (talk / "real.yaml").write_text(text.replace("pretrained: tiny-llama", "pretrained: asset:smollm2-135m-instruct"))
+    for small, real in {
+        "pretrained: tiny-llama": "pretrained: asset:smollm2-135m-instruct", "limit: 6": "limit: 2", "kl_rows: 4": "kl_rows: 0",
+        "path: chats.jsonl": "path: chats.jsonl, limit: 16", "max_steps: 3": "max_steps: 1",
+        "batch_size: 4": "batch_size: 2", "3.0e-3": "1.0e-4",
+    }.items():  # fmt: skip
+        assert small in text
+        text = text.replace(small, real)
+    (talk / "real.yaml").write_text(text)
     run = cltk.load("real.yaml", "real")
     tokenizer = run.inputs.tokenizer(run.cells[0])
     for row in run.inputs.data(run.cells[0]).train:

@@ -89,10 +89,10 @@ def amount(value: float, metric: str, sign: str = "") -> str:
     return f"{100 * value:{sign}.3g} pp" if unit is None else f"{value:{sign}.3g} {unit}"
 
 
-def verdict(estimate: Estimate, metric: str, margin: float) -> str:
-    """What the interval says, in the words of every table: see `cltk.measure.margins.verdict`."""
-    within = 0.0 if estimate.high < margin else 1.0
-    return stats.verdict(estimate.ci, 0.0, within, amount(margin, metric))
+def verdict(estimate: Estimate, metric: str, margin: float, alpha: float) -> str:
+    """One of the sentences of every table, at this moment's share of the error: see `cltk.measure.margins.verdict`."""
+    p_margin = stats.noninferiority(estimate, margin)
+    return stats.verdict(estimate.ci, estimate.p, p_margin, amount(margin, metric), alpha)
 
 
 def moment(
@@ -121,5 +121,5 @@ def moment(
             point.setdefault("lost", f"{name} lost {amount(one.mean, metric)} (at least {least}), more than {most}")
     if share:
         margins = {name: limits.get(name, margin_of(metrics[name])) for name in found}
-        point["verdicts"] = {name: verdict(one, metrics[name], margins[name]) for name, one in found.items()}
+        point["verdicts"] = {name: verdict(one, metrics[name], margins[name], shares[name]) for name, one in found.items()}
     return point

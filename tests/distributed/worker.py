@@ -7,7 +7,7 @@ ENGINE is single, ddp, fsdp2, zero1, zero2 or zero3; FOLDER holds the start mode
 (small gradient norms), free (no clipping), bf16 (autocast, or the engine's own mixed precision; also no clipping); or
 `scale-HOST-METHOD-ACCUMULATION`: one SGD step of rate 1 in a host of tests/hosts/test_scale.py, METHOD one of none, own (the
 host's loss once more), nothing (token weights of 0); or `held-METHOD`: the bytes of all tensors behind the first optimiser
-step, METHOD a case or plain.
+step, METHOD a case or plain; or `watch-on`, `watch-off`: with a watch on FOLDER/tasks and a text, or without.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from cltk import tensors
 from cltk.data import Collator, tokenize_pairs
 from cltk.errors import InputError, RunError
 from cltk.importance.fisher import Importance
+from cltk.measure.evaluate import TextTask
 from tests.conftest import sentences
 from tests.mitigator_cases import CASES
 
@@ -169,6 +170,10 @@ def train(engine: str, folder: Path, job: str) -> Any:
     elif job.startswith("scale-"):
         _, host, method, accumulation = job.split("-")
         trainer = scale(engine, folder, host, method, int(accumulation))
+    elif job.startswith("watch-"):
+        text = TextTask("old_text", [{"text": s} for s in OLD[:12]])
+        watch = cltk.Watch("toy", texts=[text], every=2, sample=None, include_path=folder / "tasks")
+        trainer = cltk.attach(trainer_of(engine, folder), [watch] if job == "watch-on" else [])
     else:
         trainer = cltk.attach(trainer_of(engine, folder), [CASES[job].active(OLD)])
     trainer.train()
@@ -202,7 +207,9 @@ def outcome(engine: str, folder: Path, job: str) -> dict[str, Any]:
             trainer = train(engine, folder, job)
         except (InputError, RunError) as error:
             return {"refused": str(error)}
-        return {"weights": final_weights(trainer.model), "engine": type(trainer.model_wrapped).__name__}
+        notes = getattr(trainer, "cltk_plan", None)
+        curve = {"curve": notes.notes["watch"]["trace"]} if job == "watch-on" and notes else {}
+        return {"weights": final_weights(trainer.model), "engine": type(trainer.model_wrapped).__name__, **curve}
 
 
 def main(engine: str, folder: Path, jobs: list[str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from cltk.errors import InputError
+from cltk.measure.requires import needs_lm_eval
 from cltk.measure.tasks import files_of
 
 
@@ -60,4 +61,7 @@ def task_names(tasks: Sequence[str] | str) -> list[str]:
     for name in listed:
         if not isinstance(name, str):
             raise InputError(f"tasks: expected names, got {type(name).__name__} {str(name)[:60]!r}")
-    return [one for name in listed if name.strip() for one in files_of(name.strip())]
+    names = [one for name in listed if name.strip() for one in files_of(name.strip())]
+    if names:
+        needs_lm_eval()
+    return names

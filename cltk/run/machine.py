@@ -17,7 +17,7 @@ MEASURED = ("autocast", "onednn")  # choices of `speed` that the machine's mood 
 @cache
 def faster_in_bfloat16(device: str) -> bool:
     """Whether matrix products are (measured once a process)."""
-    from cltk.measure.scoring import fast_dtype
+    from cltk.measure.settings import fast_dtype
 
     return fast_dtype(device) == torch.bfloat16
 

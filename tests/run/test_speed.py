@@ -165,7 +165,7 @@ def test_autocast_where_it_is_faster(tiny: Any, tokenizer: Any, monkeypatch: pyt
 def test_bfloat16_is_asked_of_the_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     machine.faster_in_bfloat16.cache_clear()
-    monkeypatch.setattr("cltk.measure.scoring.fast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("cltk.measure.settings.fast_dtype", lambda device: torch.bfloat16)
     assert machine.faster_in_bfloat16("cpu")
     machine.faster_in_bfloat16.cache_clear()
 

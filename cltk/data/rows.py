@@ -73,7 +73,7 @@ def filled(rows: Sequence[Row], templates: Sequence[str], where: str) -> list[li
 def others(found: Sequence[int], rows: int) -> str:
     """How many rows share a fault, and which are the first."""
     shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
-    return f" ({len(found)} such rows of {rows}: {shown})" if len(found) > 1 else ""
+    return f" ({len(found)} such rows of {rows}: {shown})" if len(found) > 1 else f" (1 such row of {rows})"
 
 
 def text_of(row: Row, where: str) -> str:

@@ -67,8 +67,9 @@ def corpus_scores(
 
 
 def _enough(drawn: list[float | None]) -> list[float | None]:
-    if sum(draw is not None for draw in drawn) < 0.9 * len(drawn):
-        raise NoIntervalError("the task's own aggregation gives no finite number on most resamples of so few documents")
+    if (none := sum(draw is None for draw in drawn)) > 0.1 * len(drawn):
+        share = f"{100 * none / len(drawn):.0f} % of the resamples"
+        raise NoIntervalError(f"the task's own aggregation gives no finite number on {share} of so few documents")
     return drawn
 
 

@@ -195,6 +195,8 @@ def test_long_prompts_are_counted_or_left_out(tokenizer: Any) -> None:
         tokenize_pairs(rows, tokenizer, **settings)
     kept = tokenize_pairs(rows, tokenizer, drop_long=True, **settings)
     assert kept == tokenize_pairs([row for i, row in enumerate(rows) if i not in (2, 5)], tokenizer, **settings)
+    with pytest.raises(InputError, match=r"row 2: .*\(1 such row of 5\).*drop_long"):
+        tokenize_pairs(rows[:5], tokenizer, **settings)
     with pytest.raises(InputError, match="2 such rows of 2"):  # nothing would be left
         tokenize_pairs([rows[2], rows[5]], tokenizer, drop_long=True, **settings)
 

@@ -100,7 +100,7 @@ def test_of_a_mean_it_is_the_paired_t_interval(clusters: list[str]) -> None:
 def test_what_has_no_interval_says_why() -> None:
     with pytest.raises(NoIntervalError, match="no finite number"):
         corpus_scores("t", [1.0, 2.0], lambda some: float("nan"))
-    with pytest.raises(NoIntervalError, match="most resamples"):
+    with pytest.raises(NoIntervalError, match=r"on 3[0-9] % of the resamples"):
         corpus_scores("t", list(range(9)), lambda some: 1.0 if 0 in some else float("nan"))
     assert math.isnan(paired([0.5] * 9, 8, 1).se)
     there = corpus_scores("t", [1.0, MISSING, 3.0], lambda some: sum(some) / len(some))

@@ -181,7 +181,7 @@ def test_models_and_texts_of_other_kinds(tiny: Any, tokenizer: Any) -> None:
         (pair, pair, {"texts": [3]}, "texts: expected"),
         (pair, pair, {}, "at least one task"),
         (pair, pair, {"tasks": ["toyy"]}, "did you mean 'toy'"),
-        (pair, pair, {"tasks": ["toy"], "limit": 0.5}, "limit"),
+        (pair, pair, {"tasks": ["toy"], "limit": -0.5}, "limit"),
     ]
     for base, tuned, given, words in wrong:
         with pytest.raises(InputError, match=words) as caught:

@@ -16,6 +16,7 @@ def add(command: Command) -> None:
     sub.add_argument("--html", type=Path, metavar="FILE", help="also write one self-contained page here")
     sub.add_argument("--latex", type=Path, metavar="DIR", help="also write tables (.tex) and figures (.pdf) here")
     sub.add_argument("--lm-eval", type=Path, metavar="DIR", help="also copy the result files that lm-eval's tools read here")
+    sub.add_argument("--model-card", type=Path, metavar="DIR", help="also write a model card for a hub here; uploads nothing")
 
     sub = command("matched", matched, "forgetting at matched new-task gain, against what plain fine-tuning reaches")
     sub.add_argument("runs", type=Path, nargs="+", help="output folders of `cltk run`, on the same documents and seeds")
@@ -29,7 +30,14 @@ def report(options: argparse.Namespace) -> int:
     """`cltk report`: the tables of an output folder, and the files asked for."""
     from cltk.report.api import report as show
 
-    show(options.runs, markdown=options.markdown, html=options.html, latex=options.latex, lm_eval=options.lm_eval)
+    show(
+        options.runs,
+        markdown=options.markdown,
+        html=options.html,
+        latex=options.latex,
+        lm_eval=options.lm_eval,
+        model_card=options.model_card,
+    )
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cltk.report import export, streams, tables
+from cltk.report import card, export, streams, tables
 from cltk.report.aggregate import Summary, summarize
 from cltk.report.sources import read_entries
 
@@ -18,6 +18,7 @@ def report(
     html: str | Path | None = None,
     latex: str | Path | None = None,
     lm_eval: str | Path | None = None,
+    model_card: str | Path | None = None,
     show: bool = True,
 ) -> str:
     """Print the verdicts and tables of records and return them as Markdown.
@@ -32,14 +33,18 @@ def report(
         html: a file to write a page to: tables, figures and lost documents, all in one file.
         latex: a folder to write tables (.tex, for booktabs) and figures (.pdf) to.
         lm_eval: a folder to copy lm-eval's own result files of every run to, in the layout of its tools.
+        model_card: a folder to write a model card to, of several runs in a folder each; nothing is uploaded.
         show: whether to print to the terminal.
 
     Raises:
-        InputError: no records, or a damaged one; `lm_eval` without lm-eval's files beside every record.
+        InputError: no records, or a damaged one; `lm_eval` without lm-eval's files beside every record; a README in the
+            place of a model card that is none of ours.
     """
     summaries = summarize(read_entries(runs))
     if lm_eval is not None:
         export.write(summaries, Path(lm_eval))
+    if model_card is not None:
+        card.write(summaries, Path(model_card))
     found = [
         tables.overview(summaries),
         tables.against_plain(summaries),

@@ -77,7 +77,9 @@ def dry_run(experiment: Any) -> int:
         for training in cell.trainings:
             cost = cost_in_tokens(training, experiment.inputs.data(training), mitigators, experiment.inputs.tokenizer(cell))
             name = f"{cell.name} ({state})" + (f", {training.stage}" if training.stage else "")
-            print(f"  {name}: {cost['steps']} steps, {cost['rows']} rows, {cost['tokens']} training tokens")
+            print(f"  {name}: {cost.pop('steps')} steps, {cost.pop('rows')} rows, {cost.pop('tokens')} training tokens")
+            for what, count in cost.items():  # rows of each source, and those left out
+                print(f"    {count} {what}")
         for entry in cell.config.mitigators:
             print(f"    {entry}")
     first = experiment.cells[0]

@@ -145,7 +145,7 @@ MIXED = CHATS.partition("grid:")[0].replace(
 )
 
 
-def test_sources_are_mixed_by_weight(talk: Path) -> None:
+def test_sources_are_mixed_by_weight(talk: Path, capsys: Any) -> None:
     """Conversations and pairs in one training: shares of rows, no row twice, each split on its own; the record has them."""
     (talk / "mixed.yaml").write_text(MIXED + "keep_model: false\n")
     run = cltk.load("mixed.yaml", "out")
@@ -156,6 +156,8 @@ def test_sources_are_mixed_by_weight(talk: Path) -> None:
     assert len(decoded) - talks == round(talks / 4)
     assert len(set(decoded)) == len(decoded)
     assert any("<|im_start|>" not in run.inputs.tokenizer(run.cells[0]).decode(row["input_ids"]) for row in data.heldout)
+    assert main(["run", "mixed.yaml", "--dry-run"]) == 0
+    assert f"    {talks} rows of data.train.0 (chats.jsonl)\n" in capsys.readouterr().out
     (record,) = run.run()
     assert record["train"]["notes"]["sources"] == data.sources
     assert {"chats.jsonl", "new.jsonl"} <= set(record["digests"]["files"])

@@ -39,8 +39,14 @@ def add(command: Command) -> None:
             help=f"loading of {whose}: revision, dtype, load_in_4bit, gguf_file, tokenizer, base (of an adapter), ...",
         )  # fmt: skip
     sub.add_argument(
-        "--chat-template", "--apply-chat-template", action="store_true", help="apply the tokenizers' chat template"
-    )
+        "--chat-template",
+        "--apply-chat-template",
+        nargs="?",
+        const="own",
+        default="none",
+        choices=["none", "base", "tuned", "own"],
+        help="whose chat template makes the prompts; own (alone: own): each model's, and documents are paired",
+    )  # fmt: skip
     sub.add_argument("--gen-kwargs", nargs="+", metavar="NAME=VALUE", help="of generation, over the task's own")
     sub.add_argument("--members", action="store_true", help="rows for the tasks of a group, beside the group's")
     sub.add_argument("--scorer", choices=["prefix", "stock"], default="prefix")

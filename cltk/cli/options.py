@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cltk import __version__
-from cltk.cli.spelling import models_first, plain, unknown
+from cltk.cli.spelling import bare, models_first, plain, unknown
 from cltk.secrets import hidden
 
 TRUST = "let Python run that the file names (trust_remote_code, !function in its task folder), and let it upload"
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
     once_more = False  # whether missing arguments may stand elsewhere
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        words = plain(self, sys.argv[1:] if args is None else list(args))
+        words = bare(self, plain(self, sys.argv[1:] if args is None else list(args)))
         moved = models_first(self, words)
         self.once_more = moved != words
         try:

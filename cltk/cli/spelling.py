@@ -81,3 +81,17 @@ def unknown(parser: argparse.ArgumentParser, extras: Sequence[str]) -> str:
         return f"{line}: {INSTEAD[name]}"
     near = difflib.get_close_matches(name, [one for one in parser._option_string_actions if one.startswith("--")], 1)
     return f"{line}; did you mean {near[0]}?" if near else line
+
+
+def bare(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
+    """An option of few values that may stand alone takes the next word only if that is one of them, never a model's name."""
+    alone = [action for action in parser._actions if action.nargs == "?" and action.choices]
+    known = {name: action for action in alone for name in action.option_strings}
+    found, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in known:
+            value = rest.pop(0) if rest and rest[0] in (known[word].choices or ()) else known[word].const
+            word = f"{word}={value}"
+        found.append(word)
+    return found

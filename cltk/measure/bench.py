@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
 
 from cltk import tensors
 from cltk.measure.sides import Side, called, live, tokenizer_of
@@ -77,6 +79,20 @@ class Bench:
             base = called(self.base)
             found.append(f"{one}: the adapter's own base is {base_of(one)}, so its distance to {base} counts as tuned too")
         return found
+
+    def beside(self, kept: list[Pair], act: Callable[[], Any]) -> Any:
+        """`act()`; once more, without the models that are kept for KL, where the device has not the memory beside them."""
+        try:
+            return act()
+        except torch.OutOfMemoryError:
+            if not kept:
+                raise
+        kept.clear()
+        self.forget()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return act()
 
     def forget(self) -> None:
         """Hold no model any more."""

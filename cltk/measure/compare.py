@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from cltk.measure.sampling import Sample
 from cltk.measure.scores import Scores
 from cltk.measure.settings import options
 from cltk.measure.sides import Model, Side, called, common_dtype, config_of, named_model, score_model, scored, tokenizer_of, who
+from cltk.measure.templates import Templates, kind_of
 from cltk.models.adapters import SwitchedOff, acting
 from cltk.models.origin import arguments
 
@@ -49,7 +50,7 @@ def measure(
     sample_seed: int = 0,
     until: float | None = None,
     every_task: bool = False,
-    chat_template: bool = False,
+    chat_template: bool | str = False,
     system_instruction: str | None = None,
     fewshot_as_multiturn: bool = True,
     gen_kwargs: Mapping[str, Any] | str | None = None,
@@ -87,7 +88,8 @@ def measure(
         sample, sample_seed: random documents of each task and text instead of the first; see `Suite`.
         until: score random documents in looks until the macro's interval has this half width or less, or the interval of
             every task's headline with `every_task`; both models are in memory. See `cltk.measure.stepwise`.
-        chat_template: whether the tokenizers' chat template is applied; the two must give the same prompts.
+        chat_template: whose chat template makes the prompts: "none" (False), "base" or "tuned" (that side's, for both) or "own"
+            (True; each side's: where their prompts differ, documents are paired all the same, and `.notes` says so).
         system_instruction, fewshot_as_multiturn, gen_kwargs, confirm_run_unsafe_code: as in lm-eval, with its defaults; see
             `Suite`.
         members: whether the tasks of a group have rows beside it.
@@ -110,9 +112,10 @@ def measure(
     several = isinstance(tuned, list) and not (tuned and isinstance(tuned[0], torch.nn.Module))  # not [model, tokenizer]
     listed: list[Any] = tuned if several and isinstance(tuned, list) else [tuned]
     held_out = [_text(one) for one in ([texts] if isinstance(texts, str | Path | TextTask) else texts)]
+    kind = kind_of(chat_template)
     suite = Suite(
         tasks, texts=held_out, limit=limit, sample=sample, sample_seed=sample_seed, num_fewshot=num_fewshot,
-        include_path=include_path, chat_template=chat_template,
+        include_path=include_path, chat_template=kind != "none",
         system_instruction=system_instruction, fewshot_as_multiturn=fewshot_as_multiturn, gen_kwargs=gen_kwargs,
         confirm_run_unsafe_code=confirm_run_unsafe_code, members=members, seed=seed,
     )  # fmt: skip
@@ -123,19 +126,19 @@ def measure(
     dtype = common_dtype(base, models, dtype)
     bench = Bench(base, dtype)
     sides = [(base, "base"), *((one, f"tuned {i}" if i > 1 else "tuned") for i, one in enumerate(models, 1))]
-    suite.check({who(model, side): tokenizer_of(model) for model, side in sides} if chat_template else {})
+    asked = {who(model, side): tokenizer_of(model) for model, side in sides} if kind != "none" else {}
+    templates = Templates.of(kind, suite, asked)
     check_models(suite, {side: (config_of(model), partial(tokenizer_of, model)) for model, side in sides})
-    if every_task and until is None:
-        raise InputError("every_task: says whose interval `until` is about; give until too")
-    if until is not None and len(models) > 1:
-        raise InputError("until: the looks depend on the tuned model, so measure one at a time")
+    _check_looks(until, every_task, len(models), templates)
     settings = {
         "base": called(base), "tuned": "", "tasks": {}, "texts": [text.name for text in suite.texts],
         "limit": limit, "sample": dict(sample) if isinstance(sample, Mapping) else sample, "sample_seed": sample_seed,
         "include_path": None if include_path is None else str(include_path), "dtype": dtype,
         "batch_size": batch_size, "scorer": scorer, "kl_rows": kl_rows, "until": until, "cltk_version": __version__,
+        "chat_template_of": kind,
     }  # fmt: skip
-    score = partial(scored, suite, dtype=dtype, batch_size=batch_size, scorer=scorer, journal=journal, progress=progress)
+    made = {"template": templates.template, "dtype": dtype, "batch_size": batch_size, "scorer": scorer}
+    score: Any = partial(scored, suite, **made, journal=journal, progress=progress)
     kept: list[tuple[Any, Any]] = []  # the base, where its predictions are compared too: it is loaded once
     found: list[Result] = []
     sources: dict[str, Any] = {}
@@ -145,7 +148,8 @@ def measure(
             kept, pair = [bench.first(models)], bench.load(model)
             kept = [bench.start(kept[0])]
             sources = {"base": described(base, kept[0][0])}
-            result, pre = _in_looks(suite, [kept[0], pair], until, every_task, margins, batch_size, scorer, progress)
+            both = templates.worn(kept[0], pair)
+            result, pre = _in_looks(suite, both, until, every_task, margins, batch_size, scorer, progress)
         else:
             if pre is None:
                 first, pre = score(base, "base", load=partial(bench.first, models))
@@ -153,16 +157,15 @@ def measure(
                 kept += [first] if suite.texts and kl_rows else []
                 del first
                 gc.collect()
-            pair, post = _beside(kept, bench, partial(score, model, side, load=partial(bench.load, model)))
-            result = compare(pre, post, margins=margins)
+            pair, post = bench.beside(kept, partial(score, model, side, load=partial(bench.load, model)))
+            result = compare(*templates.paired(pre, post), margins=margins)
             old, new = (among(one.lm_eval.get("samples") or {}) for one in (pre, post))
             result = replace(result, lost=lost_documents(result, old, new, lost)) if lost else result
         moved, notes = _divergence([bench.start(one) for one in kept], pair, suite.texts, kl_rows, progress)
         sources = {"base": sources["base"], "tuned": described(model, pair[0])}
         how = {**settings, "tuned": called(model), "models": sources, "tasks": _asked(pre), **suite.prompting.exported(pair[1])}
-        found.append(
-            replace(result, divergence=moved, notes=[*bench.notes(model), *suite.notes, *result.notes, *notes], settings=how)
-        )
+        notes = [*bench.notes(model), *templates.notes, *suite.notes, *result.notes, *notes]
+        found.append(replace(result, divergence=moved, notes=notes, settings=how))
         del pair
         gc.collect()
     return found if several else found[0]
@@ -176,6 +179,16 @@ def _named(base: Model, tuned: Sequence[Any], all_args: Any, base_args: Any, tun
     if not models:
         raise InputError("measure: name at least one tuned model")
     return first, models
+
+
+def _check_looks(until: float | None, every_task: bool, models: int, templates: Templates) -> None:
+    """Raises InputError for settings of looks without looks, and for looks that cannot be."""
+    if every_task and until is None:
+        raise InputError("every_task: says whose interval `until` is about; give until too")
+    if until is not None and models > 1:
+        raise InputError("until: the looks depend on the tuned model, so measure one at a time")
+    if until is not None and templates.apart:
+        raise InputError("until: both sides must be asked the same; take one side's chat template for both")
 
 
 def _divergence(
@@ -224,18 +237,3 @@ def _text(given: Any) -> TextTask:
     if isinstance(given, str | Path):
         return TextTask.read(Path(given).stem, str(given))
     raise InputError(f"texts: expected TextTask or the name of a file, got {type(given).__name__} {str(given)[:60]!r}")
-
-
-def _beside(kept: list[Any], bench: Bench, act: Callable[[], Any]) -> Any:
-    """`act()`; once more, without the models that are kept for KL, where the device has not the memory beside them."""
-    try:
-        return act()
-    except torch.OutOfMemoryError:
-        if not kept:
-            raise
-    kept.clear()
-    bench.forget()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return act()

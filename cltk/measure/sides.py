@@ -15,6 +15,7 @@ from cltk.errors import InputError
 from cltk.measure.evaluate import Progress, Suite
 from cltk.measure.scores import Scores
 from cltk.measure.settings import fast_dtype
+from cltk.measure.templates import with_template
 from cltk.models import device, is_adapter, load_config, load_model, load_tokenizer, locate_model
 from cltk.models.adapters import base_of, check_adapter, load_adapter
 from cltk.models.adapters import config_of as config_of_adapter
@@ -83,10 +84,11 @@ def _adapter(origin: Origin, base: Any) -> Origin:
 
 def scored(
     suite: Suite, spec: Side, side: str, *, dtype: str, batch_size: Any, scorer: str, journal: bool, progress: Progress | None,
-    load: Callable[[], tuple[Any, Any]] | None = None,
+    load: Callable[[], tuple[Any, Any]] | None = None, template: str | None = None,
 ) -> tuple[tuple[Any, Any], Scores]:  # fmt: skip
     """A model, loaded (by `load`, where that is given) or live, and its scores. What is on disk is journaled in the cache."""
-    pair = load() if load else live(spec, dtype)
+    model, tokenizer = load() if load else live(spec, dtype)
+    pair = model, with_template(tokenizer, template)
     return pair, _score(suite, *pair, dtype, batch_size, scorer, journal and not isinstance(spec, tuple), progress, side)
 
 

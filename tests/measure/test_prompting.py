@@ -207,13 +207,47 @@ def test_what_cannot_be_done_is_refused_before_weights_are_loaded(
     assert "\n" not in str(caught.value)
 
 
-def test_two_templates_are_refused_before_scoring(tiny: Any, chatty: Any) -> None:
+def test_each_side_s_own_template_pairs_documents_and_says_so(tiny: Any, chatty: Any) -> None:
+    """base against instruct, each asked as it was made to be asked: both sides are lm-eval's own numbers."""
     other = copy.deepcopy(chatty)
     other.chat_template = TEMPLATE.replace("<", "[")
-    with pytest.raises(InputError, match="different ones"):
-        cltk.measure((tiny(), chatty), (tiny(), other), ["toy"], include_path="tasks", chat_template=True)
-    result = cltk.measure((tiny(), chatty), (tiny(), chatty), ["toy"], include_path="tasks", chat_template=True)
+    one, two = (tiny(), chatty), (tiny(seed=1), other)
+    result = cltk.measure(one, two, ["toy"], include_path="tasks", chat_template=True)
+    assert any("chat template" in note and "differ" in note for note in result.notes)
+    (acc,) = [row for row in result.rows if row.metric == "acc"]
+    for side, pair in (("pre", one), ("post", two)):
+        assert getattr(acc, side) == stock(*pair, "toy", apply_chat_template=True)["results"]["toy"]["acc,none"]
+    result = cltk.measure(one, (tiny(), chatty), ["toy"], include_path="tasks", chat_template="own")
     assert result.macro.forgetting == 0
+    assert not any("chat template" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("whose", ["base", "tuned"])
+def test_one_side_s_template_for_both(whose: str, tiny: Any, tokenizer: Any, chatty: Any) -> None:
+    """A base without a template against its chat model: both are asked what that is asked."""
+    plain, chat = (tiny(), tokenizer), (tiny(seed=1), chatty)
+    base, tuned = (plain, chat) if whose == "tuned" else (chat, plain)
+    result = cltk.measure(base, tuned, ["toy"], include_path="tasks", chat_template=whose)
+    (acc,) = [row for row in result.rows if row.metric == "acc"]
+    for side, (model, _) in (("pre", base), ("post", tuned)):
+        assert getattr(acc, side) == stock(model, chatty, "toy", apply_chat_template=True)["results"]["toy"]["acc,none"]
+    assert result.settings["chat_template"] == TEMPLATE
+    assert tokenizer.chat_template is None
+    with pytest.raises(InputError, match="has no chat template"):
+        cltk.measure(base, tuned, ["toy"], include_path="tasks", chat_template="base" if whose == "tuned" else "tuned")
+    with pytest.raises(InputError, match="chat_template: tuned"):
+        cltk.measure(base, tuned, ["toy"], include_path="tasks", chat_template="own")
+
+
+def test_the_flag_may_stand_alone_before_the_models(chatty: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from cltk.cli import main
+
+    chatty.save_pretrained("tiny-llama")
+    rest = ["--tasks", "toy", "--include-path", "tasks", "--dtype", "float32", "--limit", "4"]
+    assert main(["measure", "--chat-template", "tiny-llama", "tiny-llama", *rest]) == 0
+    assert main(["measure", "--chat-template", "tuned", "tiny-llama", "tiny-llama", *rest, "--json", "r.json"]) == 0
+    assert '"chat_template_of": "tuned"' in Path("r.json").read_text()
+    assert main(["measure", "tiny-llama", "tiny-llama", *rest, "--chat-template"]) == 0
 
 
 def test_a_run_with_examples_and_its_reproduction(study: Path, tokenizer: Any) -> None:

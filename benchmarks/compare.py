@@ -3,7 +3,7 @@
     python benchmarks/compare.py [--tasks 100] [--documents 1000] [--choices 4]
 
 Writes two models' folders as lm-eval does (made-up questions of 60 words, answers of 8), runs the command in a process of its
-own, and prints its wall-clock seconds and its largest resident memory.
+own, and prints its wall-clock seconds, those of a processor, and its largest resident memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ WORDS = "the a cat dog bird sat ran flew on under over mat tree house red blue g
 DATE = "2026-01-01T00-00-00.000000"
 RUN = (
     "import resource, sys; from cltk.cli import main; code = main(['compare', *sys.argv[1:]]);"
-    "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    "used = resource.getrusage(resource.RUSAGE_SELF);"
+    "print(code, used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)"
 )
 
 
@@ -75,10 +76,10 @@ def main() -> None:
         command = [sys.executable, "-c", RUN, *map(str, logs)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
         seconds = time.perf_counter() - begin
-    code, memory = done.stderr.split()[-2:]
+    code, cpu, memory = done.stderr.split()[-3:]
     assert code == "0", done.stderr
     print(f"{asked.tasks} tasks x {asked.documents} documents, 2 models, {size / 1e6:.0f} MB of logs: ", end="")
-    print(f"{seconds:.1f} s, {int(memory) / 1024:.0f} MiB")
+    print(f"{seconds:.1f} s ({float(cpu):.1f} s of a processor), {int(memory) / 1024:.0f} MiB")
 
 
 if __name__ == "__main__":

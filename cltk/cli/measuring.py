@@ -58,7 +58,11 @@ def add(command: Command) -> None:
     showing.options(sub)
 
     sub = command("power", power, "before a run: what forgetting can these tasks show?")
-    shared.names_option(sub, required=True)
+    shared.names_option(sub, required=False)
+    sub.add_argument(
+        "--log", metavar="LOG", help="of a run that exists, as `cltk compare` reads it, instead of --tasks; no model"
+    )
+    sub.add_argument("--model", metavar="NAME", help="the model of the log, where it holds several")
     shared.task_options(sub)
     shared.selection_options(sub)
     sub.add_argument("--effect", type=float, default=0.03, help="the accuracy lost that you want to show; 0.03 is 3 pp")
@@ -111,12 +115,15 @@ def measure(options: argparse.Namespace) -> int:
 
 def power(options: argparse.Namespace) -> int:
     """`cltk power`: what so many documents can show."""
+    if options.log is not None:
+        return _power_of_log(options)
+    if not options.tasks:
+        raise InputError("power: name at least one task with --tasks, or a run that exists with --log")
     from cltk.measure.compare import common_dtype, named_model, score_model
     from cltk.measure.evaluate import Suite
     from cltk.measure.power import known, plan
     from cltk.models import on
     from cltk.progress import Bar
-    from cltk.report.measurement import planned
 
     if options.base:
         named_model(options.base, "base")
@@ -133,7 +140,34 @@ def power(options: argparse.Namespace) -> int:
             dtype = common_dtype(options.base, options.base, "auto")
             scores = score_model(suite, options.base, dtype, "auto", "prefix", True, bar, "base")
         rows = plan(suite.sizes(), *known(scores), **asked)
-    notes = suite.about() | ({"prompts": suite.notes} if suite.notes else {})
+    return _planned(options, rows, suite.about() | ({"prompts": suite.notes} if suite.notes else {}))
+
+
+def _power_of_log(options: argparse.Namespace) -> int:
+    """The documents, clusters and accuracies of one model's log."""
+    from collections import Counter
+
+    from cltk.logs.reading import open_log, pick
+    from cltk.measure.power import known, plan
+
+    if options.tasks or options.base:
+        raise InputError("power: --log says which tasks and which model; leave --tasks and --base out")
+    log = open_log(options.log)
+    side = log.read(pick(log, options.model or log.first or None))
+    tasks = {name: one for name, one in side.scores.tasks.items() if name not in side.scores.members}
+    clusters = {name: list(Counter(one.cluster).values()) for name, one in tasks.items() if one.cluster}
+    accuracy, choices = ({name: one for name, one in found.items() if name in tasks} for found in known(side.scores))
+    rows = plan(
+        {name: len(one) for name, one in tasks.items()}, accuracy, choices, discordance=options.discordance,
+        effect=options.effect, clusters=clusters,
+    )  # fmt: skip
+    return _planned(options, rows, {side.name: side.notes} if side.notes else {})
+
+
+def _planned(options: argparse.Namespace, rows: list[Any], notes: dict[str, list[str]]) -> int:
+    """The table, its warnings and notes."""
+    from cltk.report.measurement import planned
+
     shared.put_json(options.json, {"rows": [row.to_json() for row in rows], "notes": notes})
     shown = shared.out(options.json)
     shown.print(planned(rows, options.effect).rich())

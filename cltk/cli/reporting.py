@@ -11,7 +11,7 @@ from cltk.cli.options import Command, json_option, out, put_json
 def add(command: Command) -> None:
     """Options of what reports."""
     sub = command("report", report, "print the tables of an output folder")
-    sub.add_argument("runs", type=Path, help="a folder that `cltk run` wrote, or a record")
+    sub.add_argument("runs", type=Path, help="a folder that `cltk run` wrote, a record, or what measure --json wrote")
     sub.add_argument("--markdown", type=Path, metavar="FILE", help="also write Markdown here")
     sub.add_argument("--html", type=Path, metavar="FILE", help="also write one self-contained page here")
     sub.add_argument("--latex", type=Path, metavar="DIR", help="also write tables (.tex) and figures (.pdf) here")
@@ -28,8 +28,11 @@ def add(command: Command) -> None:
 
 def report(options: argparse.Namespace) -> int:
     """`cltk report`: the tables of an output folder, and the files asked for."""
+    from cltk.logs.results import is_result
     from cltk.report.api import report as show
 
+    if options.runs.is_file() and is_result(options.runs):
+        return _result(options)
     show(
         options.runs,
         markdown=options.markdown,
@@ -38,6 +41,27 @@ def report(options: argparse.Namespace) -> int:
         lm_eval=options.lm_eval,
         model_card=options.model_card,
     )
+    return 0
+
+
+def _result(options: argparse.Namespace) -> int:
+    """The tables of what `cltk measure --json` and `cltk compare --json` wrote."""
+    from cltk.errors import InputError
+    from cltk.files import write_text
+    from cltk.logs.comparing import compare_all
+    from cltk.progress import console
+    from cltk.report.measurement import measured
+
+    if odd := [name for name in ("html", "latex", "lm_eval", "model_card") if getattr(options, name)]:
+        what = f"--{odd[0].replace('_', '-')}"
+        raise InputError(
+            f"{what}: of an output folder of `cltk run`; of {options.runs}: cltk compare {options.runs} --html FILE"
+        )
+    tables = [measured(result.to_json()) for result in compare_all(options.runs, [options.runs]).values()]
+    for table in tables:
+        console().print(table.rich())
+    if options.markdown:
+        write_text(options.markdown, "\n".join(table.markdown() for table in tables))
     return 0
 
 

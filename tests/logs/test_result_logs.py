@@ -111,3 +111,23 @@ def _names(file: Path) -> list[str]:
     from cltk.logs.reading import open_log
 
     return open_log(file).models
+
+
+def test_report_and_power_read_it_too(file: Path, measured: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cltk.measure.power import plan
+
+    assert main(["report", str(file), "--markdown", str(tmp_path / "r.md")]) == 0
+    assert "| macro |" in (tmp_path / "r.md").read_text()
+    assert main(["report", str(file), "--latex", str(tmp_path / "tex")]) == 2
+    capsys.readouterr()
+    assert main(["power", "--log", str(file), "--json", str(tmp_path / "p.json")]) == 0
+    row = next(row for row in json.loads((tmp_path / "p.json").read_text())["rows"] if row["task"] == "both")
+    own = next(one for one in measured.rows if (one.task, one.metric) == ("both", "acc"))
+    clusters = [2] * 12 + [1] * 24  # toy's sources have two documents each, labels' are alone
+    (expected,) = plan(
+        {"both": 48}, {"both": own.pre}, {"both": 3.0}, clusters={"both": clusters}, discordance=0.1, effect=0.03
+    )
+    assert (row["n"], row["mde"], row["base"]) == (48, expected.mde, pytest.approx(own.pre))
+    assert main(["power", "--log", str(file), "--tasks", "toy"]) == 2
+    assert main(["power"]) == 2
+    assert "--log" in capsys.readouterr().err

@@ -137,7 +137,7 @@ def measure(
         "batch_size": batch_size, "scorer": scorer, "kl_rows": kl_rows, "until": until, "cltk_version": __version__,
         "chat_template_of": kind,
     }  # fmt: skip
-    made = {"template": templates.template, "dtype": dtype, "batch_size": batch_size, "scorer": scorer}
+    made: dict[str, Any] = {"template": templates.template, "dtype": dtype, "batch_size": batch_size, "scorer": scorer}
     score: Any = partial(scored, suite, **made, journal=journal, progress=progress)
     kept: list[tuple[Any, Any]] = []  # the base, where its predictions are compared too: it is loaded once
     found: list[Result] = []

@@ -19,6 +19,7 @@ import cltk
 from cltk import tensors
 from cltk.data import Collator, tokenize_pairs
 from cltk.errors import InputError
+from cltk.hosts.reading import undisturbed
 from cltk.measure.evaluate import Suite, TextTask
 from tests.conftest import WORDS, sentences, write_jsonl
 
@@ -110,6 +111,27 @@ def test_training_is_bit_for_bit_as_without_it(case: str, make: Any, tiny: Any, 
     trainer.train()
     assert watched.seen == alone.seen
     assert len(trainer.cltk_plan.notes["watch"]["trace"]) >= 3
+
+
+def test_whatever_a_reading_leaves_on_the_model_is_gone(tiny: Any) -> None:
+    model = tiny()
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # tied in the configuration alone
+    rotary, frequencies = model.model.rotary_emb, model.model.rotary_emb.inv_freq.clone()
+    before, attributes = tensors.digest(model), set(vars(model))
+    with undisturbed(model):
+        rotary.inv_freq.mul_(2)
+        rotary.max_seq_len_cached = 10_000
+        model.config.use_cache = not model.config.use_cache
+        model.register_forward_hook(lambda *_: None)
+        model.tie_weights()
+        model.eval()
+    assert torch.equal(rotary.inv_freq, frequencies)
+    assert rotary.max_seq_len_cached != 10_000
+    assert model.config.use_cache
+    assert model.training
+    assert not model._forward_hooks
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    assert (tensors.digest(model), set(vars(model))) == (before, attributes)
 
 
 def test_a_row_is_what_lm_eval_alone_finds(make: Any, tiny: Any, tokenizer: Any, tasks: Path) -> None:

@@ -3,7 +3,7 @@
     python blocks.py FILE.md...
 
 writes every block with a title as a file of the current folder and runs the others in their order: Python as it stands, bash
-line by line, where every line is a call of `cltk`. All in one process: importing torch, transformers and lm-eval takes longer
+line by line, where every line is a call of `cltk` or of lm-eval's command line in it. All in one process: importing torch, transformers and lm-eval takes longer
 than most of these calls do.
 """
 
@@ -51,7 +51,12 @@ def call(words: list[str]) -> None:
     """One line of a shell, file name patterns and all."""
     from cltk.cli import main
 
-    if words:
+    if words[:3] == ["python", "-m", "cltk.lm_eval"]:
+        from cltk import lm_eval
+
+        sys.argv = ["lm_eval", *words[3:]]
+        assert lm_eval.main() == 0, shlex.join(words)
+    elif words:
         assert words[0] == "cltk", words
         code = main([name for word in words[1:] for name in (sorted(glob.glob(word)) or [word])])
         assert code == 0, f"{shlex.join(words)}: exit code {code}"

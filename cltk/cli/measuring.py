@@ -54,6 +54,8 @@ def add(command: Command) -> None:
         "--kl-rows", type=int, default=16, metavar="N",
         help="rows of each text on which KL(base || tuned) is measured, both models in memory; 0: one at a time (default: 16)",
     )  # fmt: skip
+    sub.add_argument("-o", "--output-path", type=Path, metavar="DIR", help="lm-eval's own result files of every model go here")
+    sub.add_argument("-s", "--log-samples", action="store_true", help="with --output-path: every document's answers too")
     shared.json_option(sub, any_name=True)
     showing.options(sub)
 
@@ -81,6 +83,7 @@ def measure(options: argparse.Namespace) -> int:
     from cltk.progress import Bar
     from cltk.report.measurement import measured, moved
 
+    kept = keeper(options)
     stems = [Path(file).stem for file in options.text]
     texts = []
     for stem, file in zip(stems, options.text, strict=True):
@@ -95,7 +98,7 @@ def measure(options: argparse.Namespace) -> int:
             confirm_run_unsafe_code=options.confirm_run_unsafe_code,
             sample=options.sample, sample_seed=options.sample_seed, until=options.until, every_task=options.every_task,
             members=options.members, scorer=options.scorer,
-            kl_rows=options.kl_rows, lost=showing.lost_wanted(options), progress=bar,
+            kl_rows=options.kl_rows, lost=showing.lost_wanted(options), progress=bar, keep=kept,
             model_args=options.model_args, base_args=options.base_args, tuned_args=options.tuned_args,
         )  # fmt: skip
     found = {name: result.to_json() for name, result in zip(options.tuned, results, strict=True)}
@@ -111,6 +114,28 @@ def measure(options: argparse.Namespace) -> int:
             shared.say(shown, f"note: {note}")
     showing.show(options, dict(zip(options.tuned, results, strict=True)), shown)
     return 0
+
+
+def keeper(options: argparse.Namespace) -> Any:
+    """Writes a model's scores as lm-eval does, below --output-path; None without one.
+
+    Raises:
+        InputError: --log-samples without it, as lm-eval; a name of a file, which several models cannot share; --until.
+    """
+    if options.output_path is None:
+        if options.log_samples:
+            raise InputError("--log-samples: name a folder with --output-path")
+        return None
+    if options.until is not None:
+        raise InputError("--output-path: the looks of --until are no whole measurement; leave one of the two out")
+    if options.output_path.suffix == ".json" or options.output_path.is_file():
+        raise InputError(f"--output-path {options.output_path}: name a folder; every model has files of its own")
+    from cltk.run.outcome import write_lm_eval
+
+    def keep(model: str, scores: Any) -> None:
+        write_lm_eval(scores, options.output_path, model, afresh=False, with_samples=options.log_samples)
+
+    return keep
 
 
 def power(options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,6 +66,7 @@ def measure(
     model_args: Mapping[str, Any] | str | None = None,
     base_args: Mapping[str, Any] | str | None = None,
     tuned_args: Mapping[str, Any] | str | None = None,
+    keep: Callable[[str, Scores], None] | None = None,
 ) -> Result | list[Result]:
     """What did `tuned` forget that `base` knew? Forgetting = Perf_pre - Perf_ft, paired document by document.
 
@@ -99,6 +100,7 @@ def measure(
         kl_rows: rows of each text on which forward KL(base || tuned) is measured, with both models in memory; 0 for none.
         seed: of Python, numpy, torch and the examples, as lm-eval's `--seed`.
         lost: of how many lost documents a task `.lost` has question and answers; none with `until`.
+        keep: called with every model's name and scores as soon as they are there; not with `until`.
         model_args, base_args, tuned_args: what all models, or one side, are loaded with (revision, dtype, quantisation, ...): a
             mapping or "name=value,name=value"; see `cltk.models.origin.Origin`. A side's own go before those of all.
 
@@ -138,7 +140,7 @@ def measure(
         "chat_template_of": kind,
     }  # fmt: skip
     made: dict[str, Any] = {"template": templates.template, "dtype": dtype, "batch_size": batch_size, "scorer": scorer}
-    score: Any = partial(scored, suite, **made, journal=journal, progress=progress)
+    score: Any = partial(scored, suite, **made, journal=journal, progress=progress, keep=keep)
     kept: list[tuple[Any, Any]] = []  # the base, where its predictions are compared too: it is loaded once
     found: list[Result] = []
     sources: dict[str, Any] = {}

@@ -85,11 +85,15 @@ def _adapter(origin: Origin, base: Any) -> Origin:
 def scored(
     suite: Suite, spec: Side, side: str, *, dtype: str, batch_size: Any, scorer: str, journal: bool, progress: Progress | None,
     load: Callable[[], tuple[Any, Any]] | None = None, template: str | None = None,
+    keep: Callable[[str, Scores], None] | None = None,
 ) -> tuple[tuple[Any, Any], Scores]:  # fmt: skip
     """A model, loaded (by `load`, where that is given) or live, and its scores. What is on disk is journaled in the cache."""
     model, tokenizer = load() if load else live(spec, dtype)
     pair = model, with_template(tokenizer, template)
-    return pair, _score(suite, *pair, dtype, batch_size, scorer, journal and not isinstance(spec, tuple), progress, side)
+    scores = _score(suite, *pair, dtype, batch_size, scorer, journal and not isinstance(spec, tuple), progress, side)
+    if keep:
+        keep(called(spec), scores)
+    return pair, scores
 
 
 def who(model: Model, side: str) -> str:

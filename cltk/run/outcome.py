@@ -128,13 +128,19 @@ def _only(scores: Scores, names: list[str]) -> Scores:
     return Scores(scores.digest, tasks, members=[name for name in scores.members if name in tasks])
 
 
-def write_lm_eval(scores: Scores, folder: Path, model: str) -> None:
-    """lm-eval's own result and sample files, by lm-eval's own writer."""
+def write_lm_eval(scores: Scores, folder: Path, model: str, *, afresh: bool = True, with_samples: bool = True) -> None:
+    """lm-eval's own result and sample files, by lm-eval's own writer.
+
+    Args:
+        afresh: whether what is in the folder goes: names carry the time, an interrupted run's files would stay beside.
+        with_samples: whether every document's answers are written too.
+    """
     if not scores.lm_eval:
         return
     from lm_eval.loggers import EvaluationTracker
 
-    shutil.rmtree(folder, ignore_errors=True)  # names carry the time: an interrupted run's files would stay beside
+    if afresh:
+        shutil.rmtree(folder, ignore_errors=True)
     tracker = EvaluationTracker(output_path=str(folder))
     asked = dict(scores.lm_eval.get("config") or {})
     tracker.general_config_tracker.log_experiment_args(
@@ -144,8 +150,8 @@ def write_lm_eval(scores: Scores, folder: Path, model: str) -> None:
     results = {key: value for key, value in scores.lm_eval.items() if key != "samples"}
     results |= {key: value for key, value in asked.items() if key.endswith("_version")}  # where lm-eval has them
     results["config"] = {**asked, "model": "hf", "model_args": f"pretrained={model}", "weights_sha256": scores.digest}
-    samples = scores.lm_eval["samples"]
-    tracker.save_results_aggregated(results=results, samples=samples)
+    samples = scores.lm_eval["samples"] if with_samples else {}
+    tracker.save_results_aggregated(results=results, samples=samples or None)
     for name, rows in samples.items():
         tracker.save_results_samples(task_name=name, samples=rows)
     check_json(folder)  # lm-eval's writer keeps a full disk to itself

@@ -3,8 +3,8 @@
     python blocks.py FILE.md...
 
 writes every block with a title as a file of the current folder and runs the others in their order: Python as it stands, bash
-line by line, where every line is a call of `cltk` or of lm-eval's command line in it. All in one process: importing torch, transformers and lm-eval takes longer
-than most of these calls do.
+line by line, where every line is a call of `cltk` or of lm-eval's command line in it. All in one process: importing torch,
+transformers and lm-eval takes longer than most of these calls do.
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ SAME = [
 @pytest.mark.parametrize("words", SAME, ids=" ".join)
 def test_the_same_words_are_the_same_settings(words: list[str]) -> None:
     mine, other = vars(ours(words)), vars(theirs(words))
+    mine["chat_template"] = mine["chat_template"] != "none"  # of which model is a question that lm-eval has not
     for name, value in other.items():
         name = {"apply_chat_template": "chat_template"}.get(name, name)
         if name in mine and value is not None and name not in ("command", "func"):
@@ -221,6 +222,29 @@ def test_json_is_spelled_the_same_everywhere(command: list[str], capsys: pytest.
     assert main([command[0], "--json", "found.json", *command[1:]]) == 0
     assert capsys.readouterr().out != json.dumps(printed[0])
     assert [json.loads(Path("found.json").read_text())] * 3 == printed
+
+
+def test_output_path_has_the_files_that_lm_eval_writes(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("stays")
+    assert main([*MEASURE, "--output_path", "out", "--log_samples"]) == 0
+    assert Path("out/mine.txt").read_text() == "stays"
+    results = [json.loads(file.read_text()) for file in Path("out/tiny-llama").glob("results_*.json")]
+    expected = stock("toy", limit=0.5)
+    assert [one["results"]["toy"]["acc,none"] for one in results] == [expected["results"]["toy"]["acc,none"]] * 2
+    for file in Path("out/tiny-llama").glob("samples_toy_*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [row["doc_hash"] for row in rows] == [row["doc_hash"] for row in expected["samples"]["toy"]]
+    assert main([*MEASURE, "-o", "plain"]) == 0
+    assert not list(Path("plain").rglob("samples_*"))
+    capsys.readouterr()
+    for words, line in (
+        (["--log_samples"], "--log-samples: name a folder with --output-path"),
+        (["-o", "x.json"], "--output-path x.json: name a folder"),
+        (["-o", "x", "--until", "0.1"], "--output-path: the looks of --until"),
+    ):
+        assert main([*MEASURE, *words]) == 2
+        assert line in capsys.readouterr().err
 
 
 def test_quiet_and_verbose(capsys: pytest.CaptureFixture[str]) -> None:

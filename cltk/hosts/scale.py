@@ -15,8 +15,8 @@ Shapes: B rows, T tokens, N counted positions, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ class ExtraLosses:
 
     def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.suspended:
-            names = list(inspect.signature(type(module).forward).parameters)[1:]
+            names = list(signature(type(module).forward).parameters)[1:]
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             self.call = {name: value for name, value in given.items() if isinstance(value, Tensor | int)}
 
@@ -156,16 +156,15 @@ class ExtraLosses:
         trainer, count = self.trainer, max(count, 1)
         found = {"mean of means": 1 / (count * self.accumulation()), "mean": 1 / count}
         if self.items is not None:
-            ranks = trainer.accelerator.num_processes // getattr(trainer, "get_tp_size", lambda: 1)()
-            items = max(float(self.items), 1.0)
-            own = ranks if trainer.args.average_tokens_across_devices else 1
+            ranks, items = trainer.accelerator.num_processes, max(float(self.items), 1.0)
+            own = ranks // getattr(trainer, "get_tp_size", lambda: 1)() if trainer.args.average_tokens_across_devices else 1
             found |= {"items": own / items, "items of one rank": 1 / items}
         return {rule: found[rule] for rule in self.rules if rule in found}
 
     def accumulation(self) -> int:
         """Micro-batches of the running step."""
-        trainer = self.trainer
-        return getattr(trainer, "current_gradient_accumulation_steps", None) or trainer.args.gradient_accumulation_steps
+        steps = getattr(self.trainer, "current_gradient_accumulation_steps", None)
+        return steps or self.trainer.args.gradient_accumulation_steps
 
     def expected(self) -> str | None:
         """The rule that the host's code or its `loss_is_scaled_for_ga` states; None where neither does."""
@@ -178,13 +177,14 @@ class ExtraLosses:
         declared = getattr(trainer, "loss_is_scaled_for_ga", None)
         if self.items is None:
             return None if trainer.compute_loss_func is not None or declared else "mean of means"
+        if known and self._smoothing() and "num_items_in_batch" not in signature(trainer.label_smoother).parameters:
+            return "mean"  # transformers before 5.17 smooths labels by the micro-batch's mean, and divides it by nothing
         return "items" if known or declared else "mean of means" if declared is False else None
 
     def _asks(self, count: int) -> bool:
         """Whether the gradient is to be measured."""
-        if not count or (self.strict and not self.proven):
-            return bool(count)
-        return self.expected() is None and not _equal(self._weights(count))
+        unknown = self.expected() is None and not _equal(self._weights(count))
+        return bool(count) and (unknown or bool(self.strict and not self.proven))
 
     def _probe(self, model: Any, hidden_BTH: Tensor, where_BT: Tensor, inputs: dict[str, Any]) -> Tensor:
         """d (sum of the token losses) / d hidden, [B, T, H], in float32."""

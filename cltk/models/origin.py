@@ -30,10 +30,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "bnb_4bit_compute_dtype": str,
     "bnb_4bit_use_double_quant": bool,
     "quantization_config": dict,
-    "enable_thinking": bool,
-    "think_end_token": (str, int),
 }  # argument -> what it is; all but `base` are lm-eval's or transformers' own names
-PROMPTS = ("enable_thinking", "think_end_token")  # of chat templates and answers, not of loading
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -45,7 +42,7 @@ class Origin:
         name: "asset:NAME", a folder, or a hub id.
         args: revision, subfolder, gguf_file, attn_implementation, dtype, trust_remote_code, tokenizer (a name), device_map,
             load_in_4bit and load_in_8bit (with bnb_4bit_...), quantization_config (transformers' mapping); `base`, the model
-            under an adapter; enable_thinking and think_end_token, of prompts and answers. Names and meaning are lm-eval's.
+            under an adapter. Names and meaning are lm-eval's.
 
     Raises:
         InputError: an unknown argument, a value of another kind, or a revision of a folder.
@@ -97,10 +94,6 @@ class Origin:
         """What transformers' `from_pretrained` takes beside the files, dtype and trust."""
         found = {key: self.args[key] for key in ("attn_implementation", "device_map") if self.args.get(key)}
         return found | ({"quantization_config": config} if (config := self._quantization()) is not None else {})
-
-    def prompts(self) -> dict[str, Any]:
-        """What lm-eval's HFLM takes of chat templates and answers."""
-        return {key: self.args[key] for key in PROMPTS if key in self.args}
 
     def _quantization(self) -> Any:
         from transformers.quantizers import AutoQuantizationConfig

@@ -120,6 +120,6 @@ def moment(
             least, most = amount(low, metric), amount(limits[name], metric)
             point.setdefault("lost", f"{name} lost {amount(one.mean, metric)} (at least {least}), more than {most}")
     if share:
-        margins = {name: limits.get(name, margin_of(metrics[name])) for name in found}
+        margins = {name: limits.get(name) or margin_of(metrics[name]) for name in found}
         point["verdicts"] = {name: verdict(one, metrics[name], margins[name], shares[name]) for name, one in found.items()}
     return point

@@ -101,7 +101,7 @@ def _check_kernels(origin: Origin, path: str) -> None:
         config, _ = PretrainedConfig.get_config_dict(path, **origin.files())
     except Exception:
         return  # loading says what is wrong with it
-    if name := _kernel({**config, "attn_implementation": origin.args.get("attn_implementation")}):
+    if name := _kernel({"config": config, **origin.args}):
         raise InputError(f"model {origin}: its config names the code of a hub ({name}); trust_remote_code lets it run")
 
 

@@ -11,7 +11,7 @@ import torch
 
 from cltk.cli import main
 from cltk.errors import InputError
-from cltk.importance import fisher as importance
+from cltk.importance import partial as importance
 from cltk.importance.estimators import PerSequence
 from cltk.importance.fisher import Importance, fisher
 from tests.conftest import sentences
@@ -182,7 +182,7 @@ def test_rtol_and_floor_of_the_command(command, tmp_path):
 @pytest.mark.slow
 def test_kill_9_in_the_middle(command, tmp_path):
     out, partial = tmp_path / "f.safetensors", tmp_path / "f.partial.safetensors"
-    code = "import sys, cltk.importance.fisher as i, cltk.cli; i.PARTIAL_SECONDS = 0.0; sys.exit(cltk.cli.main(sys.argv[1:]))"
+    code = "import sys, cltk.importance.partial as i, cltk.cli; i.PARTIAL_SECONDS = 0.0; sys.exit(cltk.cli.main(sys.argv[1:]))"
     slow = [*command, "--kind", "exact", "--samples", "4", "--block", "8", "--batch-size", "1"]
     process = subprocess.Popen([sys.executable, "-c", code, *slow, "--out", str(out)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

@@ -80,7 +80,7 @@ def test_command_writes_json_that_reads_back(runs: Any, tmp_path: Path, capsys: 
     data = json.loads((tmp_path / "r.json").read_text())
     assert data["settings"]["logs"]["base"]["harness"] == "lm-eval"
     assert next(row for row in data["rows"] if row["metric"] == "acc")["margin"] == 0.05
-    assert "forgetting" in capsys.readouterr().out
+    assert "Forgetting: Perf_pre - Perf_ft" in capsys.readouterr().out
 
 
 def test_layouts(results: Any, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ import cltk
 from cltk.cli import main
 from cltk.errors import InputError
 from cltk.files import locked
-from cltk.models import LAZY, load_model
+from cltk.models import load_model
+from cltk.models.loading import LAZY
 from cltk.run import cluster
 from cltk.run.records import read_json
 from cltk.run.reproduce import values_of

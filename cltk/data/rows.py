@@ -80,7 +80,8 @@ def text_of(row: Row, where: str) -> str:
     """The row's text: its "text" column, or the only column there is that holds text (or nothing); the row that is a text.
 
     Raises:
-        InputError: there is no such column, or the cell is null or no text.
+        NoText: there is no such column, or the cell is null.
+        InputError: the cell is no text.
     """
     if not isinstance(row, Mapping):
         return as_text(row, where)
@@ -88,7 +89,7 @@ def text_of(row: Row, where: str) -> str:
         return as_text(row["text"], f"{where}: column 'text'")
     columns = [name for name, value in row.items() if value is None or isinstance(value, str)]
     if len(columns) != 1:
-        raise InputError(f"{where}: column 'text' is missing; the columns are {', '.join(map(str, row))}")
+        raise NoText(f"{where}: column 'text' is missing; the columns are {', '.join(map(str, row))}")
     return as_text(row[columns[0]], f"{where}: column {columns[0]!r}")
 
 

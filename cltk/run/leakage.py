@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cltk.data.memories import said
 from cltk.data.messages import words
 from cltk.data.readers import locate
+from cltk.data.rows import NoText
 from cltk.errors import InputError
 from cltk.measure.texts import TextTask
 from cltk.run.inputs import Inputs
@@ -167,6 +168,8 @@ def _memory(path: str, how: dict[str, Any]) -> list[str]:
         return []
     try:
         return said({"path": path, **how})
+    except NoText as error:
+        raise InputError(f"memory {error}") from error
     except InputError:  # said where the memory is made into rows
         return []
 

@@ -142,3 +142,16 @@ def test_strict_refuses_and_else_it_is_said(clean: Path, capsys: pytest.CaptureF
         (leak, *_) = json.loads(file.read_text())["leakage"]
         assert (leak["learned"], leak["measured"], leak["rows"]) == ("data.train", "data.heldout", 90)
         assert leak["equal"] > 0
+
+
+@pytest.mark.parametrize("row", ['{"text": null}', "{}"])
+def test_a_hole_in_a_memory_is_named_before_anything_is_scored(
+    clean: Path, row: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = Path("memory.jsonl")
+    memory.write_text(memory.read_text() + row + "\n")
+    assert main(["run", str(clean), "--out", "out"]) == 2
+    said = capsys.readouterr().err.strip().split("\n")
+    assert len(said) == 1
+    assert "memory.jsonl, row 60" in said[0]
+    assert not Path("out").exists()

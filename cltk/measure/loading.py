@@ -15,6 +15,7 @@ import jinja2
 
 from cltk.errors import CltkError, InputError, reason
 from cltk.files import shipped
+from cltk.measure.building import Building
 from cltk.measure.documents import clusters, unmeasurable
 from cltk.measure.tasks import named_in, names_in, prepare, sandbox_templates
 from cltk.measure.trust import check_generation, watched
@@ -73,10 +74,11 @@ def load_tasks(
         return watched(None if i is None else copies[i], trust, None if i is None else folders[i])
 
     index = manager.task_index
-    loaded: Loaded = {"tasks": {}, "groups": {}, "group_map": {}, "named": {}}
+    loaded, building = Loaded({"tasks": {}, "groups": {}, "group_map": {}, "named": {}}), Building(manager)
     for name, known in wanted.items():
         found = _matches(known, manager, folders)
         loaded["named"][name] = [row for one in found for row in _add(loaded, one, manager, guard, unsafe)]
+    building.finish()
     for name, task in loaded["tasks"].items():
         check_generation(task.get_config("generation_kwargs") or {}, f"task {name}: generation_kwargs")
     return loaded

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.conftest import WORDS
 
-DOCUMENTS = 4
+DOCUMENTS = 20
 SPLITS = (
     "train validation test dev val valid eval auxiliary_train train_r1 dev_r1 test_r1 validation_matched validation_mismatched"
     " test_matched test_mismatched murder_mysteries default"

@@ -57,6 +57,7 @@ def _documents(scores: TaskScores) -> str:
 
 
 def check_same(pre: TaskScores, post: TaskScores) -> None:
+    """Raises InputError unless both sides have the same metrics, with the same directions, under the same settings."""
     ours, theirs = {*pre.values, *pre.corpus}, {*post.values, *post.corpus}
     if odd := ", ".join(sorted(ours ^ theirs) or sorted(pre.corpus.keys() ^ post.corpus.keys())):
         raise InputError(f"task {pre.task}: metric {odd} is on one side only; measure both with the same task file")

@@ -182,6 +182,7 @@ def _mde(estimate: Estimate, changed: float | None) -> float:
 
 
 def with_unit(margin: float, metric: str, binary: bool) -> str:
+    """A margin as tables print it: pp of a score of 0 and 1, else in the metric's own unit."""
     return f"{100 * margin:g} pp" if binary else f"{margin:g} {UNITS.get(metric, '')}".strip()
 
 

@@ -97,6 +97,7 @@ def scored(
 
 
 def who(model: Model, side: str) -> str:
+    """How messages call a model: its side, and its name where it has one."""
     return side if isinstance(model, tuple) else f"{side} {model}"
 
 

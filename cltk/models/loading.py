@@ -206,4 +206,5 @@ ADAPTER = "adapter_config.json"
 
 
 def first_line(error: Exception) -> str:
+    """What an exception says, in one line of at most 240 characters."""
     return next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)[:240]

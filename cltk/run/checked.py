@@ -16,6 +16,7 @@ from cltk.run.yaml import Keys
 
 
 def checked(train: dict[str, Any], at: Keys, where: Where) -> dict[str, Any]:
+    """`train` as it will be used. Raises InputError with file, line and key for what TrainingArguments would refuse."""
     checked = check_train(train, lambda keys: where((*at, *keys)))
     if "seed" in checked:
         raise InputError(f"{where((*at, 'seed'))}: train.seed: use the top-level key `seed`")
@@ -66,6 +67,7 @@ def check_names(experiment: Experiment, where: Where) -> None:
 
 
 def check_files(experiment: Experiment, folder: Path, where: Where) -> None:
+    """Raises InputError, with file, line and key, for a file or folder that is named and not there."""
     evals = experiment.evals
     tasks: list[tuple[Keys, DataSpec]] = [(("stages", i, "data"), stage.data) for i, stage in enumerate(experiment.stages)]
     tasks += [(("data",), experiment.data)] if experiment.data else []

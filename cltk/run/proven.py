@@ -58,6 +58,8 @@ def _proven(what: str, wanted: Any, error: Callable[[], float], dtype: torch.dty
 
 
 def packing_choice(wanted: Any, model: Any, rows: Sequence[Row]) -> Choice:
+    """Several sequences in a row, where losses stay the same. Raises InputError where it is insisted on."""
+
     def error() -> float:
         from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -69,6 +71,7 @@ def packing_choice(wanted: Any, model: Any, rows: Sequence[Row]) -> Choice:
 
 
 def attention_choice(wanted: Any, packing: Choice, model: Any, rows: Sequence[Row], train: dict[str, Any]) -> Choice:
+    """Packed rows attend one sequence after the other. Raises InputError where it is insisted on and not possible."""
     device = next(model.parameters()).device.type
     reason = "rows are not packed" if not packing.on else f"training is on {device}" if device != "cpu" else ""
     reason = reason or ("train.torch_compile takes the model's own" if train.get("torch_compile") else "")
@@ -88,6 +91,8 @@ def attention_choice(wanted: Any, packing: Choice, model: Any, rows: Sequence[Ro
 
 
 def head_choice(wanted: Any, model: Any, rows: Sequence[Row], train: dict[str, Any]) -> Choice:
+    """The head at labelled positions only, where losses stay the same. Raises InputError where it is insisted on."""
+
     def error() -> float:
         for key in ("label_smoothing_factor", "torch_compile", "use_liger_kernel"):
             if train.get(key):

@@ -271,62 +271,33 @@ class Mean(Mitigator):
         return F.cross_entropy(logits_NV, targets(inputs))
 
 
+WORDS = [sentence.split() for sentence in sentences(16, seed=5)]
+PAIRS = [{"prompt": f"{w[0]} {w[1]}", "chosen": " " + " ".join(w[2:4]), "rejected": " " + " ".join(w[3:])} for w in WORDS]
+JUDGED = [
+    {"prompt": f"{w[0]} {w[1]}", "completion": " " + " ".join(w[2 : 4 + i % 3]), "label": i % 2 == 0}
+    for i, w in enumerate(WORDS)
+]
+
+
+@pytest.mark.parametrize("host", ["DPO", "KTO"])
 @pytest.mark.parametrize("accumulation", [1, 2, 4, 8])
-def test_dpo(accumulation: int, tiny: Any, tiny_folder: Path, tokenizer: Any, tmp_path: Path) -> None:
-    """Its loss is one of pairs, and a mean over micro-batches: an extra loss is that of the completions' tokens, by hand."""
+def test_hosts_of_preferences(
+    host: str, accumulation: int, tiny: Any, tiny_folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Losses of pairs or judged answers, means over micro-batches: an extra loss is that of the completions, by hand."""
+    import trl
     from transformers import AutoModelForCausalLM
-    from trl import DPOConfig, DPOTrainer
-
-    words = [s.split() for s in sentences(16, seed=5)]
-    pairs = [{"prompt": f"{w[0]} {w[1]}", "chosen": " " + " ".join(w[2:4]), "rejected": " " + " ".join(w[3:])} for w in words]
 
     def of(methods: list[Mitigator]) -> list[torch.Tensor]:
-        args = DPOConfig(
+        args = getattr(trl, f"{host}Config")(
             str(tmp_path), max_steps=1, per_device_train_batch_size=2, use_cpu=True, gradient_accumulation_steps=accumulation,
             report_to="none", save_strategy="no", disable_tqdm=True, bf16=False, dataloader_pin_memory=False,
             logging_strategy="no", gradient_checkpointing=False,
         )  # fmt: skip
         set_seed(1)
         model = AutoModelForCausalLM.from_pretrained(tiny_folder).double()
-        trainer = DPOTrainer(model=model, args=args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
-        seen = Grads()
-        cltk.attach(trainer, [*methods, seen])
-        trainer.train()
-        return seen.found
-
-    plain, mean = of([]), Mean()
-    both = of([mean])
-    assert len(mean.seen) == accumulation
-    model = AutoModelForCausalLM.from_pretrained(tiny_folder).double()
-    for batch in mean.seen:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        assert 0 < int((batch["labels"] != -100).sum()) < int(batch["attention_mask"].sum())
-        (nll(logits, batch["labels"]) / accumulation).backward()
-    extra = [a - b for a, b in zip(both, plain, strict=True)]
-    assert gap(extra, [p.grad for p in model.parameters()], 1.0) < BOUND
-
-
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_kto(accumulation: int, tiny: Any, tiny_folder: Path, tokenizer: Any, tmp_path: Path) -> None:
-    """Its loss is one of judged answers, a mean over micro-batches: an extra loss is that of the completions, by hand."""
-    from transformers import AutoModelForCausalLM
-    from trl import KTOConfig, KTOTrainer
-
-    words = [s.split() for s in sentences(16, seed=5)]
-    judged = [
-        {"prompt": f"{w[0]} {w[1]}", "completion": " " + " ".join(w[2 : 4 + i % 3]), "label": i % 2 == 0}
-        for i, w in enumerate(words)
-    ]
-
-    def of(methods: list[Mitigator]) -> list[torch.Tensor]:
-        args = KTOConfig(
-            str(tmp_path), max_steps=1, per_device_train_batch_size=2, use_cpu=True, gradient_accumulation_steps=accumulation,
-            report_to="none", save_strategy="no", disable_tqdm=True, bf16=False, dataloader_pin_memory=False,
-            logging_strategy="no", gradient_checkpointing=False,
-        )  # fmt: skip
-        set_seed(1)
-        model = AutoModelForCausalLM.from_pretrained(tiny_folder).double()
-        trainer = KTOTrainer(model=model, args=args, train_dataset=Dataset.from_list(judged), processing_class=tokenizer)
+        rows = Dataset.from_list(PAIRS if host == "DPO" else JUDGED)
+        trainer = getattr(trl, f"{host}Trainer")(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
         seen = Grads()
         cltk.attach(trainer, [*methods, seen])
         trainer.train()

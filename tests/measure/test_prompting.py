@@ -38,14 +38,15 @@ def chatty(tokenizer: Any) -> Any:
     return own
 
 
-def stock(model: Any, tokenizer: Any, name: str, **settings: Any) -> Any:
+def stock(model: Any, tokenizer: Any, name: str | list[str], **settings: Any) -> Any:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     with mock.patch("lm_eval.evaluator.add_env_info"):
         return simple_evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4), tasks=[name], bootstrap_iters=0,
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4), tasks=[name] if isinstance(name, str) else name,
+            bootstrap_iters=0,
             task_manager=TaskManager(include_defaults=False, include_path="tasks"), **settings,
         )  # fmt: skip
 
@@ -72,8 +73,12 @@ def test_examples_are_lm_evals_for_every_build(shots: int | None, tiny: Any, tok
     assert theirs[0][0][0].count("\n\n") == (shots or 3)
 
 
-def test_documents_shuffled_while_loading_are_lm_evals(tiny: Any, tokenizer: Any) -> None:
-    """GPQA's form: choices are shuffled by the module's own `random` in process_docs, which lm-eval seeds with 0."""
+@pytest.mark.parametrize("beside", [[], ["toy", "second", "third"]], ids=["alone", "behind others"])
+def test_documents_shuffled_while_loading_are_lm_evals(beside: list[str], tiny: Any, tokenizer: Any) -> None:
+    """GPQA's form: choices are shuffled by the module's own `random` in process_docs, which lm-eval seeds with 0.
+
+    Tasks that are built before draw from it too, each time lm-eval asks for their names.
+    """
     import datasets
 
     Path("tasks/shuffling.py").write_text(
@@ -84,8 +89,11 @@ def test_documents_shuffled_while_loading_are_lm_evals(tiny: Any, tokenizer: Any
     write_task("shuffled", "process_docs: !function shuffling.process\n")
     datasets.disable_caching()
     try:
-        theirs = stock(tiny(), tokenizer, "shuffled")["samples"]["shuffled"]
-        suite = Suite(["shuffled"], include_path="tasks")
+        for name in beside[1:]:
+            write_task(name, "")
+        names = [*beside, "shuffled"]
+        theirs = stock(tiny(), tokenizer, names)["samples"]["shuffled"]
+        suite = Suite(names, include_path="tasks")
         assert suite.digests() == suite.digests()
         for _ in range(2):
             ours = suite.evaluate(tiny(), tokenizer).lm_eval["samples"]["shuffled"]

@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
     once_more = False  # whether missing arguments may stand elsewhere
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **settings)  # `--model`, of lm-eval, is not our `--model-args`
+        super().__init__(*args, **{**settings, "allow_abbrev": False})  # lm-eval's `--model` is not our `--model-args`
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = bare(self, plain(self, sys.argv[1:] if args is None else list(args)))

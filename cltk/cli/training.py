@@ -24,6 +24,7 @@ def add(command: Command) -> None:
     sub.add_argument("--normalize", choices=["mean"], default=None)
     sub.add_argument("--floor", type=float, default=0.0, help="add so many times the mean to every element")
     sub.add_argument("--rtol", type=float, help="stop at this relative standard error of the trace, such as 0.05")
+    sub.add_argument("--clip", type=float, metavar="NORM", help="the largest norm of a sequence's gradient (default: none)")
     sub.add_argument("--seed", type=int, default=0)
     device_option(sub)
     sub.add_argument("--autocast", action="store_true", help="gradients in bfloat16, sums in float32: faster, less exact")
@@ -63,11 +64,13 @@ def fisher(options: argparse.Namespace) -> int:
         result = compute(
             model, rows, options.kind, options.samples, options.batch_size, options.normalize, options.seed, options.floor,
             options.rtol, progress=lambda done, *_: bar("fisher", done, total), partial=partial,
-            autocast=options.autocast,
+            autocast=options.autocast, clip=options.clip,
         )  # fmt: skip
     result.save(options.out)
     partial.unlink(missing_ok=True)
-    shown = {key: result.info[key] for key in ("kind", "level", "sequences", "tokens", "relative_se") if key in result.info}
+    keys = ["kind", "level", "sequences", "tokens", "relative_se", "largest_share", "largest_of", "largest_row"]
+    keys += ["clip", "clipped"] if options.clip else []
+    shown = {key: result.info[key] for key in keys if key in result.info}
     print(f"{options.out}: {json.dumps(shown)}")
     return 0
 

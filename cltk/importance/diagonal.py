@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from cltk import tensors
 from cltk.errors import InputError
 from cltk.files import write_atomic
+from cltk.importance.tail import merged
 
 Info = dict[str, Any]
-ADDITIVE = ("kind", "level", "anchor_digest", "normalize", "floor", "autocast")  # what two importances must share to be merged
+ADDITIVE = ("kind", "level", "anchor_digest", "normalize", "floor", "autocast", "clip")  # two must share them to be merged
 
 
 class Importance(Mapping[str, Tensor]):
@@ -34,7 +35,8 @@ class Importance(Mapping[str, Tensor]):
     `info` says what it is: `kind` (mc, exact, empirical, mas), `level` (token, sequence), `labels`, `reduction`,
     `tokens`, `sequences`, `batches`, `seed`, `normalize`, `floor`, `relative_se` (of the trace; None below two batches),
     `data_digest`, `anchor_digest` (tensors.digest of the trainable weights it was computed at), `model`, `config_digest`,
-    `dtype` (of the weights), `autocast`, `method`, `seconds`, `cltk`. Values are JSON: None, numbers, strings, lists.
+    `dtype` (of the weights), `autocast`, `clip`, how many sequences were `clipped`, `largest_share` of the trace (`largest_of`:
+    a sequence's or a batch's; `largest_row`), `method`, `seconds`, `cltk`. Values are JSON: None, numbers, strings, lists.
     """
 
     def __init__(self, values: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
@@ -143,6 +145,7 @@ class Importance(Mapping[str, Tensor]):
             info[key] = self.info[key] + other.info[key]
         info["moments"] = [a + b for a, b in zip(self.info["moments"], other.info["moments"], strict=True)]
         info["relative_se"] = relative_se(info["moments"])
+        info |= merged(self.info, other.info)
         info["data_digest"] = _sha(self.info["data_digest"] + other.info["data_digest"])
         return self._with(lambda name, F: (here * F + there * other[name].to(F.device)) / (here + there), info)
 

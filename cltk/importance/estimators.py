@@ -6,6 +6,9 @@ Shapes: B sequences, T positions, V vocabulary, N = B x T positions in a row, n 
     exact      p - onehot(v), for every v, weighted by p(v)                  squared for every position and label
     empirical  p - onehot(y), y the data's next token                        squared for every sequence
     mas        2 logits                                                      absolute, for every sequence
+
+With `clip` a sequence's gradient is bounded before it is measured, g <- g min(1, clip / ||g||_2), the norm over all trained
+parameters (per-sample clipping: Abadi et al. 2016, arXiv 1607.00133). mc is then squared sequence by sequence.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,57 +26,76 @@ from torch import Tensor, nn
 from cltk import tensors
 from cltk.data.rows import IGNORED
 from cltk.forward.attention import attention_by_sequence
-from cltk.importance.persample import PerSample, UnsupportedError
+from cltk.importance.cotangents import outputs, scores, uniforms
+from cltk.importance.diagonal import trace
+from cltk.importance.persample import PerSample, UnsupportedError, square_sum
 from cltk.importance.sequences import Batch
+from cltk.importance.tail import Tail
 
 Parameters = dict[str, nn.Parameter]
 PIECE, PIECE_GPU = 512, 2**20  # tokens a pass of PerSequence: on a CPU more are no faster and hold more activations
 TRIAL = 8  # counted positions on which the hooks must agree with autograd
-CHUNK = 2**22  # logits handled at a time when labels are drawn: 16 MiB of float32
+
+
+@dataclass
+class Work:
+    """What an estimator needs: `sums` are added to; `parameters` and `sums` have the same names."""
+
+    model: nn.Module
+    parameters: Parameters
+    sums: tensors.Named
+    seed: int
+    autocast: bool
+    clip: float | None
 
 
 class Sampled:
     """sums += (d sum over the batch's counted positions of log p(y^) / d theta)², y^ drawn from the model."""
 
-    method = "batch"
+    method, unit = "batch", "batch"
 
-    def __init__(self, model: nn.Module, parameters: Parameters, sums: tensors.Named, seed: int, autocast: bool) -> None:
-        self.model, self.parameters, self.sums, self.seed, self.autocast = model, parameters, sums, seed, autocast
+    def __init__(self, work: Work) -> None:
+        self.work, self.tail = work, Tail()
 
     def __call__(self, batch: Batch) -> None:
-        logits_BTV = _forward(self.model, batch, self.autocast)
-        score_BTV = scores(logits_BTV.detach(), batch.targets, uniforms(batch, self.seed))
+        logits_BTV = _forward(self.work.model, batch, self.work.autocast)
+        score_BTV = scores(logits_BTV.detach(), batch.targets, uniforms(batch, self.work.seed))
         logits_BTV.backward(score_BTV)
-        collect(self.parameters, self.sums)
+        collect(self.work.parameters, self.work.sums)
 
 
 class Exact:
     """sums += sum_t sum_v p(v) (d log p(v) / d theta)²: naive, one backward pass for each position and label."""
 
-    method = "loop"
+    method, unit = "loop", "sequence"
 
-    def __init__(self, model: nn.Module, parameters: Parameters, sums: tensors.Named, autocast: bool) -> None:
-        self.model, self.parameters, self.sums, self.autocast = model, parameters, sums, autocast
+    def __init__(self, work: Work) -> None:
+        self.work, self.tail = work, Tail()
 
     def __call__(self, batch: Batch) -> None:
         for row in batch.rows():
-            logits_TV = _forward(self.model, row, self.autocast)[0]
+            before = trace(self.work.sums)
+            logits_TV = _forward(self.work.model, row, self.work.autocast)[0]
             for t in (row.targets[0] != IGNORED).nonzero().flatten().tolist():
                 logp_V = logits_TV[t].float().log_softmax(-1)
                 for v, p in enumerate(logp_V.exp().tolist()):
                     logp_V[v].backward(retain_graph=True)
-                    collect(self.parameters, self.sums, weight=p)
+                    collect(self.work.parameters, self.work.sums, weight=p)
+            self.tail.see([(row.indices[0], trace(self.work.sums) - before)])
 
 
 class PerSequence:
     """sums += sum over sequences of m(gradient of the sequence's sum); m squares, or takes the absolute value (MAS).
 
     By hooks where every trainable parameter is of a known kind and the first sequence's beginning agrees with autograd;
-    by a loop of one sequence at a time otherwise, which the log says once.
+    by a loop of one sequence at a time otherwise, which the log says once. With a bound the hooks take two passes: the
+    first finds the norms, the second scales each sequence's cotangent, and with it its gradient.
     """
 
-    def __init__(self, model: nn.Module, parameters: Parameters, sums: tensors.Named, absolute: bool, autocast: bool) -> None:
-        self.model, self.parameters, self.sums, self.absolute, self.autocast = model, parameters, sums, absolute, autocast
+    unit = "sequence"
+
+    def __init__(self, work: Work, kind: str) -> None:
+        self.work, self.kind, self.absolute, self.tail = work, kind, kind == "mas", Tail()
         self.hooks: PerSample | None = None
         self.method = "untried"
 
@@ -91,14 +114,16 @@ class PerSequence:
         self.method = self._try(first.trial(TRIAL)) if method == "hooks" else method
 
     def _try(self, row: Batch) -> str:
+        work = self.work
         try:
-            self.hooks = PerSample(self.model, self.parameters, self.sums, self.absolute, self.autocast)
-            self._hooked(row)
+            self.hooks = PerSample(work.model, work.parameters, work.sums, self.absolute, work.autocast)
+            with self.hooks.batch(row.lengths):
+                self._backward(row)
             self._backward(row)
-            reason = disagreement(self.parameters, self.sums, self.absolute, self.autocast)
+            reason = disagreement(work.parameters, work.sums, self.absolute, work.autocast)
         except UnsupportedError as error:
             reason = str(error)
-        for value in self.sums.values():
+        for value in work.sums.values():
             value.zero_()
         return self._fall_back(reason) if reason else "hooks"
 
@@ -108,18 +133,40 @@ class PerSequence:
 
     def _hooked(self, batch: Batch) -> None:
         assert self.hooks is not None
+        factors_B = None
+        if self.work.clip is not None:
+            with self.hooks.batch(batch.lengths, adding=False):
+                self._backward(batch)
+            factors_B = self._factors(self.hooks.parts_n)
         with self.hooks.batch(batch.lengths):
-            self._backward(batch)
+            self._backward(batch, factors_B)
+        self.tail.see(zip(batch.indices, self.hooks.parts_n.tolist(), strict=True))
 
     def _looped(self, batch: Batch) -> None:
         for row in batch.rows():
             self._backward(row)
-            collect(self.parameters, self.sums, self.absolute)
+            factor = 1.0
+            if self.work.clip is not None:
+                factor = float(self._factors(squared_norm(self.work.parameters)[None]))
+            self.tail.see([(row.indices[0], collect(self.work.parameters, self.work.sums, self.absolute, factor=factor))])
 
-    def _backward(self, batch: Batch) -> None:
-        logits_BTV = _forward(self.model, batch, self.autocast)
+    def _factors(self, squares_n: Tensor) -> Tensor:
+        """min(1, clip / norm) for each sequence, float64."""
+        assert self.work.clip is not None
+        found = (self.work.clip / squares_n.sqrt()).clamp_(max=1.0)
+        self.tail.clipped += int((found < 1).sum())
+        return found
+
+    def _backward(self, batch: Batch, factors_B: Tensor | None = None) -> None:
+        logits_BTV = _forward(self.work.model, batch, self.work.autocast)
         found = logits_BTV.detach()
-        score_BTV = outputs(found, batch.targets) if self.absolute else scores(found, batch.targets)
+        if self.absolute:
+            score_BTV = outputs(found, batch.targets)
+        else:
+            drawn = uniforms(batch, self.work.seed) if self.kind == "mc" else None
+            score_BTV = scores(found, batch.targets, drawn)
+        if factors_B is not None:
+            score_BTV = score_BTV.mul_(factors_B.to(score_BTV)[:, None, None])
         logits_BTV.backward(score_BTV)
 
 
@@ -131,47 +178,24 @@ def _forward(model: nn.Module, batch: Batch, autocast: bool) -> Tensor:
         return model(input_ids=batch.ids, use_cache=False, **mask).logits
 
 
-def scores(logits_BTV: Tensor, targets_BT: Tensor, uniforms_BT: Tensor | None = None) -> Tensor:
-    """d(-sum over counted positions of log p(y)) / d logits = p - onehot(y), 0 elsewhere; y the target, or drawn from p.
-
-    A draw is the first label whose cumulated probability exceeds the position's uniform number.
-    """
-    V = logits_BTV.shape[-1]
-    logits_NV, targets_N = logits_BTV.reshape(-1, V), targets_BT.reshape(-1).to(logits_BTV.device)
-    result_NV = torch.zeros_like(logits_NV)
-    for rows in (targets_N != IGNORED).nonzero().flatten().split(max(1, CHUNK // V)):
-        p_nV = logits_NV[rows].float().softmax(-1)
-        y_n = targets_N[rows]
-        if uniforms_BT is not None:
-            cumulated_nV = p_nV.cumsum(-1)
-            u_n = uniforms_BT.reshape(-1).to(p_nV.device)[rows] * cumulated_nV[:, -1]
-            y_n = torch.searchsorted(cumulated_nV, u_n[:, None], right=True)[:, 0].clamp_(max=V - 1)
-        p_nV[torch.arange(len(rows), device=rows.device), y_n] -= 1
-        result_NV[rows] = p_nV.to(result_NV.dtype)
-    return result_NV.view_as(logits_BTV)
-
-
-def outputs(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """d(sum over counted positions of ||logits||²) / d logits = 2 logits, 0 elsewhere."""
-    return 2 * logits_BTV * (targets_BT != IGNORED).to(logits_BTV.device)[..., None]
-
-
-def uniforms(batch: Batch, seed: int) -> Tensor:
-    """U(0, 1) numbers, B x T, float32: of each row from (seed, its index) alone, on every machine the same."""
-    result_BT = torch.zeros(batch.targets.shape)
-    for i, (index, length) in enumerate(zip(batch.indices, batch.lengths, strict=True)):
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
-        result_BT[i, :length] = torch.from_numpy(generator.random(length, dtype=np.float32))
-    return result_BT
-
-
-def collect(parameters: Parameters, sums: tensors.Named, absolute: bool = False, weight: float = 1.0) -> None:
-    """sums += weight grad² (or |grad|), in float32; the gradients are dropped."""
+def collect(
+    parameters: Parameters, sums: tensors.Named, absolute: bool = False, weight: float = 1.0, factor: float = 1.0
+) -> float:
+    """sums += weight (factor grad)² (or |factor grad|), in float32; the gradients are dropped. The sum of what is measured."""
+    parts = []
     for name, parameter in parameters.items():
         if parameter.grad is not None:
-            grad = parameter.grad.float()
+            grad = parameter.grad.float().mul_(factor) if factor != 1 else parameter.grad.float()
             sums[name].add_(grad.abs_()) if absolute else sums[name].addcmul_(grad, grad, value=weight)
+            parts.append(grad.sum() if absolute else square_sum(grad))
             parameter.grad = None
+    return float(sum(parts)) if parts else 0.0
+
+
+def squared_norm(parameters: Parameters) -> Tensor:
+    """Of all gradients together, float64, a scalar."""
+    found = [square_sum(p.grad.float()).double() for p in parameters.values() if p.grad is not None]
+    return torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64)
 
 
 def disagreement(parameters: Parameters, sums: tensors.Named, absolute: bool, autocast: bool = False) -> str:

@@ -43,6 +43,7 @@ class Partial:
                 add.proceed(batch, state["method"])
         for name, value in sums.items():
             value.copy_(state["sums"][name])
+        add.tail.load(state["tail"])
         self.earlier = state["seconds"]
         logging.getLogger(__name__).info("fisher: goes on at row %d, from %s", state["next"], self.path)
         return state["counts"]
@@ -53,6 +54,7 @@ class Partial:
         if now - self.written < max(PARTIAL_SECONDS, 20 * self.cost):
             return
         state = {"key": self.key, "counts": counts, "next": following, "method": add.method, "sums": sums}
+        state["tail"] = add.tail.state()
         tensors.save_tree(self.path, {**state, "seconds": self.earlier + now - self.started})
         self.written = time.perf_counter()
         self.cost = self.written - now

@@ -33,7 +33,8 @@ class PerSample:
 
     Known exactly: nn.Linear, GPT-2's Conv1D, nn.Embedding, an embedding tied to one linear head ((A + B)², A the
     embedding's part, B the head's), LayerNorm, RMSNorm classes with one weight, and their biases. Anything else raises
-    UnsupportedError, at once or in the forward pass, before anything is added.
+    UnsupportedError, at once or in the forward pass, before anything is added. `parts_n` holds what each sequence of the last
+    batch added to the trace of `sums`; with adding=False its squared norm, and nothing is added.
 
         hooks = PerSample(model, parameters, sums)  # narrow: products in bfloat16, squares and sums in float32
         with hooks.batch(lengths):
@@ -52,13 +53,15 @@ class PerSample:
         self.kinds = {module: _kind(module) for found in users.values() for module in found}
         self.tied = {key: _tie(found, self.kinds) for key, found in users.items() if len(found) > 1}
         self.lengths: Sequence[int] = ()
+        self.adding, self.parts_n = True, torch.zeros(0, dtype=torch.float64)
         self.inputs: dict[nn.Module, Tensor] = {}  # by layer, of the present batch
         self.heads: dict[int, list[Tensor]] = {}  # by tied parameter: each sequence's B, U x D, until A is known
 
     @contextmanager
-    def batch(self, lengths: Sequence[int]) -> Iterator[None]:
+    def batch(self, lengths: Sequence[int], adding: bool = True) -> Iterator[None]:
         """Hooks on and weight gradients off, for one forward and backward over sequences of these lengths."""
-        self.lengths = lengths
+        self.lengths, self.adding = lengths, adding
+        self.parts_n = torch.zeros(len(lengths), dtype=torch.float64, device=next(iter(self.sums.values())).device)
         hooks = [m.register_forward_hook(partial(self._forward, kind), with_kwargs=True) for m, kind in self.kinds.items()]
         for parameter in self.parameters:
             parameter.requires_grad_(False)
@@ -110,7 +113,7 @@ class PerSample:
         for i in range(len(self.lengths)):
             left_ta, right_tb = self._unpadded(left_nta, i), self._unpadded(right_ntb, i)
             for start in range(0, len(total_ab), rows):
-                self._add(total_ab[start : start + rows], (left_ta[:, start : start + rows].T @ right_tb).float())
+                self._add(total_ab[start : start + rows], (left_ta[:, start : start + rows].T @ right_tb).float(), i)
         if id(weight) in self.tied:
             embedding = self.tied[id(weight)]
             present = [self._present(embedding, self.inputs[embedding], i)[1] for i in range(len(self.lengths))]
@@ -128,7 +131,9 @@ class PerSample:
                 a_ud = self._measure(a_ud + b_ud) - self._measure(b_ud)
             else:
                 a_ud = self._measure(a_ud)
-            self.sums[key].index_add_(0, rows_u, a_ud)
+            self.parts_n[i] += a_ud.sum()
+            if self.adding:
+                self.sums[key].index_add_(0, rows_u, a_ud)
 
     def _present(self, module: nn.Embedding, ids_nt: Tensor, i: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of sequence i: which positions have a gradient (padding_idx has none), their distinct ids, each one's place."""
@@ -139,17 +144,33 @@ class PerSample:
     def _vector(self, parameter: nn.Parameter | None, g_ntd: Tensor) -> None:
         total_d = self.sums.get(id(parameter))
         if total_d is not None:
-            total_d.add_(self._measure(g_ntd.sum(1)).sum(0))
+            measured_nd = self._measure(g_ntd.sum(1))
+            self.parts_n += measured_nd.sum(1)
+            if self.adding:
+                total_d.add_(measured_nd.sum(0))
 
     def _unpadded(self, values: Tensor, i: int) -> Tensor:
         """Sequence i without padding, whose gradient is zero anyhow."""
         return values[i, : self.lengths[i]] if values.shape[1] == max(self.lengths) else values[i]
 
     def _measure(self, x: Tensor) -> Tensor:
-        return x.abs() if self.absolute else x.square()
+        return x.abs() if self.absolute and self.adding else x.square()
 
-    def _add(self, total: Tensor, x: Tensor) -> None:
-        total.add_(x.abs_()) if self.absolute else total.addcmul_(x, x)
+    def _add(self, total: Tensor, x: Tensor, i: int) -> None:
+        """total += m(x), of sequence i; x is in cache."""
+        if self.absolute and self.adding:
+            total.add_(x.abs_())
+            self.parts_n[i] += x.sum()
+            return
+        if self.adding:
+            total.addcmul_(x, x)
+        self.parts_n[i] += square_sum(x)
+
+
+def square_sum(x: Tensor) -> Tensor:
+    """sum x², without a temporary of its size."""
+    flat = x.reshape(-1)
+    return flat.dot(flat)
 
 
 def _users(model: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[int, list[nn.Module]]:

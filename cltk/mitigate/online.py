@@ -91,7 +91,8 @@ class OnlineEWC(EWC):
         if isinstance(self.source, Mapping) and "memory" in self.source:
             return {key: value for key, value in self.source.items() if key != "block"}
         info = {"normalize": None, **found.info}
-        return {key: info[key] for key in ("kind", "seed", "floor", "normalize") if key in info and info[key] != "given"}
+        keys = ("kind", "seed", "floor", "normalize", "clip")
+        return {key: info[key] for key in keys if key in info and info[key] != "given"}
 
     def state_dict(self) -> dict[str, Any]:
         """The sum so far and the rows: a stream that was cut goes on with them. Rows are one tensor [2, all tokens]."""
@@ -125,6 +126,7 @@ class MAS(EWC):
         samples: sequences used at most.
         block: tokens of a sequence, when the memory is text.
         form, offload: see EWC.
+        clip: the largest norm of a sequence's gradient in Omega; see `cltk.fisher`.
 
     Raises:
         InputError: no memory, or what EWC raises.
@@ -142,10 +144,13 @@ class MAS(EWC):
         block: int = 256,
         form: str = "gradient",
         offload: bool = False,
+        clip: float | None = None,
     ) -> None:
         if isinstance(strength, str):
             raise InputError(f"mas: strength is {strength!r}; give a finite number >= 0")
         if memory is None and strength:
             raise InputError("mas: no memory; give a path, texts or rows of the old data")
         arguments = {"memory": memory, "samples": samples, "block": block, "kind": "mas"} if strength else None
+        if arguments is not None and clip is not None:
+            arguments["clip"] = clip
         super().__init__(strength, arguments, form, offload)

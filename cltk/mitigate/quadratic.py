@@ -35,8 +35,8 @@ class EWC(Anchored):
             the budget, and only its own measurement says. Not with a saved importance.
         importance: an Importance, a path to a saved one, or arguments for one: {"memory": path, texts or rows,
             "block": 256, and those of fisher(): "kind", "samples", "batch_size", "normalize" (here "mean" unless set),
-            "seed", "floor", "rtol", and "control": "shuffled" or "uniform", what a paper compares the Fisher with}. Arguments
-            are computed at setup, at the start model; with a cache folder, once.
+            "seed", "floor", "rtol", "clip", "autocast", and "control": "shuffled" or "uniform", what a paper compares the
+            Fisher with}. Arguments are computed at setup, at the start model; with a cache folder, once.
         form: "gradient" adds the penalty's gradient before clipping and the step (Adam rescales it by 1/sqrt(v));
             "proximal" takes the penalty's own step after it, theta <- (theta + lr lambda F theta*) / (1 + lr lambda F):
             stable at every strength, not clipped, not rescaled.

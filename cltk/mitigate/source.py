@@ -14,6 +14,7 @@ from torch import Tensor
 from cltk import tensors
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal
+from cltk.importance.arguments import check_arguments
 from cltk.importance.fisher import Importance, fisher
 from cltk.importance.sequences import data_digest
 from cltk.mitigate.interface import Plan
@@ -26,7 +27,8 @@ DEFAULTS = {
     "autocast": False,
 }  # fmt: skip
 CONTROLS = ("shuffled", "uniform")  # what a paper compares a Fisher with
-ARGUMENTS = ("memory", "block", "control", *DEFAULTS)
+OWN = ("memory", "block", "control")  # of this room, not of fisher()
+ARGUMENTS = (*OWN, *DEFAULTS, "clip")
 Source = Importance | Mapping[str, Any] | str | Path | None
 
 
@@ -34,7 +36,7 @@ def check_source(source: Any, needed: bool = True) -> None:
     """Early, before any model is loaded: that `source` can become an importance.
 
     Raises:
-        InputError: it is absent though `needed`, or a mapping with unknown arguments or without a memory.
+        InputError: it is absent though `needed`, or a mapping with unknown or wrong arguments or without a memory.
     """
     if source is None and needed:
         raise InputError(
@@ -51,6 +53,7 @@ def check_source(source: Any, needed: bool = True) -> None:
         raise InputError("ewc: importance has no memory; give {'memory': a path, texts or rows of the old data}")
     if source.get("control") not in (None, *CONTROLS):
         raise InputError(f"ewc: importance.control is {source['control']!r}; give one of {', '.join(CONTROLS)}")
+    check_arguments(**{**DEFAULTS, **{key: value for key, value in source.items() if key not in OWN}})
 
 
 def importance_of(source: Any, plan: Plan) -> Importance:
@@ -77,8 +80,9 @@ def importance_of(source: Any, plan: Plan) -> Importance:
 
 def summary(importance: Importance) -> dict[str, Any]:
     """What a record keeps of an importance; `digest` is that of its values, which a control changes and nothing else does."""
-    keys = ("kind", "level", "tokens", "sequences", "relative_se", "normalize", "floor", "seed", "autocast", "seconds")
-    kept = {key: importance.info[key] for key in (*keys, "control", "data_digest", "anchor_digest") if key in importance.info}
+    keys = ["kind", "level", "tokens", "sequences", "relative_se", "normalize", "floor", "seed", "autocast", "seconds"]
+    keys += ["largest_share", "largest_of", "largest_row", "clip", "clipped", "control", "data_digest", "anchor_digest"]
+    kept = {key: importance.info[key] for key in keys if key in importance.info}
     return {**kept, "mean": importance.mean, "digest": tensors.digest(importance)}
 
 

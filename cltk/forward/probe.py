@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from cltk import tensors
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED, Collator
+from cltk.forward import products
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, the weights' own precision and no gradients inside; every module's own mode is restored afterwards."""
+    """Eval mode, the weights' own precision, fast products and no gradients inside; every module's mode is restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         # not inference_mode: FSDP would keep inference tensors as its buffers and break in training
-        with torch.no_grad(), tensors.own_precision(model):
+        with torch.no_grad(), tensors.own_precision(model), products.fast(model):
             yield
     finally:
         for module, training in modes.items():

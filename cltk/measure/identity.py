@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cltk import models, tensors
+from cltk.forward import products
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")
 PLACES = (
@@ -30,7 +31,7 @@ def identity(model: Any, tokenizer: Any = None, digest: str | None = None) -> st
     Its weights (`digest`, where the caller has it: `tensors.digest`), class, configuration and generation settings without
     paths, the plain attributes of its modules (windows, caps, scalings, experts, active and merged adapters: a live model may
     differ from its configuration), buffers that are not saved (rotary frequencies), dtypes, attention implementation; the
-    tokeniser; versions of torch, transformers, tokenizers and lm-eval; the kind of device.
+    tokeniser; versions of torch, transformers, tokenizers and lm-eval; the kind of device, and what computes its products.
     """
     parts = {
         "format": FORMAT,
@@ -46,6 +47,7 @@ def identity(model: Any, tokenizer: Any = None, digest: str | None = None) -> st
         "tokenizer": _tokenizer(tokenizer) if tokenizer is not None else None,
         "versions": versions(),
         "device": sorted({_device(p.device) for p in model.parameters()}),
+        "products": "oneDNN" if products.chosen(model) else "torch",
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -18,6 +18,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from cltk.errors import InputError
+from cltk.forward import products
 from cltk.measure import generation, limits, named
 from cltk.measure.batching import Answer, Batch, answers_of, stock_batches, tree_batches
 from cltk.measure.journal import Journal, ModelJournal
@@ -30,9 +31,7 @@ from cltk.measure.tree_proof import WIDE, check_close, prove, switch_length
 from cltk.ranks import gathered, ranks
 
 __all__ = ["PrefixLM", "fast_dtype", "options"]
-
 log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 CHECKED = 4  # requests of a batch that are compared with the stock path
 
@@ -129,8 +128,9 @@ class PrefixLM(HFLM):
             log.warning(f"{cut} of {len(requests)} requests are longer than {self.max_length} tokens: cut from the left")
         self.model.eval()
         trees = self._trees is not None and len(distinct) > 0 and self._can_run_on_trees(int(distinct.length.max()))
-        with named.bar(len(requests), disable_tqdm or not self._named or self.rank != 0) as drawn:
-            tell = self.progress or drawn
+        drawn = named.bar(len(requests), disable_tqdm or not self._named or self.rank != 0)
+        with drawn as bar, products.fast(self.model):
+            tell = self.progress or bar
             try:
                 answers = self._scored(distinct, requests, trees, tell)
             except UnsupportedModelError as error:  # whatever trees gave until now is in no answer

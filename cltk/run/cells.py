@@ -15,6 +15,7 @@ import torch
 from cltk import models, tensors
 from cltk.errors import InputError
 from cltk.files import locked, sync_tree
+from cltk.forward import products
 from cltk.hosts.deepspeed import whole
 from cltk.measure.divergence import distance, divergence
 from cltk.measure.evaluate import Suite, token_rows
@@ -55,7 +56,8 @@ class Work:
     def cell(self, cell: Cell, order: int) -> dict[str, Any]:
         """All of it; the record. What an interrupted run left is taken up: scores, checkpoints, finished stages."""
         try:
-            return self._cell(cell, order)
+            with products.allowed(cell.config.speed.onednn is not False):
+                return self._cell(cell, order)
         finally:
             self._close()
 
@@ -114,8 +116,9 @@ class Work:
         return found
 
     def base_folder(self, cell: Cell) -> Path:
-        """By the measurement, and by the libraries and the device that make it: scores of two of them are not mixed."""
-        made = records.digest_of([versions(), device()])
+        """By the measurement, and by the libraries, device and products that make it: scores of two of them are not mixed."""
+        with products.allowed(cell.config.speed.onednn is not False):
+            made = records.digest_of([versions(), device(), products.named(device())])
         return self.out / f"base-{self.inputs.measured(cell)[:10]}-{made[:6]}"
 
     def kept(self, training: str) -> Path:
@@ -229,12 +232,10 @@ class Work:
         digest, evals = tensors.digest(model), cell.config.evals
         answers = records.digest_of([digest, models.config_digest(model), evals.scorer, evals.batch_size])
         journal = Journal(self.out / "cache" / f"journal-{answers[:16]}.jsonl", write=first())
-        return (suite or self.inputs.suite(cell)).evaluate(
-            model, tokenizer, digest=digest, batch_size=evals.batch_size, journal=journal, scorer=evals.scorer,
-            progress=lambda what, done, total, tokens: self.say(
-                f"{who}: {what}", done, total, f"{tokens} tokens" if tokens else ""
-            ),
-        )  # fmt: skip
+        tell: Any = lambda what, done, n, tokens: self.say(f"{who}: {what}", done, n, f"{tokens} tokens" if tokens else "")  # noqa: E731
+        settings: Any = {"batch_size": evals.batch_size, "scorer": evals.scorer, "journal": journal, "progress": tell}
+        with products.allowed(cell.config.speed.onednn is not False):
+            return (suite or self.inputs.suite(cell)).evaluate(model, tokenizer, digest=digest, **settings)
 
     def _moved(self, cell: Cell, tuned: Any, tokenizer: Any) -> dict[str, Any]:
         """How far the model went: forward KL(start || tuned) on every text, the old ones and the new task's, and in weights."""

@@ -139,6 +139,7 @@ def environment() -> dict[str, Any]:
     """What the numbers depend on beside the configuration: packages, commit, device."""
     import torch
 
+    from cltk.forward import products
     from cltk.ranks import ranks
 
     versions = {}
@@ -155,6 +156,7 @@ def environment() -> dict[str, Any]:
         "git_commit": _commit(),
         "device": torch.cuda.get_device_name() if cuda else f"CPU {_processor()}, {torch.get_num_threads()} threads",
         "platform": platform.platform(),
+        "products": products.named("cuda" if cuda else "cpu"),
         "processes": ranks()[1],
         "command": command(),
     }

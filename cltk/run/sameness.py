@@ -126,6 +126,6 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     yield from (
         f"{name} {was.get(name)}, now {now.get(name)}" for name in sorted({*was, *now}) if was.get(name) != now.get(name)
     )
-    for key in ("cltk", "git_commit", "device", "processes", "python", "platform"):
+    for key in ("cltk", "git_commit", "device", "products", "processes", "python", "platform"):
         if old.get(key) != new.get(key) and not (key == "processes" and key not in old):
             yield f"{key} {old.get(key)}, now {new.get(key)}"

@@ -26,6 +26,7 @@ from cltk.data.rows import Collator, pad_id
 from cltk.errors import InputError
 from cltk.forward.attention import attention_by_sequence
 from cltk.forward.packing import PackedCollator, label_head
+from cltk.forward.products import available
 from cltk.run import machine
 from cltk.run.proven import TOLERANCE, Choice, attention_choice, head_choice, packing_choice, sample_rows
 
@@ -157,7 +158,7 @@ def _fused(wanted: Any, device: str, train: dict[str, Any]) -> Choice:
 def _onednn(wanted: Any, device: str) -> Choice:
     if wanted is False:
         return Choice("onednn", False, "speed.onednn: false")
-    if device != "cpu" or not hasattr(torch.backends.mkldnn, "matmul") or not torch.backends.mkldnn.is_available():
+    if device != "cpu" or not available():
         reason = f"training is on {device}" if device != "cpu" else "this build of torch has no such setting"
     elif (error := machine.onednn_error()) > TOLERANCE:
         reason = f"a product differs from float64 by {error:.0e}"

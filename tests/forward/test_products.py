@@ -1,0 +1,137 @@
+"""float32 passes without a backward take oneDNN's products where these are float32: against float64, and taken back."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from cltk.forward import products
+from cltk.forward.probe import row_nll
+from cltk.importance.fisher import fisher
+from cltk.measure.divergence import row_kl
+from cltk.measure.identity import identity
+from cltk.measure.scoring import PrefixLM
+from cltk.run import records
+from cltk.run.sameness import changes
+
+SETTINGS = torch.backends.mkldnn.matmul
+WIDE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "initializer_range": 0.2,
+}  # large enough for oneDNN
+with_onednn = pytest.mark.skipif(not products.exact(), reason="a processor whose oneDNN computes float32")
+
+
+@pytest.fixture(autouse=True)
+def as_on_an_exact_machine(monkeypatch):
+    monkeypatch.setattr(products, "exact", lambda: True)
+
+
+def seen_in(model):
+    """The setting in every forward pass of `model`."""
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append(SETTINGS.fp32_precision))
+    return seen
+
+
+def requests(tokenizer, n=6):
+    class Request:
+        def __init__(self, *args):
+            self.args = args
+
+    words = ["the cat sat", "a dog ran", "red bird flew on", "blue house"]
+    return [Request(words[i % 4] + " and then", f" {word}") for i in range(n) for word in ("it was", "not small", "big")]
+
+
+@pytest.mark.parametrize("what", ["loglikelihood", "rolling", "nll", "kl"])
+def test_passes_without_a_backward_take_them_and_give_them_back(what, tiny, tokenizer):
+    model, before = tiny(), SETTINGS.fp32_precision
+    seen, rows = seen_in(model), [{"input_ids": [1, 5, 9, 12]}, {"input_ids": [3, 4]}]
+    if what == "loglikelihood":
+        PrefixLM(model, tokenizer).loglikelihood(requests(tokenizer), disable_tqdm=True)
+    elif what == "rolling":
+        PrefixLM(model, tokenizer).loglikelihood_rolling(requests(tokenizer, 1), disable_tqdm=True)
+    elif what == "nll":
+        row_nll(model, rows)
+    else:
+        row_kl(model, tiny(seed=1), rows)
+    assert seen[-1] == "bf16"
+    assert SETTINGS.fp32_precision == before
+
+
+def test_what_fails_inside_gives_them_back(tiny):
+    before = SETTINGS.fp32_precision
+    with pytest.raises(IndexError):
+        row_nll(tiny(), [{"input_ids": [1, 5000]}])
+    assert SETTINGS.fp32_precision == before
+
+
+@pytest.mark.parametrize("case", ["bfloat16", "float64", "not exact", "not allowed", "allowed inside of not allowed"])
+def test_nothing_is_set_for_other_weights_or_where_it_is_not_exact_or_not_wanted(case, tiny, monkeypatch):
+    model, before = tiny(), SETTINGS.fp32_precision
+    model = model.to(getattr(torch, case)) if hasattr(torch, case) else model
+    if case == "not exact":
+        monkeypatch.setattr(products, "exact", lambda: False)
+    seen = seen_in(model)
+    with products.allowed("allowed" not in case), products.allowed(True):
+        row_nll(model, [{"input_ids": [1, 5, 9]}])
+    assert seen == [before]
+    assert products.chosen(tiny()) == (case not in ("not exact",))
+
+
+def test_lm_eval_s_own_model_stays_as_it_ships(tiny, tokenizer):
+    model, before = tiny(), SETTINGS.fp32_precision
+    seen = seen_in(model)
+    HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4).loglikelihood(requests(tokenizer, 2), disable_tqdm=True)
+    assert set(seen) == {before}
+
+
+def test_a_backward_pass_stays_as_it_is_set(tiny):
+    model, before = tiny(), SETTINGS.fp32_precision
+    seen = seen_in(model)
+    fisher(model, [{"input_ids": [1, 5, 9]}])
+    assert seen[-1] == before
+
+
+def test_answers_of_one_are_not_taken_for_those_of_the_other(tiny, tokenizer):
+    model = tiny()
+    with products.allowed(False):
+        other, plain = identity(model, tokenizer), records.environment()
+    assert identity(model, tokenizer) != other
+    assert (plain["products"], records.environment()["products"]) == ("torch", "oneDNN")
+    assert "products torch, now oneDNN" in list(changes(plain, records.environment()))
+    assert products.named("cuda") == "torch"
+
+
+@with_onednn
+@pytest.mark.parametrize("onednn", [True, False])
+def test_scores_are_float64_s_to_a_hundred_thousandth(onednn, tiny, tokenizer):
+    """The reference: transformers' own forward in float64, one request at a time."""
+    model, double = tiny(**WIDE), tiny(**WIDE).double()
+    asked = requests(tokenizer, 4)
+    with nullcontext() if onednn else products.allowed(False):
+        found = PrefixLM(model, tokenizer).loglikelihood(asked, disable_tqdm=True)
+        nll = row_nll(model, [{"input_ids": list(range(3, 40))}])[0][0]
+    for request, (logprob, greedy) in zip(asked, found, strict=True):
+        context, text = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in request.args)
+        with torch.no_grad():
+            logp = double(input_ids=torch.tensor([context + text])).logits[0].log_softmax(-1)[len(context) - 1 : -1]
+        expected = float(logp[torch.arange(len(text)), torch.tensor(text)].sum())
+        assert logprob == pytest.approx(expected, rel=1e-5)
+        assert greedy == (logp.argmax(-1).tolist() == text)
+    with torch.no_grad():
+        ids = torch.arange(3, 40)[None]
+        assert nll == pytest.approx(float(double(input_ids=ids, labels=ids).loss), rel=1e-5)
+
+
+@with_onednn
+def test_onednn_does_compute_here(tiny):
+    """Another order of sums: were these equal, the setting would do nothing for a model."""
+    model, ids = tiny(**WIDE), torch.arange(64)[None]
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        with products.fast(model):
+            found = model(input_ids=ids).logits
+    assert 0 < float((found - plain).abs().max()) < 1e-4 * float(plain.abs().max())

@@ -24,6 +24,21 @@ CHATML = (
 )  # a chat template
 
 
+def checkpointing() -> str:
+    """What the installed transformers calls recomputing activations (5.20 renamed it)."""
+    from transformers import PreTrainedModel
+
+    return "activation_checkpointing" if hasattr(PreTrainedModel, "activation_checkpointing_enable") else "gradient_checkpointing"
+
+
+def checkpointing_on(model: Any) -> None:
+    getattr(model, f"{checkpointing()}_enable")()
+
+
+def is_checkpointing(model: Any) -> bool:
+    return bool(getattr(model, f"is_{checkpointing()}"))
+
+
 def sentences(n: int, seed: int = 0) -> list[str]:
     """n seeded sentences over a small vocabulary."""
     import random

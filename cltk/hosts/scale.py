@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import Trainer
 
 from cltk.errors import InputError
 from cltk.forward.causal import head_logits
@@ -174,7 +175,7 @@ class ExtraLosses:
             ("transformers.trainer.Trainer.", "trl.trainer.sft_trainer.SFTTrainer.")
         )
         known = stock and trainer.compute_loss_func is None
-        declared = getattr(trainer, "loss_is_scaled_for_ga", None)
+        declared = getattr(trainer, "loss_is_scaled_for_ga", None) if hasattr(Trainer, "loss_is_scaled_for_ga") else None
         if self.items is None:
             return None if trainer.compute_loss_func is not None or declared else "mean of means"
         if known and self._smoothing() and "num_items_in_batch" not in signature(trainer.label_smoother).parameters:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from cltk.errors import InputError
@@ -52,9 +53,9 @@ NEW_TOKENS = 256  # of an answer, where neither task nor caller says: lm-eval's 
 
 def fits_positions(tasks: Mapping[str, Any], config: Any, tokenizer: Any) -> None:
     """Raises InputError for a task that asks for no new token, or for more than the model has positions (lm-eval's count)."""
-    from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
+    from lm_eval.models.utils import normalize_gen_kwargs
 
-    room = None if getattr(config, "is_encoder_decoder", False) else resolve_max_length(config, tokenizer)
+    room = None if getattr(config, "is_encoder_decoder", False) else _positions(config, tokenizer)
     for name, task in tasks.items():
         if task.OUTPUT_TYPE != "generate_until":
             continue
@@ -69,6 +70,15 @@ def fits_positions(tasks: Mapping[str, Any], config: Any, tokenizer: Any) -> Non
                 f"task {name}: it asks for up to {asked} new tokens, and the model has {room} positions for prompt"
                 " and answer together; lower it: gen_kwargs with max_gen_toks"
             )
+
+
+def _positions(config: Any, tokenizer: Any) -> int:
+    """What HFLM of the installed lm-eval takes for the model's positions; releases look in different places."""
+    from lm_eval.models.huggingface import HFLM
+
+    asked = HFLM.__new__(HFLM)
+    asked._max_length, asked._config, asked._model, asked.tokenizer = None, config, SimpleNamespace(config=config), tokenizer
+    return int(asked.max_length)
 
 
 def fits_vocabulary(model: Any, tokenizer: Any, texts: Callable[[], list[str]]) -> None:

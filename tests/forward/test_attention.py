@@ -11,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from cltk.data import Collator
 from cltk.forward.attention import attention_by_sequence, by_sequence, lengths_of
 from cltk.forward.packing import PackedCollator, label_head, pack
+from tests.conftest import checkpointing_on
 from tests.forward.test_packing import KINDS, assert_same, gradients, loud, ragged
 
 
@@ -76,7 +77,7 @@ def test_a_model_trains_as_on_padded_rows(kind: str, checkpointing: bool, tiny: 
     model, rows = loud(tiny(kind)).train(), ragged()
     expected = gradients(model, Collator(1)(rows))
     if checkpointing:
-        model.activation_checkpointing_enable()
+        checkpointing_on(model)
     stock = ALL_ATTENTION_FUNCTIONS["sdpa"]
     with attention_by_sequence() as calls, label_head(model):
         for batch in (PackedCollator(1, 4096, None)(rows), pack(rows, [[0, 3, 4], [1, 2], [5, 6, 7]], 1)):

@@ -20,7 +20,7 @@ from cltk.data import IGNORED, Collator, tokenize_pairs
 from cltk.errors import InputError
 from cltk.forward.packing import PackedCollator, arrange, collate_training, label_head, pack, place, predicting, row_counts
 from cltk.forward.packing_proof import head_error, packing_error
-from tests.conftest import sentences
+from tests.conftest import checkpointing_on, sentences
 from tests.mitigator_cases import CASES
 
 OLD = sentences(60, seed=1)
@@ -119,7 +119,7 @@ def test_packed_loss_and_gradients_equal_padded(kind: str, attention: str, count
 def test_gradient_checkpointing(kind: str, tiny: Any) -> None:
     model, rows = loud(tiny(kind)).train(), ragged()
     expected = gradients(model, Collator(1)(rows))
-    model.activation_checkpointing_enable()
+    checkpointing_on(model)
     with label_head(model):
         assert_same(gradients(model, PackedCollator(1, 80)(rows)), expected)
 

@@ -18,7 +18,7 @@ from cltk.errors import InputError
 from cltk.forward.loss import kl_divergence
 from cltk.mitigate import MITIGATORS, Mitigator
 from cltk.mitigate.interface import counted
-from tests.conftest import sentences
+from tests.conftest import checkpointing, is_checkpointing, sentences
 from tests.mitigator_cases import CASES
 
 OLD = sentences(60, seed=1)
@@ -333,7 +333,7 @@ ARGUMENTS: list[tuple[dict[str, Any], Callable[[Any], bool]]] = [
     ({"lr_scheduler_type": "cosine", "warmup_steps": 3}, lambda t: rates(t)[:4] == [0, 0.333, 0.667, 1]),
     ({"gradient_accumulation_steps": 2}, lambda t: t.state.epoch == pytest.approx(6 * 2 / 8)),
     ({"bf16": True}, lambda t: t.accelerator.mixed_precision == "bf16"),
-    ({"activation_checkpointing": True}, lambda t: t.model.is_activation_checkpointing),
+    ({checkpointing(): True}, lambda t: is_checkpointing(t.model)),
     ({"max_grad_norm": 1e-3}, lambda t: True),
     ({"weight_decay": 0.5}, lambda t: {g["weight_decay"] for g in t.optimizer.param_groups} == {0.5, 0.0}),
 ]  # fmt: skip
@@ -344,7 +344,7 @@ def test_training_arguments_take_effect_beside_mitigators(arguments: dict[str, A
     trainer = train([cltk.L2SP(0.1, form="gradient")], **arguments)
     assert took_effect(trainer)
     changed = digest(trainer) != digest(train([cltk.L2SP(0.1, form="gradient")]))
-    assert changed or arguments == {"activation_checkpointing": True}  # which changes memory, not numbers
+    assert changed or arguments == {checkpointing(): True}  # which changes memory, not numbers
 
 
 def test_tf32_takes_effect(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:

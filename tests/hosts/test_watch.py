@@ -21,7 +21,7 @@ from cltk.data import Collator, tokenize_pairs
 from cltk.errors import InputError
 from cltk.hosts.reading import undisturbed
 from cltk.measure.evaluate import Suite, TextTask
-from tests.conftest import WORDS, sentences, write_jsonl
+from tests.conftest import WORDS, checkpointing, sentences, write_jsonl
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")  # SFTConfig's own default
 ODD = TextTask("odd", [{"text": "".join(random.Random(i).sample("0123456789%&/()=?", 12))} for i in range(30)])
@@ -95,7 +95,7 @@ def test_training_is_bit_for_bit_as_without_it(case: str, make: Any, tiny: Any, 
         [cltk.KL(0.5), cltk.EWC(1.0, {"memory": old, "samples": 4, "block": 16}), cltk.Replay(old, 0.25)]
         if case == "methods" else []
     )  # fmt: skip
-    given: dict[str, Any] = {"activation_checkpointing": True} if case == "checkpointing" else {}
+    given: dict[str, Any] = {checkpointing(): True} if case == "checkpointing" else {}
     given |= {"gradient_accumulation_steps": 2, "max_grad_norm": 0.3} if case == "methods" else {}
 
     def model() -> Any:

@@ -31,6 +31,7 @@ from cltk.importance.diagonal import relative_se, trace
 from cltk.importance.estimators import scores, uniforms
 from cltk.importance.fisher import Importance, fisher, update
 from cltk.importance.sequences import Rows
+from tests.conftest import checkpointing_on, is_checkpointing
 
 VOCAB = 13
 COMMON = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2}
@@ -324,11 +325,11 @@ def test_checkpointed_layers(reentrant, kind):
 def test_gradient_checkpointing_changes_nothing():
     model, rows = llama(), rows_of(5, 8, 3)
     expected = {kind: fisher(model, rows, kind) for kind in ("mc", "empirical")}
-    model.activation_checkpointing_enable()
+    checkpointing_on(model)
     model.train()
     for kind, reference in expected.items():
         assert_close(fisher(model, rows, kind), reference, 1e-6)
-    assert model.is_activation_checkpointing
+    assert is_checkpointing(model)
 
 
 # --- per token: mc and exact

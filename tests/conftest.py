@@ -28,7 +28,9 @@ def checkpointing() -> str:
     """What the installed transformers calls recomputing activations (5.20 renamed it)."""
     from transformers import PreTrainedModel
 
-    return "activation_checkpointing" if hasattr(PreTrainedModel, "activation_checkpointing_enable") else "gradient_checkpointing"
+    return (
+        "activation_checkpointing" if hasattr(PreTrainedModel, "activation_checkpointing_enable") else "gradient_checkpointing"
+    )
 
 
 def checkpointing_on(model: Any) -> None:

@@ -27,6 +27,7 @@ from transformers import Trainer
 from cltk.errors import InputError
 from cltk.forward.causal import head_logits
 from cltk.hosts import deepspeed
+from cltk.hosts.labels import called_with
 from cltk.hosts.order import extra_loss
 from cltk.mitigate.interface import Mitigator, counted, targets
 
@@ -112,7 +113,9 @@ class ExtraLosses:
         self.suspended = True
         try:
             hidden = output.last_hidden_state
-            inputs = self._inputs()
+            inputs = called_with(self.trainer, type(self.terms[0]).__name__, self.call, self.batch)
+            if smoothing := self._smoothing():
+                inputs["smoothing"] = smoothing
             where = counted(inputs)
             if where.shape != hidden.shape[:2]:
                 raise InputError(
@@ -128,24 +131,6 @@ class ExtraLosses:
         finally:
             self.suspended = False
         return output
-
-    def _inputs(self) -> dict[str, Any]:
-        """The model's inputs with the labels of the micro-batch, where the host kept these from the model."""
-        inputs, ids = dict(self.call), self.batch.get("input_ids")
-        if "input_ids" not in inputs:
-            raise InputError(f"{type(self.terms[0]).__name__}: the model is called without input_ids, which its loss needs")
-        labels = self.batch.get("labels")
-        if "labels" not in inputs and isinstance(labels, Tensor):
-            device = inputs["input_ids"].device
-            if not isinstance(ids, Tensor) or not torch.equal(ids.to(device), inputs["input_ids"]):
-                raise InputError(
-                    f"{type(self.terms[0]).__name__}: {type(self.trainer).__name__} calls the model without labels and on other"
-                    " input_ids than the batch has, so that no one knows which tokens count; pass labels to the model"
-                )
-            inputs["labels"] = labels.to(device)
-        if smoothing := self._smoothing():
-            inputs["smoothing"] = smoothing
-        return inputs
 
     def _smoothing(self) -> float:
         smoother = getattr(self.trainer, "label_smoother", None)

@@ -160,12 +160,12 @@ def _cells(items: Sequence[tuple[Any, Any]]) -> Floats:
 
 def _translation(name: str, items: list[Any]) -> Sums:
     """sacrebleu's n-gram counts or edits of every sentence, of which its corpus scores are made."""
-    from lm_eval.api.metrics import _sacreformat
     from sacrebleu.metrics import BLEU, CHRF, TER
 
     metric: Any = {"bleu": BLEU(), "chrf": CHRF(), "chrf++": CHRF(word_order=2), "ter": TER()}[name]
-    refs, preds = _sacreformat(*(list(part) for part in zip(*items, strict=True)))
-    columns = np.asarray(metric._extract_corpus_statistics(list(preds), [list(stream) for stream in refs]), dtype=np.float64)
+    refs = [[ref] if isinstance(ref, str) else list(ref) for ref, _ in items]
+    preds = [pred if isinstance(pred, str) else pred[0] for _, pred in items]
+    columns = np.asarray(metric._extract_corpus_statistics(preds, [list(s) for s in zip(*refs, strict=True)]), dtype=np.float64)
 
     def score(sums: Floats) -> Floats:
         rows = np.atleast_2d(sums)

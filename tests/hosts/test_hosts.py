@@ -30,6 +30,7 @@ def _warnings() -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*learning rate")
         warnings.filterwarnings("ignore", message="si: ")
+        warnings.filterwarnings("ignore", message="The `KTO(Config|Trainer)` is now located in")  # TRL before 1.8
         # TRL's and peft's own use
         warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing\w*` is deprecated")
         yield

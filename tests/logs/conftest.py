@@ -1,4 +1,4 @@
-"""Two tiny models on seven kinds of tasks, scored and written by lm-eval alone."""
+"""Two tiny models on eight kinds of tasks, scored and written by lm-eval alone."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ KINDS = {
     "generation_kwargs: {until: ['.'], max_gen_toks: 4}\nmetric_list: [{metric: exact_match}]\nfilter_list:\n"
     "- {name: strict, filter: [{function: regex, regex_pattern: '(the)'}, {function: take_first}]}\n"
     "- {name: first, filter: [{function: take_first}]}\n",
+    "translated": "output_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{q}}'\n"
+    "generation_kwargs: {until: ['.'], max_gen_toks: 6}\nmetric_list: [{metric: bleu}, {metric: chrf}, {metric: ter}]\n",
 }
 
 
@@ -89,7 +91,7 @@ def written(results: Any, out: Path, model: str = "tiny", template: str | None =
 @pytest.fixture(scope="session")
 def results(tiny: Any, tokenizer: Any, task_folder: Path) -> dict[str, Any]:
     """lm-eval's own results of two models, never changed by tests."""
-    names = ["both", "digits", "blank", "words", "rolling", "written"]
+    names = ["both", "digits", "blank", "words", "rolling", "written", "translated"]
     return {name: evaluated(tiny(seed=seed), tokenizer, task_folder, names) for name, seed in (("base", 0), ("tuned", 1))}
 
 

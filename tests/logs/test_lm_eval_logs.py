@@ -39,7 +39,7 @@ def test_every_number_is_lm_evals_own(runs: Any, results: Any) -> None:
             assert math.isclose(row.pre, value, rel_tol=1e-12), key
             assert math.isclose(row.post, results["tuned"]["results"][task][key], rel_tol=1e-12), key
             checked += 1
-    assert checked == 13
+    assert checked == 16
     assert rows["words", "nll"].pre == pytest.approx(math.log(results["base"]["results"]["words"]["perplexity,none"]))
 
 
@@ -54,7 +54,7 @@ def test_p_is_mcnemars_and_flips_are_the_documents(runs: Any, results: Any) -> N
 
 def test_equal_to_measure_to_the_last_bit(tiny: Any, tokenizer: Any, task_folder: Path, tmp_path: Path) -> None:
     """The same scores as the instrument's own, from lm-eval's files of them: rows, macro, documents, choices, clusters."""
-    suite = Suite(["both", "digits", "blank", "words", "rolling", "written"], include_path=task_folder)
+    suite = Suite(["both", "digits", "blank", "words", "rolling", "written", "translated"], include_path=task_folder)
     pre, post = (suite.evaluate(tiny(seed=seed), tokenizer, scorer="stock") for seed in (0, 1))
     folders = [written(one.lm_eval, tmp_path / name) for one, name in ((pre, "a"), (post, "b"))]
     there, here = forgetting.compare(pre, post), compare(*folders)

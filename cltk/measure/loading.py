@@ -67,9 +67,9 @@ def load_tasks(
     manager = _manager(copies, list(wanted.values()))
 
     def guard(name: str) -> Any:
-        """What may run while `name` is built: the Python of the folder that it comes from, if trusted or cltk's, and lm-eval's."""
+        """What may run while `name` is built: the Python of its folder, where that is trusted or cltk's own, and lm-eval's."""
         files = [index[one].yaml_path for one in (name, *_leaves(name, index)) if one in index and index[one].yaml_path]
-        i = next((i for i, copy in enumerate(copies) if files and Path(files[0]).resolve().is_relative_to(copy.resolve())), None)
+        i = next((i for i, one in enumerate(copies) if files and Path(files[0]).resolve().is_relative_to(one.resolve())), None)
         own = i is not None and folders[i].resolve() == (shipped("evals") / "tasks").resolve()
         return watched(None, trust) if i is None else watched(copies[i], trust or own, folders[i])
 

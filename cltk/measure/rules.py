@@ -31,8 +31,8 @@ def rules_digest(task: Any, documents: Iterable[Any], include_path: str | Path |
         sha.update(metadata.version("lm-eval").encode())
         for file in sorted(Path(include_path).rglob("*.py")) if include_path else ():
             sha.update(file.read_bytes())
-        for file in sorted({_file(value) for value in _leaves(fields) if callable(value)} & _shipped()):
-            sha.update((shipped("evals") / "tasks" / file).read_bytes())
+        for name in sorted({_file(value) for value in _leaves(fields) if callable(value)} & _shipped()):
+            sha.update((shipped("evals") / "tasks" / name).read_bytes())
     for doc in documents:
         sha.update(json.dumps(doc, sort_keys=True, ensure_ascii=False, default=_named).encode(errors="surrogatepass"))
     return sha.hexdigest()

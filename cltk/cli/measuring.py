@@ -39,6 +39,10 @@ def add(command: Command) -> None:
             help=f"loading of {whose}: revision, dtype, load_in_4bit, gguf_file, tokenizer, base (of an adapter), ...",
         )  # fmt: skip
     sub.add_argument(
+        "--backend", metavar="NAME",
+        help="another class of lm-eval's runs the models (local-completions, vllm, ...); its arguments go into --model-args",
+    )  # fmt: skip
+    sub.add_argument(
         "--chat-template",
         "--apply-chat-template",
         nargs="?",
@@ -99,7 +103,7 @@ def measure(options: argparse.Namespace) -> int:
             sample=options.sample, sample_seed=options.sample_seed, until=options.until, every_task=options.every_task,
             members=options.members, scorer=options.scorer,
             kl_rows=options.kl_rows, lost=showing.lost_wanted(options), progress=bar, keep=kept,
-            model_args=options.model_args, base_args=options.base_args, tuned_args=options.tuned_args,
+            model_args=options.model_args, base_args=options.base_args, tuned_args=options.tuned_args, backend=options.backend,
         )  # fmt: skip
     found = {name: result.to_json() for name, result in zip(options.tuned, results, strict=True)}
     shared.put_json(options.json, {"results": found} if len(found) > 1 else next(iter(found.values())))

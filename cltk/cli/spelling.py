@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Sequence
 
 INSTEAD = {  # options of lm-eval's that have no meaning here, and what has
-    "--model": "the two models are named without an option: cltk measure BASE TUNED",
+    "--model": "the two models are named without an option: cltk measure BASE TUNED (--backend NAME: lm-eval's class of them)",
     "--config": "an experiment in YAML is run by `cltk run FILE`",
     "--max-batch-size": "the tokens of a batch decide, not its rows",
     "--use-cache": "finished answers are kept without being asked",

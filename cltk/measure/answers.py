@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,10 +24,7 @@ def score_tasks(
     suite: Suite, model: Any, tokenizer: Any, *, digest: str, batch_size: Any, journal: Any, progress: Any,
     scorer: str,
 ) -> tuple[dict[str, TaskScores], dict[str, Any]]:  # fmt: skip
-    """Task -> its scores, and lm-eval's own results; nothing on any rank but the first.
-
-    A task whose own code raises has no scores, and says why in `left_out`. Code that fails on made-up answers already is run
-    on the answer to the first document before the others are asked for.
+    """Task -> its scores, and lm-eval's own results; nothing on any rank but the first. See `answered`.
 
     Raises:
         InputError: no task can be scored; the model's forward fails, or cannot do what a task asks of it.
@@ -35,16 +32,26 @@ def score_tasks(
     loaded = suite.load()
     if loaded is None:
         return {}, {}
-    tasks = loaded["tasks"]
     has_start(tokenizer)
     documents = sum(one.count for one in suite.chosen.values())
-    sampled = {name: one.indices for name, one in suite.chosen.items() if one.indices is not None}
     lm = make_lm(model, tokenizer, digest, batch_size, journal, progress and by_document(progress, documents), scorer)
-    fits_positions(tasks, model.config, tokenizer)
+    fits_positions(loaded["tasks"], model.config, tokenizer)
+    return answered(suite, lm, tokenizer, lambda: make_lm(model, tokenizer, digest, 1, None, None, "stock"))
+
+
+def answered(suite: Suite, lm: Any, tokenizer: Any, single: Callable[[], Any]) -> tuple[dict[str, TaskScores], dict[str, Any]]:
+    """What the suite's tasks make of an lm-eval model's answers: see `score_tasks`.
+
+    A task whose own code raises has no scores, and says why in `left_out`. Code that fails on made-up answers already is run
+    on the answer to the first document, of the model that `single` gives, before the others are asked for.
+    """
+    loaded = suite.load()
+    tasks = loaded["tasks"]
+    sampled = {name: one.indices for name, one in suite.chosen.items() if one.indices is not None}
     suspects = {name: task for name, task in tasks.items() if fails_on_made_up(task)}
     lost: dict[str, str] = {}
     if suspects:
-        plain = make_lm(model, tokenizer, digest, 1, None, None, "stock")
+        plain = single()
         first = {name: sampled.get(name, [0])[:1] for name in suspects}
         lost = _evaluate(suite, plain, {"tasks": suspects, "groups": {}}, samples=first)[1]
     rest = {name: task for name, task in tasks.items() if name not in lost}

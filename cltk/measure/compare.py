@@ -22,6 +22,7 @@ from cltk.measure.forgetting import Result, compare
 from cltk.measure.lost import among, lost_documents
 from cltk.measure.sampling import Sample
 from cltk.measure.scores import Scores
+from cltk.measure.served import backends, measure_by
 from cltk.measure.settings import options
 from cltk.measure.sides import Model, Side, called, common_dtype, config_of, named_model, score_model, scored, tokenizer_of, who
 from cltk.measure.templates import Templates, kind_of
@@ -67,6 +68,7 @@ def measure(
     base_args: Mapping[str, Any] | str | None = None,
     tuned_args: Mapping[str, Any] | str | None = None,
     keep: Callable[[str, Scores], None] | None = None,
+    backend: str | None = None,
 ) -> Result | list[Result]:
     """What did `tuned` forget that `base` knew? Forgetting = Perf_pre - Perf_ft, paired document by document.
 
@@ -103,6 +105,8 @@ def measure(
         keep: called with every model's name and scores as soon as they are there; not with `until`.
         model_args, base_args, tuned_args: what all models, or one side, are loaded with (revision, dtype, quantisation, ...): a
             mapping or "name=value,name=value"; see `cltk.models.origin.Origin`. A side's own go before those of all.
+        backend: the name of another class of lm-eval's that runs the models ("local-completions", "vllm", ...), with the
+            class's arguments in the three above: see `cltk.measure.served`. What it cannot give is absent, and `.notes` say so.
 
     Returns:
         `Result` with `.rows`, `.macro`, `.samples`, `.divergence` when there are texts, and `.settings`: the models' names,
@@ -124,21 +128,26 @@ def measure(
     options(scorer, batch_size)
     if not isinstance(kl_rows, int) or isinstance(kl_rows, bool) or kl_rows < 0:
         raise InputError(f"kl_rows: expected a whole number of rows from 0, got {kl_rows!r}")
+    settings = {
+        "base": str(base), "tuned": "", "tasks": {}, "texts": [text.name for text in suite.texts],
+        "limit": limit, "sample": dict(sample) if isinstance(sample, Mapping) else sample, "sample_seed": sample_seed,
+        "include_path": None if include_path is None else str(include_path), "dtype": dtype,
+        "batch_size": batch_size, "scorer": scorer, "kl_rows": kl_rows, "until": until, "cltk_version": __version__,
+        "chat_template_of": kind,
+    }  # fmt: skip
+    if backend is not None:
+        sides = backends(backend, base, listed, model_args, base_args, tuned_args)
+        by = measure_by(suite, sides, settings, margins=margins, lost=lost, progress=progress, keep=keep)
+        return by if several else by[0]
     base, models = _named(base, listed, model_args, base_args, tuned_args)
     dtype = common_dtype(base, models, dtype)
+    settings |= {"base": called(base), "dtype": dtype}
     bench = Bench(base, dtype)
     sides = [(base, "base"), *((one, f"tuned {i}" if i > 1 else "tuned") for i, one in enumerate(models, 1))]
     asked = {who(model, side): tokenizer_of(model) for model, side in sides} if kind != "none" else {}
     templates = Templates.of(kind, suite, asked)
     check_models(suite, {side: (config_of(model), partial(tokenizer_of, model)) for model, side in sides})
     _check_looks(until, every_task, len(models), templates)
-    settings = {
-        "base": called(base), "tuned": "", "tasks": {}, "texts": [text.name for text in suite.texts],
-        "limit": limit, "sample": dict(sample) if isinstance(sample, Mapping) else sample, "sample_seed": sample_seed,
-        "include_path": None if include_path is None else str(include_path), "dtype": dtype,
-        "batch_size": batch_size, "scorer": scorer, "kl_rows": kl_rows, "until": until, "cltk_version": __version__,
-        "chat_template_of": kind,
-    }  # fmt: skip
     made: dict[str, Any] = {"template": templates.template, "dtype": dtype, "batch_size": batch_size, "scorer": scorer}
     score: Any = partial(scored, suite, **made, journal=journal, progress=progress, keep=keep)
     kept: list[tuple[Any, Any]] = []  # the base, where its predictions are compared too: it is loaded once

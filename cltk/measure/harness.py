@@ -53,9 +53,13 @@ NEW_TOKENS = 256  # of an answer, where neither task nor caller says: lm-eval's 
 
 def fits_positions(tasks: Mapping[str, Any], config: Any, tokenizer: Any) -> None:
     """Raises InputError for a task that asks for no new token, or for more than the model has positions (lm-eval's count)."""
+    fits_room(tasks, None if getattr(config, "is_encoder_decoder", False) else _positions(config, tokenizer))
+
+
+def fits_room(tasks: Mapping[str, Any], room: int | None) -> None:
+    """`fits_positions` for so many positions; None: any number."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
-    room = None if getattr(config, "is_encoder_decoder", False) else _positions(config, tokenizer)
     for name, task in tasks.items():
         if task.OUTPUT_TYPE != "generate_until":
             continue
@@ -110,13 +114,15 @@ def quiet() -> Iterator[None]:
     import jinja2
     import lm_eval.api.model
     import lm_eval.api.task
+    import lm_eval.models.api_models
     import lm_eval.models.huggingface
 
     names = ("lm_eval", "lm-eval", "datasets", "transformers", "huggingface_hub")
     levels = {name: logging.getLogger(name).level for name in names}
-    bars, drawers = datasets.are_progress_bars_disabled(), (
+    bars, drawers = datasets.are_progress_bars_disabled(), [
         lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface,
-    )  # fmt: skip
+        *([lm_eval.models.api_models] if hasattr(lm_eval.models.api_models, "tqdm") else []),  # not without tenacity
+    ]  # fmt: skip
     drawn = [module.tqdm for module in drawers]
     if not logging.getLogger("cltk").isEnabledFor(logging.DEBUG):
         for name in names:

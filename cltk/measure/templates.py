@@ -74,7 +74,7 @@ class Templates:
 
     def paired(self, pre: Scores, post: Scores) -> tuple[Scores, Scores]:
         """Both as they are, or without the prompts where each side has its own."""
-        return (_by_documents(pre), _by_documents(post)) if self.apart else (pre, post)
+        return (by_documents(pre), by_documents(post)) if self.apart else (pre, post)
 
 
 def with_template(tokenizer: Any, template: str | None) -> Any:
@@ -86,7 +86,7 @@ def with_template(tokenizer: Any, template: str | None) -> Any:
     return tokenizer
 
 
-def _by_documents(scores: Scores) -> Scores:
+def by_documents(scores: Scores) -> Scores:
     """With the documents in the prompts' place; a text (it has no settings) has no prompt."""
     tasks = {name: replace(one, prompt_hash=list(one.doc_hash)) if one.settings else one for name, one in scores.tasks.items()}
     return replace(scores, tasks=tasks)

@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from math import log
 from typing import Any
-
-import numpy as np
 
 from cltk.data.memories import whole_row
 from cltk.data.messages import row_key
@@ -170,26 +170,28 @@ def check_ids(name: str, rows: Sequence[Row], model: Any) -> None:
 
 
 def score_text(text: TextTask, model: Any, tokenizer: Any, digest: str, journal: Any, progress: Progress | None) -> TaskScores:
-    """Token NLL of each row, nats a token, and bits per byte: bits of the scored tokens over their bytes.
+    """Token NLL of each row, nats a token, and bits per byte: see `read_text`."""
+    return read_text(text, tokenizer, partial(_nll, text.name, model, digest, journal, progress))
+
+
+def read_text(text: TextTask, tokenizer: Any, nll_of: Callable[[list[Row], list[str]], list[float]]) -> TaskScores:
+    """A text's scores by what gives token rows, and the digests of what is asked, their mean NLL.
 
     A text begins as the tokeniser begins it; a first token that is a part of the text is context and no more, nats and bytes.
-    Rows without a token to predict are left out and counted in the notes.
+    Bits per byte: bits of the scored tokens over their bytes. Rows without a token to predict are left out, as the notes say.
     """
     kept, rows = scored_rows(text, tokenizer)
-    check_ids(text.name, rows, model)
     source = [text.rows[i] for i in kept]
     prompts = [_sha(json.dumps([row["input_ids"], row.get("labels")])) for row in rows]
-    hashes = [
-        _sha(json.dumps(ids["input_ids"]) if "input_ids" in row else row_key(row, text.name))
-        for row, ids in zip(source, rows, strict=True)
-    ]
-    nll = _nll(text.name, rows, prompts, model, digest, journal, progress)
+    pairs = zip(source, rows, strict=True)
+    hashes = [_sha(json.dumps(ids["input_ids"]) if "input_ids" in row else row_key(row, text.name)) for row, ids in pairs]
+    nll = nll_of(rows, prompts)
     values, weights = {"nll": nll}, {}
     if all("input_ids" not in row and "labels" not in ids for row, ids in zip(source, rows, strict=True)):
         words = [text_of(row, text.name) for row in source]
         sizes = [scored_bytes(word, row["input_ids"], tokenizer) for word, row in zip(words, rows, strict=True)]
         if all(sizes):
-            bits = [x * counted(row) / float(np.log(2)) for x, row in zip(nll, rows, strict=True)]
+            bits = [x * counted(row) / log(2) for x, row in zip(nll, rows, strict=True)]
             values["bits_per_byte"] = [b / n for b, n in zip(bits, sizes, strict=True)]
             weights["bits_per_byte"] = [float(n) for n in sizes]
     return TaskScores(
@@ -199,9 +201,10 @@ def score_text(text: TextTask, model: Any, tokenizer: Any, digest: str, journal:
 
 
 def _nll(
-    name: str, rows: list[Row], prompts: list[str], model: Any, digest: str, journal: Any, progress: Progress | None
+    name: str, model: Any, digest: str, journal: Any, progress: Progress | None, rows: list[Row], prompts: list[str]
 ) -> list[float]:
     """Mean NLL of each row, from the journal where it holds them all."""
+    check_ids(name, rows, model)
     size = positions(model)
     keys = [
         _sha(f"{digest} nll {prompt}" + (f" {size}" if len(row["input_ids"]) > size else ""))

@@ -1,15 +1,15 @@
-"""Models that another class of lm-eval's runs, often another program: named, checked, made, and held to what they promise."""
+"""Models that another class of lm-eval's runs, often another program: named, checked and made."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-import math
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from cltk import secrets
@@ -18,7 +18,6 @@ from cltk.errors import CltkError, InputError, reason
 from cltk.models import device
 
 RANDOM = "dummy"  # lm-eval's model of random numbers, for trying a pipeline
-PIECES = ("The zebra sang", " violets 7", " marble oranges")  # each ends in what no model expects
 ROLLING = ("loglikelihood_rolling",)
 NEEDS = {"loglikelihood": ("multiple_choice", "loglikelihood", *ROLLING), "loglikelihood_rolling": ROLLING}  # by output type
 KEYS = re.compile(r"(?i)auth|key|token|cookie|secret")
@@ -85,9 +84,12 @@ class Backend:
         more = {"batch_size": None if batch_size == "auto" else batch_size, "dtype": None if dtype == "auto" else dtype}
         more["device"] = device() if issubclass(cls, HFLM) else None
         try:
-            return cls.create_from_arg_obj(given, {key: value for key, value in more.items() if key not in given})
+            lm = cls.create_from_arg_obj(given, {key: value for key, value in more.items() if key not in given})
         except Exception as error:
             raise self.failed(error) from None
+        if hasattr(lm, "parse_logprobs"):
+            lm.parse_logprobs = partial(_of_prompt, lm.parse_logprobs)
+        return lm
 
     def failed(self, error: Exception) -> CltkError:
         """The line about what a class, its library or its server raised."""
@@ -157,59 +159,27 @@ def check_gives(lm: Any, backend: Backend, tasks: Mapping[str, Any]) -> str:
     return why
 
 
-def prove(lm: Any, backend: Backend) -> None:
-    """Ask for three log-probabilities and hold them to the chain rule, log p(b c | a) = log p(b | a) + log p(c | a b).
+def _of_prompt(parse: Any, outputs: Any, tokens: Any = None, ctxlens: Any = None, **more: Any) -> Any:
+    """lm-eval's reading of an echoed prompt, of the prompt's own tokens alone.
 
-    A server that ignores `echo` gives 0 for everything, one that puts a BOS before a text is off by a token, one whose
-    vocabulary is another reads other words: each would score a whole suite without a word (ggml-org/llama.cpp#27174).
-
-    Raises:
-        InputError: it does not hold, or the server does not answer.
+    It takes the last entry for the one token that was generated; a server may have generated none (it would have been an end)
+    or two (a character of several bytes), which it says, and a token of the prompt would be lost or one counted too many.
     """
-    from lm_eval.api.instance import Instance
-
-    a, b, c = PIECES
-    pairs = [(a, b), (a + b, c), (a, b + c)]
-    try:
-        answers = lm.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)])
-        first, then, both = (float(answer[0]) for answer in answers)
-        said = _read_back(lm)
-    except Exception as error:
-        raise backend.failed(error) from None
-    who = f"backend {backend.name}, model {backend.model}: "
-    if not all(-math.inf < one < 0 for one in (first, then, both)):
-        raise InputError(
-            f"{who}it does not score what it is given: log p({b!r}) is {first:g}, of {b + c!r} {both:g}; it must give the"
-            " log-probabilities of a prompt (completions with echo and logprobs: servers of vLLM, SGLang, llama-cpp-python do)"
-        )
-    if said and not any(word in said for word in ("zebra", "violets", "token_id:")):
-        raise InputError(
-            f"{who}the server reads the tokens of this tokenizer as {said[:60]!r}; give the served model's own: tokenizer="
-        )
-    if _splits(lm) and abs(first + then - both) > 0.5 + 0.02 * abs(both):
-        raise InputError(
-            f"{who}its log-probabilities break the chain rule: {first:.2f} and {then:.2f} for two pieces, {both:.2f} for both;"
-            " it cuts a text otherwise than the tokenizer here (a BOS that one of them adds: tokenized_requests, add_bos_token)"
-        )
-
-
-def _read_back(lm: Any) -> str:
-    """What a server that echoes says it was given; "" where that is not to be had."""
-    from lm_eval.models.openai_completions import LocalCompletionsAPI
-
-    if not isinstance(lm, LocalCompletionsAPI) or not getattr(lm, "tokenized_requests", False):
-        return ""
-    (answer,) = lm.model_call([lm.tok_encode("".join(PIECES))], generate=False)["choices"]
-    return str(answer.get("text") or "") + "".join(map(str, (answer.get("logprobs") or {}).get("tokens") or []))
-
-
-def _splits(lm: Any) -> bool:
-    """Whether the pieces are tokens of their own, in a model that reads from left to right."""
-    if getattr(lm, "backend", "causal") != "causal" or not hasattr(lm, "tok_encode"):
-        return False
-    parts = ["".join(PIECES[:n]) for n in (1, 2, 3)]
-    ids = [list(lm.tok_encode(part)) for part in parts]
-    return all(len(less) < len(more) and more[: len(less)] == less for less, more in pairwise(ids))
+    for out in outputs if isinstance(outputs, list) else [outputs]:
+        choices = sorted(out["choices"], key=itemgetter("index"))
+        made = (out.get("usage") or {}).get("completion_tokens", len(choices))
+        if made != len(choices) > 1:
+            raise ValueError(
+                f"{made} tokens were generated for {len(choices)} prompts of a batch; ask one by one: batch_size=1"
+            )
+        for choice, prompt in zip(choices, tokens or (), strict=False):
+            marks = choice["logprobs"]
+            for name in ("token_logprobs", "top_logprobs"):
+                own = marks[name] if len(choices) > 1 or made == 1 else [*marks[name][: len(marks[name]) - made], None]
+                if len(own) < len(prompt):
+                    raise ValueError(f"{len(own)} log-probabilities for {len(prompt)} tokens: it does not echo the prompt")
+                marks[name] = own
+    return parse(outputs=outputs, tokens=tokens, ctxlens=ctxlens, **more)
 
 
 def _is_api(cls: Any) -> bool:

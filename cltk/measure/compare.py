@@ -136,8 +136,8 @@ def measure(
         "chat_template_of": kind,
     }  # fmt: skip
     if backend is not None:
-        sides = backends(backend, base, listed, model_args, base_args, tuned_args)
-        by = measure_by(suite, sides, settings, margins=margins, lost=lost, progress=progress, keep=keep)
+        run = backends(backend, base, listed, model_args, base_args, tuned_args)
+        by = measure_by(suite, run, settings, margins=margins, lost=lost, progress=progress, keep=keep)
         return by if several else by[0]
     base, models = _named(base, listed, model_args, base_args, tuned_args)
     dtype = common_dtype(base, models, dtype)

@@ -15,7 +15,8 @@ from cltk.data.readers import Row
 from cltk.data.rows import IGNORED
 from cltk.errors import InputError
 from cltk.measure.answers import answered
-from cltk.measure.backend import RANDOM, Backend, check_gives, prove
+from cltk.measure.backend import RANDOM, Backend, check_gives
+from cltk.measure.backend_proof import prove
 from cltk.measure.evaluate import Progress, Suite, TextTask
 from cltk.measure.forgetting import Result, compare
 from cltk.measure.groups import grouped

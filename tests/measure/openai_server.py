@@ -6,9 +6,16 @@ Written from the protocol alone: the model's own forward, log softmax, nothing o
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -37,7 +44,10 @@ class Completions(BaseHTTPRequestHandler):
         prompts = body["prompt"]
         prompts = [prompts] if isinstance(prompts, str) or isinstance(prompts[0], int) else prompts
         choices = [self.choice(i, self.ids(prompt), body) for i, prompt in enumerate(prompts)]
-        return self.send(200, {"object": "text_completion", "choices": choices})
+        answer: dict[str, Any] = {"object": "text_completion", "choices": choices}
+        if self.fault == "ends":
+            answer["usage"] = {"completion_tokens": 0}
+        return self.send(200, answer)
 
     def do_GET(self) -> None:
         self.send(404, {"error": "no such thing"})
@@ -54,11 +64,16 @@ class Completions(BaseHTTPRequestHandler):
         with torch.no_grad():
             table = self.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
         last = int(table[-1].argmax())
+        if self.fault == "silent":
+            table = torch.zeros_like(table)
         kept = [last] if self.fault == "no echo" else [*ids, last]
         before = [table[-1]] if self.fault == "no echo" else [None, *table]
+        before = [None, *table[1:], table[-1]] if self.fault == "one off" else before
         names = [self.tokenizer.decode([token]) for token in kept]
         given = [None if row is None else float(row[token]) for row, token in zip(before, kept, strict=True)]
         best = [None if row is None else {"best": float(row.max())} for row in before]
+        if self.fault == "ends":  # at once: no token is generated
+            names, given, best = names[:-1], given[:-1], best[:-1]
         marks = {"tokens": names, "token_logprobs": given, "top_logprobs": best}
         return {"index": index, "text": self.tokenizer.decode(kept), "logprobs": marks}
 
@@ -98,3 +113,29 @@ def serving(model: Any, tokenizer: Any, fault: str = "") -> Iterator[tuple[str, 
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def llama_server(file: Path) -> Iterator[str]:
+    """llama-cpp-python's own server of a GGUF file: its address up to /v1."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--model", str(file), "--logits_all", "true", "--n_ctx", "256", "--n_threads", "1", "--port", str(port)]
+    command = [sys.executable, "-m", "llama_cpp.server", *words, "--host", "127.0.0.1"]
+    log = file.with_suffix(".log")
+    with log.open("w") as said:
+        server = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=dict(os.environ))
+    url = f"http://127.0.0.1:{port}/v1"
+    try:
+        for _ in range(300):
+            assert server.poll() is None, log.read_text()[-2000:]
+            try:
+                urllib.request.urlopen(f"{url}/models", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.kill()
+        server.wait()

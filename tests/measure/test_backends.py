@@ -7,6 +7,7 @@ endpoint, found out in a traceback), #1411 (the server's own error hidden), #308
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -21,7 +22,8 @@ from cltk.errors import InputError
 from cltk.measure.backend import Backend
 from cltk.measure.evaluate import TextTask
 from tests.conftest import CHATML, sentences, write_jsonl
-from tests.measure.openai_server import serving
+from tests.measure.gguf_files import write_gguf
+from tests.measure.openai_server import llama_server, serving
 
 TASKS: dict[str, Any] = {"tasks": ["toy", "last_word", "rolling", "written"], "include_path": "tasks", "limit": 6}
 KINDS = {
@@ -131,10 +133,42 @@ def test_what_is_absent_is_said(two: Any, tmp_path: Path, capsys: Any, monkeypat
     assert main(["gate", "out.json", "--budget", "acc=0.9"]) in (0, 3, 4)
 
 
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="needs llama-cpp-python[server]")
+@needs_api
+def test_a_real_server(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """llama-cpp-python's, started here: what it scores is what the model scores, or, without a BOS, is refused.
+
+    It zips the tokens of an echoed prompt with the predictions behind them, and is right where a BOS, which it drops, moves
+    one of the two by one.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    model = tiny(tie_word_embeddings=False, intermediate_size=64)
+    begun = copy.deepcopy(tokenizer)
+    begun.backend_tokenizer.post_processor = TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
+    model.save_pretrained("whole")
+    begun.save_pretrained("whole")
+    how: dict[str, Any] = {**TASKS, "tasks": ["toy", "last_word"]}
+    here = cltk.measure("whole", "whole", **how, dtype="float32", journal=False)
+    for begins in (True, False):
+        write_gguf(tmp_path / "whole.gguf", model, tokenizer, "F32", begins=begins)
+        with llama_server(tmp_path / "whole.gguf") as url:
+            told: dict[str, Any] = {"backend": "local-completions", "model_args": args(url, tokenized_requests=False)}
+            if not begins:
+                with pytest.raises(InputError, match=r"chain rule|counts one token off"):
+                    cltk.measure("a", "b", **how, **told)
+                continue
+            served = cltk.measure("a", "b", **how, **told)
+    for name, found in numbers(served).items():
+        assert found == pytest.approx(numbers(here)[name], rel=1e-3, abs=1e-3), name
+
+
 FAULTS = [
-    ("no echo", "does not score what it is given"),
+    ("no echo", "does not echo the prompt"),
+    ("silent", "does not score what it is given"),
     ("bos", "chain rule"),
     ("other vocabulary", "reads the tokens"),
+    ("one off", "generates greedily"),
     ("broken", "the disk of this server is full"),
 ]
 
@@ -142,14 +176,14 @@ FAULTS = [
 @needs_api
 @pytest.mark.parametrize(("fault", "line"), FAULTS, ids=[fault for fault, _ in FAULTS])
 def test_a_server_at_fault_is_refused_before_the_suite(fault: str, line: str, tiny: Any, tokenizer: Any, capsys: Any) -> None:
-    with serving(tiny(), tokenizer, fault) as (url, server):
+    with serving(tiny(tie_word_embeddings=False), tokenizer, fault) as (url, server):  # one that does not repeat itself
         given = json.dumps(args(url))
         words = ["measure", "a", "b", "--backend", "local-completions", "--tasks", "toy", "--include-path", "tasks"]
         assert main([*words, "--model-args", given]) == 2
         said = capsys.readouterr().err.strip()
         assert line in said
         assert "\n" not in said
-        assert len(server.asked) <= 4  # of the proof alone
+        assert len(server.asked) <= 10  # of the proof alone
 
 
 @needs_api
@@ -163,6 +197,17 @@ def test_text_requests_to_a_server_without_a_bos_are_as_good(two: Any) -> None:
     same = cltk.measure("a", "b", **how, base_args=args(one, batch_size=3), tuned_args=args(other, num_concurrent=2))
     for name, found in numbers(result).items():
         assert found == pytest.approx(numbers(same)[name], rel=1e-5), name
+
+
+@needs_api
+def test_no_token_of_a_prompt_is_taken_for_a_generated_one(tiny: Any, tokenizer: Any) -> None:
+    """A server that would generate an end gives an entry less."""
+    found = []
+    for fault in ("", "ends"):
+        with serving(tiny(), tokenizer, fault) as (url, _):
+            how: dict[str, Any] = {**TASKS, "tasks": ["toy"], "backend": "local-completions", "model_args": args(url)}
+            found.append(numbers(cltk.measure("a", "b", **how)))
+    assert found[0] == found[1]
 
 
 @needs_api

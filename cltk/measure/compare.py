@@ -19,11 +19,11 @@ from cltk.measure.divergence import text_divergence
 from cltk.measure.early import check_models
 from cltk.measure.evaluate import Progress, Suite, TextTask
 from cltk.measure.forgetting import Result, compare
-from cltk.measure.lost import among, lost_documents
+from cltk.measure.lost import with_lost
 from cltk.measure.sampling import Sample
 from cltk.measure.scores import Scores
 from cltk.measure.served import backends, measure_by
-from cltk.measure.settings import options
+from cltk.measure.settings import options, whole_rows
 from cltk.measure.sides import Model, Side, called, common_dtype, config_of, named_model, score_model, scored, tokenizer_of, who
 from cltk.measure.templates import Templates, kind_of
 from cltk.models.adapters import SwitchedOff, acting
@@ -120,28 +120,24 @@ def measure(
     held_out = [_text(one) for one in ([texts] if isinstance(texts, str | Path | TextTask) else texts)]
     kind = kind_of(chat_template)
     suite = Suite(
-        tasks, texts=held_out, limit=limit, sample=sample, sample_seed=sample_seed, num_fewshot=num_fewshot,
-        include_path=include_path, chat_template=kind != "none",
-        system_instruction=system_instruction, fewshot_as_multiturn=fewshot_as_multiturn, gen_kwargs=gen_kwargs,
-        confirm_run_unsafe_code=confirm_run_unsafe_code, members=members, seed=seed,
+        tasks, texts=held_out, limit=limit, sample=sample, sample_seed=sample_seed, num_fewshot=num_fewshot, seed=seed,
+        include_path=include_path, chat_template=kind != "none", system_instruction=system_instruction, members=members,
+        fewshot_as_multiturn=fewshot_as_multiturn, gen_kwargs=gen_kwargs, confirm_run_unsafe_code=confirm_run_unsafe_code,
     )  # fmt: skip
     options(scorer, batch_size)
-    if not isinstance(kl_rows, int) or isinstance(kl_rows, bool) or kl_rows < 0:
-        raise InputError(f"kl_rows: expected a whole number of rows from 0, got {kl_rows!r}")
+    whole_rows(kl_rows)
     settings = {
-        "base": str(base), "tuned": "", "tasks": {}, "texts": [text.name for text in suite.texts],
+        "base": str(base), "tuned": "", "tasks": {}, "texts": [text.name for text in suite.texts], "chat_template_of": kind,
         "limit": limit, "sample": dict(sample) if isinstance(sample, Mapping) else sample, "sample_seed": sample_seed,
-        "include_path": None if include_path is None else str(include_path), "dtype": dtype,
-        "batch_size": batch_size, "scorer": scorer, "kl_rows": kl_rows, "until": until, "cltk_version": __version__,
-        "chat_template_of": kind,
+        "include_path": None if include_path is None else str(include_path), "dtype": dtype, "until": until,
+        "batch_size": batch_size, "scorer": scorer, "kl_rows": kl_rows, "cltk_version": __version__,
     }  # fmt: skip
     if backend is not None:
         run = backends(backend, base, listed, model_args, base_args, tuned_args)
-        by = measure_by(suite, run, settings, margins=margins, lost=lost, progress=progress, keep=keep)
-        return by if several else by[0]
+        found = measure_by(suite, run, settings, margins=margins, lost=lost, progress=progress, keep=keep)
+        return found if several else found[0]
     base, models = _named(base, listed, model_args, base_args, tuned_args)
-    dtype = common_dtype(base, models, dtype)
-    settings |= {"base": called(base), "dtype": dtype}
+    settings |= {"base": called(base), "dtype": (dtype := common_dtype(base, models, dtype))}
     bench = Bench(base, dtype)
     sides = [(base, "base"), *((one, f"tuned {i}" if i > 1 else "tuned") for i, one in enumerate(models, 1))]
     asked = {who(model, side): tokenizer_of(model) for model, side in sides} if kind != "none" else {}
@@ -151,8 +147,7 @@ def measure(
     made: dict[str, Any] = {"template": templates.template, "dtype": dtype, "batch_size": batch_size, "scorer": scorer}
     score: Any = partial(scored, suite, **made, journal=journal, progress=progress, keep=keep)
     kept: list[tuple[Any, Any]] = []  # the base, where its predictions are compared too: it is loaded once
-    found: list[Result] = []
-    sources: dict[str, Any] = {}
+    found, sources = [], dict[str, Any]()
     pre: Scores | None = None
     for model, side in sides[1:]:
         if until is not None:
@@ -170,8 +165,7 @@ def measure(
                 gc.collect()
             pair, post = bench.beside(kept, partial(score, model, side, load=partial(bench.load, model)))
             result = compare(*templates.paired(pre, post), margins=margins)
-            old, new = (among(one.lm_eval.get("samples") or {}) for one in (pre, post))
-            result = replace(result, lost=lost_documents(result, old, new, lost)) if lost else result
+            result = with_lost(result, pre, post, lost)
         moved, notes = _divergence([bench.start(one) for one in kept], pair, suite.texts, kl_rows, progress)
         sources = {"base": sources["base"], "tuned": described(model, pair[0])}
         how = {**settings, "tuned": called(model), "models": sources, "tasks": _asked(pre), **suite.prompting.exported(pair[1])}

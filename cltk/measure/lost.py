@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cltk.measure.results import Result
+from cltk.measure.scores import Scores
 
 Sample = Mapping[str, Any]  # one document as lm-eval logs it
 Find = Callable[[str, Collection[str]], Mapping[str, Sample]]  # task, hashes -> the samples that there are, by hash
@@ -47,6 +48,12 @@ def lost_documents(result: Result, before: Find, after: Find, most: int) -> list
             if key in old and key in new:
                 found.append(_lost(task, metric, row, old[key], new[key]))
     return found
+
+
+def with_lost(result: Result, pre: Scores, post: Scores, most: int) -> Result:
+    """The comparison with `most` lost documents of each task; as it is for 0."""
+    old, new = (among(one.lm_eval.get("samples") or {}) for one in (pre, post))
+    return replace(result, lost=lost_documents(result, old, new, most)) if most else result
 
 
 def among(samples: Mapping[str, list[dict[str, Any]]]) -> Find:

@@ -21,7 +21,7 @@ from cltk.measure.evaluate import Progress, Suite, TextTask
 from cltk.measure.forgetting import Result, compare
 from cltk.measure.groups import grouped
 from cltk.measure.harness import fits_room, quiet
-from cltk.measure.lost import among, lost_documents
+from cltk.measure.lost import with_lost
 from cltk.measure.prompting import own_randomness
 from cltk.measure.scores import Scores
 from cltk.measure.selection import with_notes
@@ -70,9 +70,7 @@ def measure_by(
     (pre, said), found = scores[0], []
     for backend, (post, notes) in zip(sides[1:], scores[1:], strict=True):
         pair, apart = _paired(pre, post, kind)
-        result = compare(*pair, margins=margins)
-        old, new = (among(one.lm_eval.get("samples") or {}) for one in (pre, post))
-        result = replace(result, lost=lost_documents(result, old, new, lost)) if lost else result
+        result = with_lost(compare(*pair, margins=margins), pre, post, lost)
         models = {side: _described(one) for side, one in (("base", base), ("tuned", backend))}
         asked = {name: task.settings for name, task in pre.tasks.items() if task.settings}
         how = {**settings, "tuned": str(backend.model), "models": models, "tasks": asked, **suite.prompting.exported(None)}

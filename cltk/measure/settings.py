@@ -30,6 +30,12 @@ def options(scorer: str, batch_size: int | str) -> int | str:
     return int(batch_size)
 
 
+def whole_rows(kl_rows: int) -> None:
+    """Raises InputError unless this is a whole number from 0."""
+    if not isinstance(kl_rows, int) or isinstance(kl_rows, bool) or kl_rows < 0:
+        raise InputError(f"kl_rows: expected a whole number of rows from 0, got {kl_rows!r}")
+
+
 def fast_dtype(device: torch.device | str | None = None) -> torch.dtype:
     """bfloat16 where a matrix product in it is at least 1.3 times as fast as in float32, else float32.
 

@@ -14,6 +14,11 @@ from cltk.errors import InputError
 
 def add(command: Command) -> None:
     """Options of what measures, and of what plans a measurement."""
+    _add_measure(command)
+    _add_power(command)
+
+
+def _add_measure(command: Command) -> None:
     sub = command("measure", measure, "compare checkpoints: what did TUNED forget that BASE knew?")
     sub.add_argument("base", help="folder, hub id or asset:NAME")
     sub.add_argument("tuned", nargs="+", help="folder, hub id or asset:NAME; of several each is compared with BASE")
@@ -63,6 +68,8 @@ def add(command: Command) -> None:
     shared.json_option(sub, any_name=True)
     showing.options(sub)
 
+
+def _add_power(command: Command) -> None:
     sub = command("power", power, "before a run: what forgetting can these tasks show?")
     shared.names_option(sub, required=False)
     sub.add_argument(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cltk.report import card, export, streams, tables
 from cltk.report.aggregate import Summary, summarize
 from cltk.report.sources import read_entries
+
+LINES = 200  # of each table in a terminal; files have all
 
 
 def report(
@@ -84,10 +87,16 @@ def _write(file: str | Path, text: str) -> None:
 
 
 def _print(words: Sequence[str], parts: Sequence[tables.Table]) -> None:
+    """The first LINES lines and rows of each: nobody reads more in a terminal, and rich takes a millisecond a row."""
     from cltk.progress import console
 
     wide = console()
-    for line in words:
+    for line in [*words[:LINES], *_rest(len(words), "lines")]:
         wide.print(line, markup=False, highlight=False)
     for part in parts:
-        wide.print(part.rich())
+        note = " ".join([*([part.note] if part.note else []), *_rest(len(part.rows), "rows")])
+        wide.print(replace(part, rows=part.rows[:LINES], note=note).rich())
+
+
+def _rest(count: int, what: str) -> list[str]:
+    return [f"And {count - LINES:,} {what} more: --markdown FILE has all."] if count > LINES else []

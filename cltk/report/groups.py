@@ -58,15 +58,26 @@ def _labels(records: Sequence[Record]) -> list[str]:
         [str(record["method"]), *(_part(key, one[key]) for key in varying if key in one)]
         for record, one in zip(records, features, strict=True)
     ]
+    alike: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, name in enumerate(names):
+        alike[tuple(name)].append(i)
+    for together in alike.values():
+        if len(together) > 1:
+            for i, apart in zip(together, _apart([_run_with(records[i]) for i in together]), strict=True):
+                names[i] += apart[:MOST_APART]
     used: Counter[str] = Counter()
     labels = []
-    for record, name in zip(records, names, strict=True):
-        namesakes = [other for other, its in zip(records, names, strict=True) if its == name]
-        apart = [part for part in differing(record, namesakes) if not part.endswith(UNSET)] if len(namesakes) > 1 else []
-        label = " ".join([*name, *apart[:MOST_APART]])
+    for label in map(" ".join, names):
         used[label] += 1
         labels.append(label if used[label] == 1 else f"{label} #{used[label]}")
     return labels
+
+
+def _apart(runs: Sequence[dict[str, str]]) -> list[list[str]]:
+    """Of each run what it was set to that not all of them were: settings, and files by the start of their sha256."""
+    keys = dict.fromkeys(key for one in runs for key in one)
+    varying = {key for key in keys if any(one.get(key) != runs[0].get(key) for one in runs)}
+    return [[_part(key, value) for key, value in one.items() if key in varying] for one in runs]
 
 
 def differing(record: Record, others: Sequence[Record]) -> list[str]:

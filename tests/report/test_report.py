@@ -16,9 +16,11 @@ import cltk
 from cltk.cli import main
 from cltk.errors import InputError
 from cltk.measure import stats
-from cltk.report import tables
+from cltk.report import latex, page, tables
 from cltk.report.aggregate import summarize
 from cltk.report.measurement import measured
+from cltk.report.pairs import Study
+from cltk.report.plane import area_table
 from cltk.report.sources import Entry, ScoreFiles, read_entries
 from cltk.run.records import read_json, write_json
 
@@ -323,25 +325,63 @@ def test_a_plain_training_by_another_name():
     assert summarize([named])[0].plain
 
 
-def test_many_records_take_linear_time():
-    """Names, groups and notes: 2,000 records, all of other settings. A quadratic step would make millions of calls."""
-    base, calls = base_scores(), 0
-    one = record("ewc", 0, 0, tuned_scores("ewc", 0, base), base)
-    many = [Entry({**one, "labels": {"train.learning_rate": i}, "order": i}) for i in range(2000)]
+def calls(work):
+    """How many functions `work` calls, Python's and C's."""
+    count = 0
 
-    def counting(*_):
-        nonlocal calls
-        calls += 1
+    def counting(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
 
     sys.setprofile(counting)
     try:
-        found = summarize(many)
-        tables.overview(found)
-        tables.verdict(found)
+        work()
     finally:
         sys.setprofile(None)
-    assert len({summary.label for summary in found}) == 2000
-    assert calls < 2000 * 2000  # which one quadratic step alone would make
+    return count
+
+
+def told_apart(i):
+    """By a label of the grid; by a key that an edited YAML left behind; by nothing but the method's name."""
+    grid = {"labels": {"train.learning_rate": i}}
+    return {
+        "grid": grid,
+        "edited": {"config": {"model": {"pretrained": "tiny"}, "train": {"x": i}}},
+        "named": {"method": f"m{i}"},
+    }
+
+
+@pytest.mark.parametrize("kind", ["grid", "edited", "named"])
+def test_many_records_take_linear_time(kind, monkeypatch):
+    """Names, notes, tables, page, LaTeX: of three times the records three times the calls; a quadratic step makes nine."""
+    monkeypatch.setattr(page, "pictures", lambda summaries: [])  # their first methods are drawn, however many there are
+    base = base_scores()
+    plain = Entry(record("plain", 0, 0, tuned_scores("plain", 0, base), base))
+    one = record("ewc", 0, 0, tuned_scores("ewc", 0, base), base)
+
+    def work(n):
+        found = summarize([plain, *(Entry({**one, "order": i, **told_apart(i)[kind]}) for i in range(n))])
+        assert len({summary.label for summary in found}) == n + 1
+        parts = [tables.overview(found), tables.against_plain(found), tables.details(found), tables.seeds(found)]
+        [part.markdown() for part in parts if part]
+        tables.verdict(found)
+        study = Study(found)
+        page.render(study)
+        latex.main_table(study), latex.tasks_table(found), area_table(study)
+
+    work(3)  # what is imported and compiled once
+    few, many = calls(lambda: work(150)), calls(lambda: work(450))
+    assert many < 4 * few
+
+
+def test_a_terminal_gets_the_first_lines_and_says_where_the_rest_is(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("cltk.report.api.LINES", 2)
+    text = cltk.report(folder, markdown=tmp_path / "all.md")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "And 1 lines more: --markdown FILE has all." in shown
+    assert "rows more" in shown
+    assert text == (tmp_path / "all.md").read_text()
+    assert "more: --markdown" not in text
 
 
 # ---- the command

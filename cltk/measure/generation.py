@@ -1,38 +1,176 @@
-"""Generated texts, kept: the batches are lm-eval's, one is asked for when one of its texts is not in the journal."""
+"""Generated texts: greedy ones from `decoding.py`, all others from lm-eval's own batches; kept, and shared by the ranks."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cltk.ranks import ranks, shared
+import torch
+
+from cltk.forward import products
+from cltk.measure import named
+from cltk.measure.decoding import Decoder, Row
+from cltk.measure.greedy import Asked, Reader, check_plain, text_of
+from cltk.measure.named import Tell
+from cltk.measure.tree_forward import UnsupportedModelError
+from cltk.ranks import gathered, ranks, shared
+
+log = logging.getLogger(__name__)
+OFTEN = 1.0  # seconds between two writes of finished texts
+Stock = Callable[[list[Any]], list[str]]  # lm-eval's own generation
 
 
-def generate(lm: Any, ask: Callable[[list[Any]], list[str]], requests: Sequence[Any]) -> list[str]:
-    """The text of every request: from `lm.journal`, or from `ask` (several ranks share what is asked)."""
+def generate(lm: Any, stock: Callable[..., list[str]], requests: Sequence[Any], hidden: bool = False) -> list[str]:
+    """The text of every request: from `lm.journal`, by decoding together what is greedy, or from lm-eval's `stock`.
+
+    What the two ways give is kept apart. A model whose texts cannot be decoded here is left to `stock`, with one warning.
+    """
+
+    def ask(part: list[Any]) -> list[str]:
+        return stock(part, disable_tqdm=True) if part else []
+
+    lm.model.eval()
+    with named.bar(len(requests), hidden or not lm.named or lm.rank != 0, "generate_until") as drawn:
+        tell = lm.progress or drawn
+        texts = _greedy(lm, requests, tell) if lm.decodes and requests else {}
+        if rest := [i for i in range(len(requests)) if i not in texts]:
+            found = _stock(lm, ask, [requests[i] for i in rest], lambda done: tell(len(texts) + done, len(requests), 0))
+            texts |= dict(zip(rest, found, strict=True))
+    return [texts[i] for i in range(len(requests))]
+
+
+def _greedy(lm: Any, requests: Sequence[Any], tell: Tell) -> dict[int, str]:
+    """The texts of the requests that can be decoded together, by number; why others cannot is said."""
+    reader = Reader(lm)
+    asked = {i: reader(request.args[1]) for i, request in enumerate(requests)}
+    for why, count in Counter(one for one in asked.values() if isinstance(one, str)).items():
+        log.warning("%d generated texts come from lm-eval's own batches: %s", count, why)
+    greedy = {i: one for i, one in asked.items() if isinstance(one, Asked)}
+    try:
+        check_plain(lm.model)
+        return _Together(lm, requests, greedy, tell).texts()
+    except UnsupportedModelError as error:
+        lm.decodes = False
+        what = f"{type(lm.model).__name__}: texts are not decoded together, lm-eval's own generation is used"
+        warnings.warn(f"{what}: {error}", stacklevel=4)
+        return {}
+
+
+class _Together:
+    """Greedy requests of one call. A request that comes twice is answered once."""
+
+    def __init__(self, lm: Any, requests: Sequence[Any], greedy: Mapping[int, Asked], tell: Tell) -> None:
+        self.lm, self.requests, self.greedy, self.tell = lm, requests, greedy, tell
+        self.rank, self.world = (0, 1) if lm.named else ranks()
+        self.keys = {i: _key(lm.digest, "decoded", requests[i]) for i in greedy}
+        self.copies = Counter(self.keys.values())
+        self.found: dict[str, str] = {}
+        self.unwritten: dict[str, Any] = {}
+        self.tokens, self.written = 0, time.monotonic()
+
+    def texts(self) -> dict[int, str]:
+        """Request -> text. Raises UnsupportedModelError where the model cannot be decoded here."""
+        lm = self.lm
+        if lm.journal is not None:
+            kept = {key: lm.journal.get(key) for key in self.copies}
+            self.found = {key: answer["text"] for key, answer in kept.items() if answer and "text" in answer}
+        first = {key: i for i, key in reversed(self.keys.items()) if key not in self.found}
+        rows = [self._row(i) for i in sorted(first.values())]
+        if rows:
+            trees = lm.proven(max(len(row.prompt) + row.asked.limit for row in rows))
+            if trees is None:
+                return {}
+            decoder = Decoder(trees, lm.tokenizer, lm.rows, lm.max_tokens)
+            with torch.inference_mode(), products.fast(lm.model):
+                for part in self._parts(rows):
+                    self._decode(decoder, part)
+        return {i: self.found[key] for i, key in self.keys.items()}
+
+    def _row(self, i: int) -> Row:
+        (context, _), asked = self.requests[i].args, self.greedy[i]
+        room = self.lm.max_length - asked.limit
+        ids, _ = self.lm.tok_batch_encode([context], left_truncate_len=room, truncation=self.lm.truncation)
+        return Row(i, ids[0].tolist(), asked)
+
+    def _parts(self, rows: list[Row]) -> Iterator[list[Row]]:
+        """All at once; among several ranks what they do before they tell one another."""
+        size = len(rows) if self.world == 1 else 4 * self.lm.rows * self.world
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))
+
+    def _decode(self, decoder: Decoder, part: list[Row]) -> None:
+        """This rank's share, then every rank's texts on all; what one could not do is raised on all."""
+        fresh: dict[str, str] = {}
+        problem: Exception | None = None
+        try:
+            for row in decoder.run(part[self.rank :: self.world]):
+                key = self.keys[row.number]
+                fresh[key] = text_of(self.lm, row.new, row.asked)
+                self.tokens += len(row.new)
+                if self.world == 1:
+                    self._keep({key: fresh[key]})
+        except Exception as error:
+            if self.world == 1:
+                self._write()
+                raise
+            problem = error
+        if self.world > 1:
+            answers = gathered((problem, fresh, self.tokens))
+            if failed := next((error for error, _, _ in answers if error is not None), None):
+                raise failed
+            self.tokens = sum(tokens for _, _, tokens in answers)
+            for _, texts, _ in answers:
+                self._keep(texts)
+        self._write()
+
+    def _keep(self, texts: Mapping[str, str]) -> None:
+        for key, text in texts.items():
+            self.found[key] = text
+            self.unwritten[key] = {"text": text}
+            for i in (i for i, one in self.keys.items() if one == key):
+                self.lm.cache_hook.add_partial("generate_until", self.requests[i].args, text)
+        self.tell(sum(self.copies[key] for key in self.found), len(self.requests), self.tokens)
+        if time.monotonic() - self.written > OFTEN:
+            self._write()
+
+    def _write(self) -> None:
+        if self.lm.journal is not None and self.unwritten:
+            self.lm.journal.put_all(self.unwritten)
+        self.unwritten, self.written = {}, time.monotonic()
+
+
+def _stock(lm: Any, ask: Stock, requests: list[Any], tell: Callable[[int], None]) -> list[str]:
+    """lm-eval's own texts: batches are lm-eval's, one is asked for when one of its texts is not in the journal."""
+    share = ask if lm.named else lambda some: shared(ask, some)
     if lm.journal is None:
-        return shared(ask, requests)
-    keys = _keys(lm.digest, requests)
-    for batch in _batches(lm, requests):
-        if any(lm.journal.get(keys[i]) is None for i in batch):
-            texts = shared(ask, [requests[i] for i in batch])
-            lm.journal.put_all({keys[i]: {"text": text} for i, text in zip(batch, texts, strict=True)})
-    return [lm.journal.get(key)["text"] for key in keys]
-
-
-def _keys(digest: str, requests: Sequence[Any]) -> list[str]:
-    """Of the model, the prompt, the settings, and how many times the same was asked before: samples are drawn anew."""
+        texts = share(requests)
+        tell(len(texts))
+        return list(texts)
     seen: Counter[str] = Counter()
     keys = []
     for request in requests:
-        context, settings = request.args
-        asked = json.dumps([digest, "generate", context, settings], sort_keys=True, default=str)
-        keys.append(hashlib.sha256(f"{asked} {seen[asked]}".encode()).hexdigest())
-        seen[asked] += 1
-    return keys
+        plain = _key(lm.digest, "generate", request)
+        keys.append(hashlib.sha256(f"{plain} {seen[plain]}".encode()).hexdigest())  # samples are drawn anew
+        seen[plain] += 1
+    done = 0
+    for batch in _batches(lm, requests):
+        if any(lm.journal.get(keys[i]) is None for i in batch):
+            texts = share([requests[i] for i in batch])
+            lm.journal.put_all({keys[i]: {"text": text} for i, text in zip(batch, texts, strict=True)})
+        done += len(batch)
+        tell(done)
+    return [lm.journal.get(key)["text"] for key in keys]
+
+
+def _key(digest: str, way: str, request: Any) -> str:
+    """Of the model, the prompt and the settings."""
+    context, settings = request.args
+    return hashlib.sha256(json.dumps([digest, way, context, settings], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _batches(lm: Any, requests: Sequence[Any]) -> Iterator[list[int]]:
@@ -43,7 +181,7 @@ def _batches(lm: Any, requests: Sequence[Any]) -> Iterator[list[int]]:
     if any(_samples(request.args[1]) for request in requests):
         yield list(range(len(requests)))
         return
-    size = lm.batch_size * ranks()[1]
+    size = lm.batch_size * (1 if lm.named else ranks()[1])
     for members in groups.values():
         order = sorted(members, key=lambda i: (-len(lm.tok_encode(requests[i].args[0])), requests[i].args[0]))
         yield from (order[start : start + size] for start in range(0, len(order), size))

@@ -38,9 +38,9 @@ def left_to_stock(settings: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def bar(requests: int, hidden: bool) -> Iterator[Tell]:
+def bar(requests: int, hidden: bool, what: str = "loglikelihood") -> Iterator[Tell]:
     """The progress bar that lm-eval's own models draw."""
-    with tqdm(total=requests, disable=hidden, desc="Running loglikelihood requests") as drawn:
+    with tqdm(total=requests, disable=hidden, desc=f"Running {what} requests") as drawn:
 
         def tell(done: int, _: int, __: int) -> None:
             drawn.update(done - drawn.n)

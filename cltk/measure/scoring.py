@@ -1,8 +1,8 @@
 """lm-eval's Hugging Face model, scoring each shared context once. Scores equal the stock ones up to rounding.
 
-Tokenisation, truncation, chat templates and generation are lm-eval's own code (the class is an `HFLM`); only the forward passes
-of `loglikelihood` and `loglikelihood_rolling` differ. `prefix_tree.py` plans them, `tree_forward.py` runs them, `tree_proof.py`
-says which models they hold for.
+Tokenisation, truncation and chat templates are lm-eval's own code (the class is an `HFLM`); only the forward passes differ.
+`prefix_tree.py` plans them, `tree_forward.py` runs them, `tree_proof.py` says which models they hold for, `generation.py` has
+the texts.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class PrefixLM(HFLM):
             (a folder, a hub id), or asset:NAME.
         tokenizer: Its tokenizer. One without a padding token is copied before lm-eval gives it one.
         max_tokens: Padded tokens a forward; "auto": 1024 on the CPU, where caches are small, 16384 elsewhere.
-        batch_size: Of the stock path and of generation; "auto": 8 on the CPU, 32 elsewhere.
+        batch_size: Of the stock path and of generation; "auto": 8 on the CPU, 32 elsewhere, and 4 times that for texts.
         journal: Where answers and generated texts are kept and looked up; needs `digest`.
         digest: Of all that decides an answer (`cltk.measure.identity`), part of every journal key.
         progress: Called after every batch with (requests done, requests in all, tokens computed so far).
@@ -89,15 +89,14 @@ class PrefixLM(HFLM):
         super().__init__(pretrained=pretrained, tokenizer=tokenizer, batch_size=start, **settings)
         rows, tokens = (8, 1024) if self.device.type == "cpu" else (32, 16384)
         self.max_tokens = tokens if max_tokens == "auto" else int(max_tokens)
-        if batch_size == "auto":
-            self.batch_size_per_gpu = rows
+        self.rows = 4 * rows if batch_size == "auto" else batch_size
+        self.batch_size_per_gpu = rows if batch_size == "auto" else batch_size
         self.journal, self.digest, self.progress, self._kept = journal, digest, progress, ModelJournal(journal, digest)
-        self._named = isinstance(pretrained, str)
-        reason = named.left_to_stock(settings) if trees else ""
-        if reason:
+        self.named = isinstance(pretrained, str)
+        if reason := named.left_to_stock(settings) if trees else "":
             self._warn(reason)
         usable = trees and not reason and self.backend == "causal" and not self._kept.refused
-        self._trees: TreeForward | None = TreeForward(self.model) if usable else None
+        self.decodes, self._trees = usable, TreeForward(self.model) if usable else None
         self._proven = False
         self._checked: dict[bool, tuple[int, int]] = {}  # behind a prefix -> (its length, nodes) of the largest trees compared
 
@@ -128,7 +127,7 @@ class PrefixLM(HFLM):
             log.warning(f"{cut} of {len(requests)} requests are longer than {self.max_length} tokens: cut from the left")
         self.model.eval()
         trees = self._trees is not None and len(distinct) > 0 and self._can_run_on_trees(int(distinct.length.max()))
-        drawn = named.bar(len(requests), disable_tqdm or not self._named or self.rank != 0)
+        drawn = named.bar(len(requests), disable_tqdm or not self.named or self.rank != 0)
         with drawn as bar, products.fast(self.model):
             tell = self.progress or bar
             try:
@@ -150,7 +149,7 @@ class PrefixLM(HFLM):
         done = tokens = 0
         if self._trees is not None:
             self._trees.forget()
-        rank, world = (0, 1) if self._named else ranks()
+        rank, world = (0, 1) if self.named else ranks()
         planned = tree_batches(distinct, self.max_tokens) if trees else list(stock_batches(distinct, self.batch_size))
         with torch.inference_mode():
             for start in range(0, len(planned), world):  # every rank does one batch, then all know the answers of all
@@ -169,15 +168,16 @@ class PrefixLM(HFLM):
         return answers
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """lm-eval's own generation; several ranks share the requests, and the journal keeps the texts."""
+        """The text of every request: greedy ones decoded together (`decoding.py`), others by lm-eval's own generation."""
         limits.check_room(self, requests)
-        ask = super().generate_until
-        if self._named:
-            return ask(requests, disable_tqdm)
-        return generation.generate(self, lambda part: ask(part, disable_tqdm) if part else [], requests)
+        return generation.generate(self, super().generate_until, requests, disable_tqdm)
+
+    def proven(self, longest: int) -> TreeForward | None:
+        """The model on trees, if it gives what rows give for up to `longest` tokens."""
+        return self._trees if self._trees is not None and self._can_run_on_trees(longest) else None
 
     def _gathered(self, found: T) -> list[T]:
-        return [found] if self._named else gathered(found)
+        return [found] if self.named else gathered(found)
 
     def _can_run_on_trees(self, longest: int) -> bool:
         """Whether trees give stock's answers for requests of up to `longest` tokens; found out before the first answer."""

@@ -144,7 +144,7 @@ class TreeForward:
         yield logits
         token = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
         for chunk in chunks[1:]:  # one token through the model, to reach what the model does after its output layer
-            yield self._call(partial(_instead, chunk), input_ids=token, use_cache=False)
+            yield self.call(partial(_instead, chunk), input_ids=token, use_cache=False)
 
     def tree_logits(self, packed: Packed, pick: Callable[[Tensor], Tensor]) -> Tensor:
         """One forward of the batch; plain rows without prefix need neither masks nor positions, padding is to their right."""
@@ -153,11 +153,11 @@ class TreeForward:
         )
         start = len(packed.prefix)
         if not start and not packed.branching:
-            return self._call(pick, input_ids=tokens, use_cache=False)
+            return self.call(pick, input_ids=tokens, use_cache=False)
         cache = self._cache(packed.prefix) if start else None
         seen = torch.ones(len(tokens), start + tokens.shape[1], dtype=torch.long, device=tokens.device)
         with tree_masks(positions, ends, start) as built:
-            logits = self._call(
+            logits = self.call(
                 pick,
                 input_ids=tokens,
                 attention_mask=seen,  # all ones: positions that jump back are not taken for packed sequences
@@ -175,7 +175,7 @@ class TreeForward:
             self._prefix = None
             cache = DynamicCache()  # without the config: every layer keeps all keys, the masks apply the windows
             tokens = torch.from_numpy(prefix)[None].to(self.model.device)
-            self._call(lambda hidden: hidden[0, -1:], input_ids=tokens, past_key_values=cache, use_cache=True)
+            self.call(lambda hidden: hidden[0, -1:], input_ids=tokens, past_key_values=cache, use_cache=True)
             layers: list[Any] = cache.layers
             if not layers or any(
                 getattr(layer, "keys", None) is None or layer.keys.shape[-2] != len(prefix) for layer in layers
@@ -185,7 +185,7 @@ class TreeForward:
             self._prefix = (prefix, cache)
         return self._prefix[1]
 
-    def _call(self, pick: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
+    def call(self, pick: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
         """The model's logits [M, V] for the hidden states [M, D] that `pick` takes from those in front of the output layer."""
         head, counts = self.model.get_output_embeddings(), []
 

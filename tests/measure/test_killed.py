@@ -46,3 +46,37 @@ def test_killed_in_the_middle(study: Path) -> None:
     assert journal.read_bytes().startswith(before)  # nothing that was finished was scored again
     assert journal.read_bytes() == reference.read_bytes()
     assert json.loads((study / "killed.json").read_text()) == json.loads((study / "whole.json").read_text())
+
+
+@pytest.mark.slow
+def test_killed_while_it_generates(study: Path) -> None:
+    """Texts that were written are not made again; all are there at the end, and both models' scores come from them."""
+    write_jsonl(study / "tasks" / "docs.jsonl", [{"q": f"{s} {i}"} for i, s in enumerate(sentences(320, 4))])
+    (study / "tasks" / "toy.yaml").write_text(
+        "task: toy\ndataset_path: json\ndataset_kwargs: {data_files: {validation: tasks/docs.jsonl}}\n"
+        "validation_split: validation\noutput_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{q}}'\n"
+        "generation_kwargs: {max_gen_toks: 80, until: ['zzz']}\nmetric_list: [{metric: exact_match}]\n"
+    )
+
+    def command(cache: str) -> subprocess.Popen[bytes]:
+        arguments = ["measure", "tiny-llama", "tiny-llama", "--tasks", "toy", "--include-path", "tasks"]
+        return subprocess.Popen(
+            [sys.executable, "-m", "cltk", *arguments], cwd=study, env={**os.environ, "CLTK_CACHE": str(study / cache)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    victim, journals = command("killed"), study / "killed" / "journals"
+    while not any(file.stat().st_size for file in journals.glob("*.jsonl")):
+        assert victim.poll() is None, "it ended before it could be killed"
+        time.sleep(0.001)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    (journal,) = journals.glob("*.jsonl")
+    before = journal.read_bytes()
+    assert 0 < before.count(b"\n") < 320
+    assert command("killed").wait() == 0
+    assert journal.read_bytes().startswith(before.rpartition(b"\n")[0])
+    assert journal.read_bytes().count(b"\n") == 320  # once for both models
+    assert command("whole").wait() == 0
+    (reference,) = (study / "whole" / "journals").glob("*.jsonl")
+    assert sorted(journal.read_bytes().splitlines()) == sorted(reference.read_bytes().splitlines())

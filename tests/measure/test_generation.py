@@ -1,0 +1,375 @@
+"""Texts that are decoded together against lm-eval's own, one prompt at a time."""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from cltk.measure.decoding import Decoder, Row, groups
+from cltk.measure.journal import Journal
+from cltk.measure.scoring import PrefixLM
+from tests.conftest import sentences
+from tests.forward.causal_models import build
+
+LIMIT = 12
+
+
+def asked(settings: dict[str, Any], documents: int = 14, header: int = 0, seed: int = 0) -> list[Any]:
+    """Prompts of unlike length, behind a header of so many sentences."""
+    head = " ".join(sentences(header, seed + 1)) + " " if header else ""
+    rng = random.Random(seed)
+    texts = [head + " ".join(s.split()[: rng.randint(1, 14)]) for s in sentences(documents, seed)]
+    return [SimpleNamespace(args=(text, copy.deepcopy(settings)), task_name="t") for text in texts]
+
+
+def louder(model: Any) -> Any:
+    """Weights so large that texts differ from prompt to prompt."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4)
+    return model
+
+
+def alone(model: Any, tokenizer: Any, requests: list[Any], **given: Any) -> list[str]:
+    return HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=1, **given).generate_until(
+        requests, disable_tqdm=True
+    )
+
+
+def together(model: Any, tokenizer: Any, requests: list[Any], **given: Any) -> list[str]:
+    """By decoding together, never by lm-eval's own loop."""
+    lm = PrefixLM(model, tokenizer, **given)
+    forbidden(lm)
+    return lm.generate_until(requests, disable_tqdm=True)
+
+
+def forbidden(lm: Any) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("lm-eval's own generation was used")
+
+    lm._model_generate = never
+
+
+@pytest.mark.parametrize("header", [0, 9])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "neox"])
+def test_texts_are_those_of_one_prompt_at_a_time(kind: str, header: int, tiny: Any, tokenizer: Any) -> None:
+    model, requests = louder(tiny(kind)), asked({"until": ["."], "max_gen_toks": LIMIT}, header=header)
+    expected = alone(model, tokenizer, requests)
+    assert len(set(expected)) > 7
+    assert together(model, tokenizer, requests) == expected
+    assert together(model, tokenizer, requests, batch_size=3) == expected  # rows take others' places
+
+
+STOPS = {
+    "missing": {}, "none": {"until": []}, "one text": {"until": " a"}, "null": {"until": None}, "empty": {"until": [""]},
+    "straddling": {"until": ["t r", "the c", "g. ", "ss un"]}, "special": {"until": ["<pad>"]},
+    "spaces": {"until": ["  ", "\n\n"]},
+    "first of two": {"until": ["e", "the"]}, "zero": {"until": ["."], "temperature": 0}, "false": {"do_sample": False},
+    "unused": {"until": ["."], "do_sample": False, "temperature": 0.7, "top_p": 0.5, "num_beams": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_stop_texts_and_settings_are_lm_evals(name: str, tiny: Any, tokenizer: Any) -> None:
+    model, settings = louder(tiny(seed=3)), {"max_gen_toks": 20, **STOPS[name]}
+    expected = outcome(lambda: alone(model, tokenizer, asked(settings)))
+    lm = PrefixLM(model, tokenizer, batch_size=4)
+    assert outcome(lambda: lm.generate_until(asked(settings), disable_tqdm=True)) == expected
+
+
+def outcome(work: Any) -> Any:
+    try:
+        return work()
+    except Exception as error:
+        return type(error)
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "sampling by default": {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 5},
+    "repetition": {"repetition_penalty": 1.7}, "several ends": {"eos_token_id": [0, 57, 70, 80, 260]},
+    "no end": {"eos_token_id": None},
+    "at least": {"min_new_tokens": 6, "eos_token_id": list(range(40, 120))}, "n-grams": {"no_repeat_ngram_size": 1},
+    "last": {"forced_eos_token_id": 7},
+    "first": {"suppress_tokens": list(range(2, 100)), "begin_suppress_tokens": list(range(200, 300))},
+    "banned": {"bad_words_ids": [[i] for i in range(100, 280)]},
+    "beams": {"num_beams": 3}, "its own number": {"max_new_tokens": 3}, "lookup": {"prompt_lookup_num_tokens": 2},
+}  # fmt: skip
+LEFT = {"beams", "its own number", "lookup"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_models_own_generation_config_is_obeyed(name: str, tiny: Any, tokenizer: Any) -> None:
+    model = louder(tiny(seed=1))
+    settings = {"until": ["."], "max_gen_toks": LIMIT}
+    plain = alone(model, tokenizer, asked(settings))
+    for key, value in CONFIGS[name].items():
+        setattr(model.generation_config, key, value)
+    expected = alone(model, tokenizer, asked(settings))
+    changes = {"sampling by default", "no end", "lookup"}
+    assert (expected == plain) == (name in changes) or name in changes
+    lm = PrefixLM(model, tokenizer, batch_size=1 if name in LEFT else 4)
+    if name not in LEFT:
+        forbidden(lm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if name in LEFT else "error")  # transformers' own, of its beams
+        assert lm.generate_until(asked(settings), disable_tqdm=True) == expected
+
+
+def test_the_settings_of_a_request_reach_transformers(tiny: Any, tokenizer: Any, caplog: Any) -> None:
+    model = louder(tiny(seed=1))
+    mixed = [{"repetition_penalty": 1.8}, {}, {"num_beams": 2}, {"min_new_tokens": 5, "until": ["the"]}]
+    requests = [r for i, one in enumerate(mixed) for r in asked({"until": ["."], "max_gen_toks": 9, **one}, 3, seed=i)]
+    expected = alone(model, tokenizer, requests)
+    lm = PrefixLM(model, tokenizer, batch_size=1)
+    lm.rows = 5
+    assert lm.generate_until(requests, disable_tqdm=True) == expected
+    assert "3 generated texts come from lm-eval's own batches: num_beams is 2" in caplog.text
+
+
+@pytest.mark.parametrize("given", [{}, {"max_length": 40}, {"add_bos_token": True}, {"truncation": True}])
+def test_prompts_longer_than_the_window_are_cut_as_by_lm_eval(given: dict[str, Any], tiny: Any, tokenizer: Any) -> None:
+    model, requests = louder(tiny()), asked({"until": ["."], "max_gen_toks": 30}, 6, header=40)
+    short = asked({"until": ["."], "max_gen_toks": 30}, 3)
+    assert together(model, tokenizer, requests + short, **given) == alone(model, tokenizer, requests + short, **given)
+
+
+@pytest.mark.parametrize("end", ["at", 262])
+def test_thoughts_are_cut_off(end: Any, tiny: Any, tokenizer: Any) -> None:
+    model, requests = louder(tiny(seed=2)), asked({"until": ["."], "max_gen_toks": 20})
+    expected = alone(model, tokenizer, requests, think_end_token=end)
+    assert expected != alone(model, tokenizer, requests)
+    assert together(model, tokenizer, requests, think_end_token=end) == expected
+
+
+def test_a_tokeniser_without_a_padding_token(tiny: Any, tokenizer: Any) -> None:
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    model, requests = louder(tiny()), asked({"until": ["."], "max_gen_toks": LIMIT})
+    assert together(model, bare, requests) == alone(model, bare, requests)
+    assert bare.pad_token is None
+
+
+WINDOWS = [
+    "mistral",
+    "gemma2",
+    "gemma3_text",
+    "qwen3",
+    "phi3",
+    "gemma",
+    "qwen3_moe",
+    "starcoder2",
+    "olmo2",
+    "granite",
+    "cohere2",
+]
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_families_of_models(kind: str, tokenizer: Any) -> None:
+    """Windows of 8 tokens, caps, experts, scaled embeddings; a header longer than the window."""
+    model = build(kind, eos_token_id=0, pad_token_id=1)
+    model.generation_config.eos_token_id = 0
+    settings = {"until": ["."], "max_gen_toks": LIMIT}
+    requests = asked(settings, 5) + asked(settings, 6, header=9)
+    expected = alone(model, tokenizer, requests, max_length=256)
+    assert len(set(expected)) > 4
+    assert together(model, tokenizer, requests, batch_size=4, max_length=256) == expected
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt", "gpt_neo", "mamba", "lfm2", "falcon_h1", "gpt_oss"])
+def test_models_that_cannot_are_left_to_lm_eval_with_one_warning(kind: str, tokenizer: Any) -> None:
+    model = build(kind, eos_token_id=0, pad_token_id=1)
+    requests = asked({"until": ["."], "max_gen_toks": 6}, 5) + asked({"until": ["."], "max_gen_toks": 6}, 5, header=9)
+    expected = alone(model, tokenizer, requests, max_length=256)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        lm = PrefixLM(model, tokenizer, batch_size=1, max_length=256)
+        found = [lm.generate_until(requests, disable_tqdm=True) for _ in range(2)]
+    assert found == [expected, expected]
+    assert sum("lm-eval's own" in str(one.message) for one in said) == 1
+
+
+def counted(model: Any) -> list[int]:
+    """The rows of every forward of the model from now on."""
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda _, args, given: calls.append(len(given["input_ids"])), with_kwargs=True)
+    return calls
+
+
+def test_rows_that_end_leave_and_waiting_ones_come_in(tiny: Any, tokenizer: Any) -> None:
+    model = louder(tiny())
+    limits = [30, 2, 3, 30, 2, 2, 4, 2]
+    requests = [r for n, limit in enumerate(limits) for r in asked({"until": [], "max_gen_toks": limit}, 1, seed=n)]
+    expected = alone(model, tokenizer, requests)
+    lm = PrefixLM(model, tokenizer, batch_size=4)
+    lm.generate_until(requests[:1], disable_tqdm=True)  # the proof
+    calls = counted(model)
+    assert lm.generate_until(requests, disable_tqdm=True) == expected
+    steps = sum(limits) - len(limits)  # tokens of forwards of one token a row
+    assert sum(calls) <= steps + 2 * len(limits) + 4
+    assert max(calls) == 4
+
+
+def test_a_header_is_computed_once(tiny: Any, tokenizer: Any) -> None:
+    model, requests = louder(tiny()), asked({"until": ["."], "max_gen_toks": 3}, header=9)
+    lm = PrefixLM(model, tokenizer)
+    lm.generate_until(requests[:1], disable_tqdm=True)
+    tokens: list[int] = []
+    model.register_forward_pre_hook(lambda _, args, given: tokens.append(given["input_ids"].numel()), with_kwargs=True)
+    lm.generate_until(requests, disable_tqdm=True)
+    prompts = [len(tokenizer.encode(r.args[0])) for r in requests]
+    assert min(prompts) > 100
+    assert sum(tokens) < 0.45 * sum(prompts)  # two of the prompts are computed again, to compare
+
+
+def test_groups_share_what_is_worth_it() -> None:
+    head, other = list(range(100)), list(range(500, 600))
+    many = [[*head, i, i] for i in range(6)] + [[*other, i] for i in range(5)]
+    many += [[7], [7, 8], [*head[:70], *range(900, 1100)]]
+    found = groups(many)
+    assert [(n, sorted(some)) for n, some in found] == [(0, [11, 12, 13]), (100, [0, 1, 2, 3, 4, 5]), (100, [6, 7, 8, 9, 10])]
+    assert groups([]) == []
+    assert groups([[1, 2]] * 3) == [(0, [0, 1, 2])]
+    nested = [[*head, *range(i)] for i in range(6)]  # each is the beginning of the next: a token must be left to compute
+    assert groups(nested) == [(99, [5, 4, 3, 2, 1, 0])]
+
+
+@pytest.mark.parametrize("header", [0, 9])
+def test_with_little_memory_rows_wait_again(header: int, tiny: Any, tokenizer: Any, monkeypatch: Any) -> None:
+    model, requests = louder(tiny()), asked({"until": [], "max_gen_toks": 25}, 8, header=header)
+    expected = alone(model, tokenizer, requests)
+    token = 2 * 2 * 2 * 8 * 4  # keys and values of 2 layers and 2 heads of width 8, in float32
+    monkeypatch.setattr("cltk.measure.decoding.ROOM_CPU", 200 * token)
+    shapes: list[Any] = []
+    left: list[int] = []
+    leave = Decoder._make_room
+
+    def counting(self: Any, slots: Any, active: list[Row], waiting: Any) -> None:
+        before = len(active)
+        leave(self, slots, active, waiting)
+        left.extend([1] * (before - len(active)))
+
+    monkeypatch.setattr(Decoder, "_make_room", counting)
+    model.register_forward_pre_hook(lambda _, args, given: shapes.append(given["input_ids"].shape), with_kwargs=True)
+    assert together(model, tokenizer, requests) == expected
+    assert 1 < max(rows for rows, tokens in shapes if tokens == 1) < 8
+    assert len(left) > 0
+
+
+def test_a_device_that_runs_out_of_memory(tiny: Any, tokenizer: Any, monkeypatch: Any) -> None:
+    model, requests = louder(tiny()), asked({"until": [], "max_gen_toks": 9}, 8)
+    expected = alone(model, tokenizer, requests)
+    whole = Decoder._step
+
+    def small(self: Any, slots: Any, active: list[Row]) -> Any:
+        if len(active) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(self, slots, active)
+
+    monkeypatch.setattr(Decoder, "_step", small)
+    assert together(model, tokenizer, requests) == expected
+
+
+def test_a_model_that_gives_nan_is_refused(tiny: Any, tokenizer: Any) -> None:
+    from cltk.errors import RunError
+
+    model = tiny()
+    lm = PrefixLM(model, tokenizer)
+    requests = asked({"until": ["."], "max_gen_toks": 4}, 3)
+    lm.generate_until(requests, disable_tqdm=True)
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with pytest.raises(RunError, match=r"generation request 0: the model gives NaN; .{10,150}$"):
+        lm.generate_until(requests, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("header", [0, 9])
+def test_bfloat16_is_as_near_to_float32_as_one_prompt_at_a_time(header: int, tiny: Any, tokenizer: Any) -> None:
+    """The share of tokens that begin as in float32 does not fall behind that of batches of one."""
+    wide, settings = tiny(), {"until": [], "max_gen_toks": 8}
+    with torch.no_grad():
+        for weight in wide.parameters():
+            weight.mul_(4)
+    narrow = copy.deepcopy(wide).bfloat16()
+    requests = asked(settings, 40, header=header)
+    exact, ours, theirs = (
+        way(model, tokenizer, requests) for way, model in ((alone, wide), (together, narrow), (alone, narrow))
+    )
+
+    def same(found: list[str]) -> int:
+        return sum(a == b for a, b in zip(found, exact, strict=True))
+
+    assert same(ours) >= same(theirs) - 4
+    assert same(ours) > 20
+
+
+def test_what_was_generated_is_kept_and_what_was_not_is_made(tiny: Any, tokenizer: Any, tmp_path: Any) -> None:
+    model, requests = louder(tiny()), asked({"until": ["."], "max_gen_toks": LIMIT}, 9)
+    told: list[tuple[int, int, int]] = []
+
+    def run(some: list[Any], digest: str = "abc", **given: Any) -> list[str]:
+        return together(model, tokenizer, some, journal=Journal(tmp_path / "j"), digest=digest, **given)
+
+    expected = run(requests + requests[:2], progress=lambda *now: told.append(now))
+    assert expected == alone(model, tokenizer, requests + requests[:2])
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert told[-1][:2] == (11, 11)
+    assert told[-1][2] > told[0][2] > 0
+    lines = (tmp_path / "j").read_text().splitlines(keepends=True)
+    assert len(lines) == 9
+    calls = counted(model)
+    assert run(requests) == expected[:9]
+    assert not calls
+    (tmp_path / "j").write_text("".join(lines[:7]) + lines[7][:30])  # killed while it wrote
+    assert run(requests) == expected[:9]
+    assert sorted((tmp_path / "j").read_text().splitlines()) == sorted(line.rstrip() for line in lines)
+    assert run(requests, "other") == expected[:9]
+    assert len((tmp_path / "j").read_text().splitlines()) == 18
+
+
+def test_texts_of_a_model_that_fails_the_comparison_are_not_used(
+    tiny: Any, tokenizer: Any, tmp_path: Any, monkeypatch: Any
+) -> None:
+    from cltk.measure import slots
+
+    whole = slots.attention
+    monkeypatch.setattr(slots, "attention", lambda *given: whole(*given) * 1.05)  # as a model that attends otherwise
+    model, requests = louder(tiny()), asked({"until": ["."], "max_gen_toks": LIMIT}, 9)
+    expected = alone(model, tokenizer, requests)
+    lm = PrefixLM(model, tokenizer, batch_size=1, journal=Journal(tmp_path / "j"), digest="abc")
+    with pytest.warns(UserWarning, match="LlamaForCausalLM: texts are not decoded together, .*: log-probability"):
+        assert lm.generate_until(requests, disable_tqdm=True) == expected
+    assert lm.generate_until(requests, disable_tqdm=True) == expected
+    assert len((tmp_path / "j").read_text().splitlines()) == 9  # lm-eval's alone
+    assert lm.proven(20) is not None  # scoring has its own proof
+
+
+def test_several_ranks_share_the_rows(tiny: Any, tokenizer: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    """Two ranks one after the other: the second finds what the first would have told it."""
+    from cltk.measure import generation
+
+    model, requests = louder(tiny()), asked({"until": ["."], "max_gen_toks": LIMIT}, 9)
+    expected, told = alone(model, tokenizer, requests), []
+
+    def exchange(mine: Any) -> list[Any]:
+        told.append(mine)
+        return [mine, *told[:1]] if len(told) > 1 else [mine]
+
+    monkeypatch.setattr(generation, "gathered", exchange)
+    monkeypatch.setattr("cltk.measure.scoring.gathered", lambda mine: [mine])
+    for rank in (1, 0):
+        monkeypatch.setattr(generation, "ranks", lambda rank=rank: (rank, 2))
+        lm = PrefixLM(model, tokenizer, journal=Journal(tmp_path / str(rank)), digest="abc")
+        if rank == 1:
+            with pytest.raises(KeyError):  # the other's rows are not there
+                lm.generate_until(requests, disable_tqdm=True)
+    forbidden(lm)
+    assert lm.generate_until(requests, disable_tqdm=True) == expected
+    assert sorted(len(texts) for _, texts, _ in told) == [4, 5]
+    assert len((tmp_path / "0").read_text().splitlines()) == 9

@@ -48,7 +48,7 @@ def add(command: Command) -> None:
 
 def fisher(options: argparse.Namespace) -> int:
     """`cltk fisher`: compute and save an importance; continues an interrupted one."""
-    from cltk.data.memories import memory_rows
+    from cltk.data.memories import memory_view
     from cltk.mitigate import fisher as compute
     from cltk.models import load_model, on
     from cltk.progress import Bar
@@ -57,7 +57,7 @@ def fisher(options: argparse.Namespace) -> int:
         raise InputError(f"--out {options.out}: the file must end in .safetensors")
     with on(options.device):
         model, tokenizer = load_model(options.model)
-    rows = memory_rows(options.memory, tokenizer, options.block)
+    rows = memory_view(options.memory, tokenizer, options.block, options.samples)
     total = min(len(rows), options.samples or len(rows))
     partial = options.out.with_suffix(".partial.safetensors")
     with Bar() as bar:

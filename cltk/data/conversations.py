@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
+from cltk.data.faults import Faults
 from cltk.data.messages import Conversation, conversation
 from cltk.data.readers import Row
-from cltk.data.rows import IGNORED, NoText, others
+from cltk.data.rows import IGNORED, NoText
 from cltk.errors import InputError
 
 Mask = Literal["last", "assistant", "all"]
@@ -21,40 +22,66 @@ class Rewritten(InputError):
     """A template that writes a turn otherwise once others follow it: what is answered cannot be told from the rest."""
 
 
-def conversations(
-    rows: Sequence[Row], tokenizer: Any, columns: Sequence[str], *, mask: Mask | None = None, max_length: int = 512,
-    drop_long: bool = False, where: str = "data",
-) -> list[Row | None]:  # fmt: skip
-    """One token row a conversation, cut on the right: {"input_ids", "labels"}; labels are -100 where nothing counts.
+class ConversationEncoder:
+    """Token rows of conversations, so many at a time: {"input_ids", "labels"}; labels are -100 where nothing counts.
+
+    None for a row at fault, which is added to `faults`: no answer, a template that does not say which tokens are the answer,
+    nothing left of what counts after the cut on the right.
 
     Args:
         columns: which hold the messages (see `spoken`).
         mask: "assistant" counts every assistant turn (of the completion), "last" the last one, "all" every token. By default
             the whole completion of a prompt-and-completion row, and every assistant turn of a conversation.
+
+    Raises:
+        InputError: no chat template, or messages that are none (`conversation`).
+    """
+
+    def __init__(self, tokenizer: Any, faults: Faults, columns: Sequence[str], *, mask: Mask | None = None) -> None:
+        self.tokenizer, self.faults, self.columns, self.mask = tokenizer, faults, columns, mask
+
+    def __call__(self, rows: Sequence[Row]) -> list[Row | None]:
+        done = [self._row(row, self.faults.rows + i) for i, row in enumerate(rows)]
+        self.faults.rows += len(rows)
+        return done
+
+    def said(self, row: Row) -> tuple[str, str]:
+        """What is asked, and all that is said."""
+        found = conversation(row, self.columns, self.faults.where)
+        return found.question, found.text
+
+    def _row(self, row: Row, index: int) -> Row | None:
+        place = self.faults.place(index)
+        try:
+            one = conversation(row, self.columns, place)
+            found = encode(one, self.tokenizer, self.mask, f"{place}: column {self.columns[0]!r}")
+        except (NoText, Rewritten) as error:
+            self.faults.without.add(index, str(error))
+            return None
+        cut = {name: ids[: self.faults.max_length] for name, ids in found.items()}
+        if not counts(cut):
+            self.faults.too_long(index, next((i for i, label in enumerate(found["labels"]) if label != IGNORED), 0))
+            return None
+        self.faults.kept += 1
+        return cut
+
+
+def conversations(
+    rows: Sequence[Row], tokenizer: Any, columns: Sequence[str], *, mask: Mask | None = None, max_length: int = 512,
+    drop_long: bool = False, where: str = "data",
+) -> list[Row | None]:  # fmt: skip
+    """One token row a conversation (`ConversationEncoder`).
+
+    Args:
         drop_long: rows of which nothing that counts is left become None; else they are refused.
 
     Raises:
-        InputError: no chat template, messages that are none (`conversation`), no answer, a template that does not say which
-            tokens are the answer, or rows too long: how many, and which are the first.
+        InputError: rows at fault: how many, and which are the first.
     """
-    done: list[Row | None] = []
-    bad, long = [], []
-    for index, row in enumerate(rows):
-        place = f"{where}, row {index}"
-        try:
-            found = encode(conversation(row, columns, place), tokenizer, mask, f"{place}: column {columns[0]!r}")
-        except (NoText, Rewritten) as error:
-            bad.append((index, str(error)))
-            continue
-        cut = {name: ids[:max_length] for name, ids in found.items()}
-        if not counts(cut):
-            long.append((index, next((i for i, label in enumerate(found["labels"]) if label != IGNORED), 0)))
-        done.append(cut if counts(cut) else None)
-    if bad:
-        raise InputError(bad[0][1] + others([index for index, _ in bad], len(rows)))
-    if long and (not drop_long or not any(done)):
-        raise InputError(too_long(long, len(rows), where, max_length, drop_long))
-    return done
+    faults = Faults(where, max_length, drop_long)
+    found = ConversationEncoder(tokenizer, faults, columns, mask=mask)(rows)
+    faults.check()
+    return found
 
 
 def counts(row: Row) -> bool:
@@ -62,19 +89,8 @@ def counts(row: Row) -> bool:
     return any(label != IGNORED for label in row["labels"][1:])
 
 
-def too_long(long: Sequence[tuple[int, int]], rows: int, where: str, max_length: int, drop_long: bool) -> str:
-    """What is said of rows (index, tokens before the first that counts) of which nothing is left."""
-    return (
-        f"{where}, row {long[0][0]}: nothing of the completion is left after the cut to max_length={max_length} (the"
-        f" prompt has {long[0][1]} tokens; the longest {max(n for _, n in long)})"
-        + others([index for index, _ in long], rows)
-        + "; raise data.max_length"
-        + ("" if drop_long else ", or leave such rows out (data.drop_long: true)")
-    )
-
-
 def encode(one: Conversation, tokenizer: Any, mask: Mask | None = None, where: str = "conversation") -> Row:
-    """Token ids of the whole conversation, as `apply_chat_template` gives them, and labels (see `conversations`).
+    """Token ids of the whole conversation, as `apply_chat_template` gives them, and labels (see `ConversationEncoder`).
 
     Where the template marks answers ({% generation %}) its marks hold. Elsewhere a turn reaches from behind the generation
     prompt of what stands before it to the end of what the template makes of it, if that is how the whole begins.

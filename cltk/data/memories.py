@@ -3,97 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
 
-from cltk.data.conversations import MASKS, Mask, conversations, counts, encode, question_ids
+from cltk.data.conversations import ConversationEncoder, counts, encode, question_ids
+from cltk.data.faults import Faults
 from cltk.data.lazy import TokenRows
-from cltk.data.messages import conversation, is_pair, spoken
-from cltk.data.pairs import pairs
-from cltk.data.readers import Row, read_rows
-from cltk.data.rows import IGNORED, blocks, fill, text_of, token_row
+from cltk.data.messages import conversation, spoken
+from cltk.data.opening import Reading, kind_of, listed, opened
+from cltk.data.pairs import PairEncoder
+from cltk.data.readers import Row, Rows
+from cltk.data.rows import BATCH, IGNORED, batched, cut_blocks, fill, text_of, token_row
+from cltk.data.tables import Facts, table_of, tokenizer_digest
 from cltk.errors import InputError
 
 WHOLE = 2**62  # tokens: nothing is cut
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a memory is read, where its path does not say it all: `memory: {path: old.jsonl, prompt: question, ...}`.
-
-    Args:
-        path: a file, a saved data set, "asset:NAME/FILE" or a hub id.
-        name, split, revision: of a data set.
-        prompt, completion: columns or templates of pairs. text: of plain text. messages: the column of a conversation.
-        mask: which tokens of a conversation count: the assistant's, those of the last turn, or all.
-        chat_template: whether pairs of text become a user's and an assistant's turn.
-        limit: the first N rows.
-    """
-
-    path: str
-    name: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    prompt: str | None = None
-    completion: str | None = None
-    text: str | None = None
-    messages: str | None = None
-    mask: Mask | None = None
-    chat_template: bool = False
-    limit: int | None = None
-
-
-def reading(memory: Any, where: str = "memory") -> Reading | None:
-    """The `Reading` that a mapping stands for; None for rows and texts that are at hand.
-
-    Raises:
-        InputError: a mapping without a path (a set of splits), or with keys or values that there are not.
-    """
-    if isinstance(memory, str | Path):
-        return Reading(str(memory))
-    if not isinstance(memory, Mapping):
-        return None
-    if "path" not in memory:
-        raise InputError(f"{where}: is a set of splits ({', '.join(map(str, memory))}); give one of them")
-    known = {one.name: one.type for one in fields(Reading)}
-    for key, value in memory.items():
-        if key not in known:
-            raise InputError(f"{where}.{key}: unknown key; there are {', '.join(known)}")
-        right = {"mask": value in (None, *MASKS), "chat_template": isinstance(value, bool)}.get(key)
-        if right is None:
-            right = value is None or (type(value) is int and value > 0 if key == "limit" else isinstance(value, str))
-        if not right or (key == "path" and not value):
-            wanted = {"mask": f"one of {', '.join(MASKS)}", "chat_template": "true or false", "limit": "a whole number above 0"}
-            raise InputError(f"{where}.{key}: must be {wanted.get(key, 'text')}, got {value!r}")
-    found = Reading(**memory)
-    if found.text and (found.prompt or found.completion or found.messages):
-        raise InputError(f"{where}: plain text (text) has no prompt, completion and messages; give the one or the other")
-    return found
-
-
-def _opened(memory: Any, where: str) -> tuple[Reading, Any, str]:
-    """How it is read, its rows (with a length and places), and how errors name it."""
-    how = reading(memory, where)
-    if how is not None:
-        where = how.path
-        rows: Any = read_rows(how.path, name=how.name, split=how.split, revision=how.revision)[: how.limit]
-    else:
-        rows = memory.with_format(None) if hasattr(memory, "with_format") else memory  # a `datasets` format may give no rows
-        rows = rows if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") else list(rows)
-    return how or Reading(""), rows, where
-
-
-def kind_of(row: Any, how: Reading) -> Literal["tokens", "messages", "pairs", "text"]:
-    """What the rows of a memory are, by their first."""
-    if how.text or not isinstance(row, Mapping):
-        return "text"
-    if "input_ids" in row:
-        return "tokens"
-    if spoken(row, how.prompt, how.completion, how.messages):
-        return "messages"
-    return "pairs" if how.prompt or how.completion or is_pair(row) else "text"
 
 
 def memory_rows(memory: Any, tokenizer: Any, block: int = 256, limit: int | None = None) -> list[Row]:
@@ -115,21 +41,33 @@ def memory_view(memory: Any, tokenizer: Any, block: int = 256, limit: int | None
     Raises:
         InputError: it is empty, a set of splits, or a row has no text.
     """
-    how, rows, where = _opened(memory, "memory")
-    if not len(rows):
-        raise InputError(f"{where}: the memory is empty")
-    kind = kind_of(rows[0], how)
+    how, rows, where, first = opened(memory, "memory")
+    kind = kind_of(first, how)
     if kind == "text" and how.mask not in (None, "all"):
         raise InputError(f"{where}: mask: {how.mask}: its rows are plain text, which has no turns")
     if kind == "tokens":
-        return TokenRows(rows, where, min(len(rows), limit or len(rows)))
+        found = listed(rows)
+        return TokenRows(found, where, min(len(found), limit or len(found)))
     if tokenizer is None:
         raise InputError(f"{where}: texts need a tokenizer; give the trainer a processing_class or pass rows with input_ids")
-    if kind == "text":
-        done = blocks(_texts(rows, how, where), tokenizer, block, limit)
-    else:
-        done = _answered(rows, kind, how, tokenizer, block, limit, where)
-    if not done:
+    size = rows.bytes if isinstance(rows, Rows) and limit is None else 0
+
+    def key() -> list[Any]:
+        return ["memory", rows.digest(), asdict(how) | {"path": ""}, block, tokenizer_digest(tokenizer)]
+
+    def made(facts: Facts) -> Iterator[Row]:
+        if kind == "text":
+            found = cut_blocks(_texts(rows, how, where), tokenizer, block)
+        else:
+            found = _answered(rows, kind, how, tokenizer, block, where, facts, limit)
+        return islice(found, limit)
+
+    done, facts = table_of(size, key, made)
+    if passed := facts.get("passed"):
+        logging.getLogger(__name__).warning(
+            "%s: %d rows have no answer within their first %d tokens and are left out", where, passed, block
+        )
+    if not len(done):
         raise InputError(f"{where}: the memory holds no text" + ("" if kind == "text" else f" within {block} tokens a row"))
     return done
 
@@ -141,40 +79,31 @@ def _texts(rows: Iterable[Any], how: Reading, where: str) -> Iterator[str]:
 
 
 def _answered(
-    rows: Any, kind: str, how: Reading, tokenizer: Any, length: int, limit: int | None, where: str
-) -> list[Row]:  # fmt: skip
-    """Conversations or pairs of which something counts within `length` tokens; no more are tokenised than `limit` needs."""
-    done: list[Row] = []
-    passed = 0
-    step = limit or len(rows)
-    for first in range(0, len(rows), step):
-        some = [rows[i] for i in range(first, min(first + step, len(rows)))]
-        found = _encoded(some, kind, how, tokenizer, where + (f" from row {first}" if first else ""))
-        cut = [{name: ids[:length] for name, ids in row.items()} for row in found]
-        done += [row for row in cut if counts(row)]
-        passed += sum(not counts(row) for row in cut)
-        if limit and len(done) >= limit:
-            break
-    if passed:
-        logging.getLogger(__name__).warning(
-            "%s: %d rows have no answer within their first %d tokens and are left out", where, passed, length
-        )
-    return done[:limit]
+    rows: Any, kind: str, how: Reading, tokenizer: Any, length: int, where: str, facts: Facts, limit: int | None
+) -> Iterator[Row]:  # fmt: skip
+    """Conversations or pairs of which something counts within `length` tokens; how many were passed over is a fact."""
+    faults = Faults(where, WHOLE)
+    encoder = _encoder(next(iter(rows)), kind, how, tokenizer, faults)
+    for some in batched(rows, most=min(limit or BATCH, BATCH)):
+        found = encoder(some)
+        if limit:  # the end may not be reached
+            faults.check()
+        cut = [{name: ids[:length] for name, ids in row.items()} for row in found if row is not None]
+        kept = [row for row in cut if counts(row)]
+        facts["passed"] = facts.get("passed", 0) + len(cut) - len(kept)
+        yield from kept
+    faults.check()
 
 
-def _encoded(rows: list[Row], kind: str, how: Reading, tokenizer: Any, where: str) -> list[Row]:
-    """Conversations or pairs as whole token rows with labels."""
-    prompt, completion = how.prompt or "prompt", how.completion or "completion"
-    found: list[Row | None]
+def _encoder(first: Row, kind: str, how: Reading, tokenizer: Any, faults: Faults) -> PairEncoder | ConversationEncoder:
+    """What makes whole token rows with labels of conversations or pairs."""
     if kind == "messages":
-        columns = spoken(rows[0], how.prompt, how.completion, how.messages) or ("messages",)
-        found = conversations(rows, tokenizer, columns, mask=how.mask, max_length=WHOLE, where=where)
-    else:
-        found = pairs(
-            rows, tokenizer, prompt=prompt, completion=completion, max_length=WHOLE, chat_template=how.chat_template,
-            completion_only=how.mask != "all", where=where,
-        )  # fmt: skip
-    return [row for row in found if row is not None]
+        columns = spoken(first, how.prompt, how.completion, how.messages) or ("messages",)
+        return ConversationEncoder(tokenizer, faults, columns, mask=how.mask)
+    return PairEncoder(
+        tokenizer, faults, how.prompt or "prompt", how.completion or "completion", chat_template=how.chat_template,
+        completion_only=how.mask != "all",
+    )  # fmt: skip
 
 
 def whole_row(row: Any, tokenizer: Any, where: str) -> Row:
@@ -182,22 +111,26 @@ def whole_row(row: Any, tokenizer: Any, where: str) -> Row:
     kind = kind_of(row, Reading(""))
     if kind == "text":
         return {"input_ids": tokenizer(text_of(row, where))["input_ids"]}
-    return _encoded([row], kind, Reading(""), tokenizer, where)[0]
+    faults = Faults(where, WHOLE)
+    found = _encoder(row, kind, Reading(""), tokenizer, faults)([row])[0]
+    faults.check()
+    return found or {}
 
 
-def said(memory: Any) -> list[str]:
+def said(memory: Any) -> Iterator[str]:
     """What the rows of a memory say, one text each, without roles; nothing of rows that are tokens already."""
-    how, rows, where = _opened(memory, "memory")
-    kind = kind_of(rows[0], how)
-    if kind == "tokens":
-        return []
+    how, rows, where, first = opened(memory, "memory")
+    kind = kind_of(first, how)
     if kind == "text":
-        return list(_texts(rows, how, where))
-    asked, answered = how.prompt or "prompt", how.completion or "completion"
-    if kind == "pairs":
-        return [" ".join(fill(name, row, f"{where}, row {i}") for name in (asked, answered)) for i, row in enumerate(rows)]
-    columns = spoken(rows[0], how.prompt, how.completion, how.messages)
-    return [conversation(row, columns, f"{where}, row {i}").text for i, row in enumerate(rows)]
+        yield from _texts(rows, how, where)
+    elif kind == "pairs":
+        asked, answered = how.prompt or "prompt", how.completion or "completion"
+        for i, row in enumerate(rows):
+            yield " ".join(fill(name, row, f"{where}, row {i}") for name in (asked, answered))
+    elif kind == "messages":
+        columns = spoken(first, how.prompt, how.completion, how.messages)
+        for i, row in enumerate(rows):
+            yield conversation(row, columns, f"{where}, row {i}").text
 
 
 def text_rows(texts: Any, tokenizer: Any, length: int, where: str, *, whole: bool = False) -> list[Row]:
@@ -211,12 +144,10 @@ def text_rows(texts: Any, tokenizer: Any, length: int, where: str, *, whole: boo
     Raises:
         InputError: there is no text, or no tokenizer for it.
     """
-    how, rows, where = _opened(texts, where)
-    if not len(rows):
-        raise InputError(f"{where}: is empty; give texts")
-    kind = kind_of(rows[0], how)
+    how, rows, where, first = opened(texts, where, "is empty; give texts")
+    kind = kind_of(first, how)
     if kind == "tokens":
-        return [token_row(rows[i], f"{where}, row {i}") for i in range(len(rows))]
+        return [token_row(row, f"{where}, row {i}") for i, row in enumerate(rows)]
     if tokenizer is None:
         raise InputError(f"{where}: texts need a tokenizer; give the trainer a processing_class or pass rows with input_ids")
     if kind == "messages":

@@ -6,16 +6,21 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from numbers import Integral
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cltk.data.readers import Row
 from cltk.errors import InputError
 
 IGNORED = -100  # a label that does not count, as in transformers
 BATCH = 1_000  # texts that are tokenised in one call
+TEXT = 2**20  # or so many characters of them
+SHOWN = 5  # rows of a fault that are named
 
 
 class NoText(InputError):
@@ -57,23 +62,10 @@ def fill(template: str, row: Row, where: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: as_text(row[match[1]], f"{where}: column {match[1]!r}"), template)
 
 
-def filled(rows: Sequence[Row], templates: Sequence[str], where: str) -> list[list[str]]:
-    """`fill` of every template for every row. Raises InputError that counts the rows without text and names the first."""
-    done, bad = [], []
-    for index, row in enumerate(rows):
-        try:
-            done.append([fill(template, row, f"{where}, row {index}") for template in templates])
-        except NoText as error:
-            bad.append((index, str(error)))
-    if bad:
-        raise InputError(bad[0][1] + others([index for index, _ in bad], len(rows)))
-    return done
-
-
-def others(found: Sequence[int], rows: int) -> str:
+def others(first: Sequence[int], count: int, rows: int) -> str:
     """How many rows share a fault, and which are the first."""
-    shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
-    return f" ({len(found)} such rows of {rows}: {shown})" if len(found) > 1 else f" (1 such row of {rows})"
+    shown = ", ".join(map(str, first[:SHOWN])) + (", ..." if count > SHOWN else "")
+    return f" ({count} such rows of {rows}: {shown})" if count > 1 else f" (1 such row of {rows})"
 
 
 def text_of(row: Row, where: str) -> str:
@@ -94,20 +86,25 @@ def text_of(row: Row, where: str) -> str:
 
 
 def blocks(texts: Iterable[str], tokenizer: Any, block: int, limit: int | None = None) -> list[Row]:
+    """The pieces of `cut_blocks`, or the first `limit` of them; no more text is read than they need."""
+    return list(islice(cut_blocks(texts, tokenizer, block), limit))
+
+
+def cut_blocks(texts: Iterable[str], tokenizer: Any, block: int) -> Iterator[Row]:
     """Texts joined by the end-of-sequence token and cut into pieces of `block` tokens; the short rest is dropped.
 
     The language-model pre-training format: every token is seen once, every piece has the same length. Where the tokeniser
     begins a text with a token of its own (<s>, <bos>), every text and every piece begins with it: models that were
     trained so (Llama 2, Gemma) are far off without it.
 
-    Args:
-        limit: the first so many pieces; no more text is read than they need.
+    Raises:
+        InputError: a block that holds nothing.
     """
     start = starts_with(tokenizer)
     if block <= len(start):
         raise InputError(f"blocks: {block} tokens hold no text behind {tokenizer.bos_token!r}; give longer blocks")
-    pieces: list[Row] = []
     rest: list[int] = []
+    pieces = 0
     for ids in _streamed(texts, tokenizer, start):
         rest += ids
         at = 0
@@ -116,12 +113,11 @@ def blocks(texts: Iterable[str], tokenizer: Any, block: int, limit: int | None =
             if len(first) + len(rest) - at < block:
                 break
             stop = at + block - len(first)
-            pieces.append({"input_ids": first + rest[at:stop]})
-            at = stop
-            if len(pieces) == limit:
-                return pieces
+            yield {"input_ids": first + rest[at:stop]}
+            pieces, at = pieces + 1, stop
         rest = rest[at:]
-    return pieces or ([{"input_ids": rest}] if len(rest) > 1 + len(start) else [])
+    if not pieces and len(rest) > 1 + len(start):
+        yield {"input_ids": rest}
 
 
 def starts_with(tokenizer: Any) -> list[int]:
@@ -133,10 +129,23 @@ def starts_with(tokenizer: Any) -> list[int]:
 def _streamed(texts: Iterable[str], tokenizer: Any, start: list[int]) -> Iterator[list[int]]:
     """Token ids of text after text, between the tokens that begin and end it."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    waiting = iter(texts)
-    while some := list(islice(waiting, BATCH)):  # a call for each text takes several times as long
+    for some in batched(texts, len):  # a call for each text takes several times as long
         for ids in tokenizer(some, add_special_tokens=False)["input_ids"]:
             yield start + ids + end
+
+
+def batched(items: Iterable[Any], size: Callable[[Any], int] = lambda _: 0, most: int = BATCH) -> Iterator[list[Any]]:
+    """Up to `most` items at a time, or as many as hold `TEXT` characters by their `size`."""
+    some: list[Any] = []
+    held = 0
+    for item in items:
+        some.append(item)
+        held += size(item)
+        if len(some) == most or held >= TEXT:
+            yield some
+            some, held = [], 0
+    if some:
+        yield some
 
 
 def token_row(row: Row, where: str) -> Row:
@@ -162,16 +171,22 @@ def split_by(keys: Sequence[str], fractions: Sequence[float]) -> list[list[int]]
     A row's part depends on its key alone (sha256), so that it is the same on every machine, for every seed, and does
     not move when rows are added.
     """
-    parts: list[list[int]] = [[] for _ in range(len(fractions) + 1)]
-    for index, key in enumerate(keys):
-        at = int.from_bytes(hashlib.sha256(" ".join(key.split()).lower().encode()).digest()[:8], "big") / 2**64
-        for part, fraction in enumerate(fractions, 1):
-            if at < fraction:
-                parts[part].append(index)
-                break
-            at -= fraction
-        else:
-            parts[0].append(index)
+    parts = parts_of(np.fromiter(map(key_number, keys), np.uint64, len(keys)), fractions)
+    return [np.flatnonzero(parts == part).tolist() for part in range(len(fractions) + 1)]
+
+
+def key_number(key: str) -> int:
+    """The number below 2^64 by which `split_by` places a key; case and runs of blanks do not count."""
+    return int.from_bytes(hashlib.sha256(" ".join(key.split()).lower().encode()).digest()[:8], "big")
+
+
+def parts_of(numbers: NDArray[np.uint64], fractions: Sequence[float]) -> NDArray[np.int64]:
+    """The part (0 is the rest) of each key, by its `key_number`."""
+    at = numbers.astype(np.float64) / 2**64
+    parts = np.zeros(len(at), np.int64)
+    for part, fraction in enumerate(fractions, 1):
+        parts[(parts == 0) & (at >= 0) & (at < fraction)] = part
+        at = at - fraction
     return parts
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from cltk.data.readers import Row
+from cltk.data.tables import lengths
 from cltk.errors import InputError
 
 
@@ -35,6 +36,6 @@ def check_length(model: Any, rows: Sequence[Row], where: str, remedy: str) -> No
     size = table_size(model)
     if size is None:
         return
-    longest = max((len(row["input_ids"]) for row in rows), default=0)
+    longest = int(max(lengths(rows), default=0))
     if longest > size:
         raise InputError(f"{where}: a row has {longest} tokens, and the model has {size} positions; {remedy}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import hypergeom
@@ -27,6 +28,16 @@ def check_sample(sample: object, name: str = "sample") -> None:
 def documents_in(n_documents: int, sample: Sample) -> int:
     """Documents that a sample asks for: a fraction is rounded up, as lm-eval's limit; never more than there are."""
     return min(n_documents, math.ceil(n_documents * sample) if sample < 1 else int(sample))
+
+
+def spread(rows: Iterable[Any], limit: float | None) -> list[Any]:
+    """All rows, or so many of them (a fraction below 1), evenly spread; no others are kept. They are read twice."""
+    if limit is None:
+        return list(rows)
+    total = sum(1 for _ in rows)
+    n = documents_in(total, limit)
+    wanted = {i * total // n for i in range(n)}
+    return [row for i, row in enumerate(rows) if i in wanted]
 
 
 def choose(
@@ -64,6 +75,9 @@ def choose(
     asked = documents_in(n_documents, sample)
     if asked == n_documents:
         return list(range(n_documents))
+    if not clusters and not strata:  # one cell of single documents, of which the first by their hash are drawn
+        hashes = np.fromiter((_hash(f"{seed} unit {i}") for i in range(n_documents)), np.uint64, n_documents)
+        return sorted(np.argsort(hashes, kind="stable")[:asked].tolist())
     units = _units(n_documents, clusters, strata)
     part, whole = (asked, n_documents) if len(units) * asked >= n_documents else (1, len(units))  # probability of a unit
     cells: dict[tuple[int, str, int], list[list[int]]] = {}

@@ -12,12 +12,12 @@ from typing import Any
 
 from cltk.data.memories import whole_row
 from cltk.data.messages import row_key
-from cltk.data.readers import Row, read_rows
+from cltk.data.readers import Row, open_rows
 from cltk.data.rows import IGNORED, text_of
 from cltk.errors import InputError
 from cltk.forward.probe import row_nll
 from cltk.measure.harness import Progress
-from cltk.measure.sampling import Sample, choose, described, documents_in
+from cltk.measure.sampling import Sample, choose, described, spread
 from cltk.measure.scores import TaskScores
 from cltk.ranks import shared
 
@@ -47,9 +47,7 @@ class TextTask:
 
         `limit` takes so many rows (or, below 1, that fraction), evenly spread, so that every part of the file is represented.
         """
-        rows = read_rows(path, name=config, split=split, revision=revision)
-        n = len(rows) if limit is None else documents_in(len(rows), limit)
-        rows = [rows[i * len(rows) // n] for i in range(n)]
+        rows = spread(open_rows(path, name=config, split=split, revision=revision), limit)
         for kind, column in (("cluster", cluster), ("stratum", stratum)):
             if column and (odd := next((row for row in rows if column not in row), None)) is not None:
                 raise InputError(f"{path}: {kind} column {column!r} is missing; the columns are {', '.join(odd)}")

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cltk import tensors
-from cltk.data.memories import memory_view, reading
+from cltk.data.memories import memory_view
+from cltk.data.opening import reading
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED, Collator
+from cltk.data.tables import Table
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal
 from cltk.forward.positions import check_length
@@ -82,7 +84,10 @@ class Counted(Sequence[Row]):
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
-        self.kept = array("q", (i for i, row in enumerate(rows) if any(x != IGNORED for x in labelled(row)["labels"][1:])))
+        if isinstance(rows, Table):
+            self.kept = array("q", rows.counted().nonzero()[0].tobytes())
+        else:
+            self.kept = array("q", (i for i, row in enumerate(rows) if any(x != IGNORED for x in labelled(row)["labels"][1:])))
 
     def __len__(self) -> int:
         return len(self.kept)

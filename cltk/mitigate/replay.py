@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED
+from cltk.data.tables import Table, lengths
 from cltk.errors import InputError
 from cltk.mitigate.interface import Mitigator, Plan
 from cltk.mitigate.memory import check_memory, labelled, old_rows
@@ -55,6 +57,11 @@ class Mixed:
 
     def __len__(self) -> int:
         return len(self.new) + self.count
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row."""
+        old = [len(self.old[i % len(self.old)]["input_ids"]) for i in range(self.count)]
+        return np.concatenate([lengths(self.new), np.asarray(old, np.int64)])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index < len(self.new):
@@ -208,6 +215,8 @@ def replay_steps(steps: int, fraction: float) -> int:
 
 def _tokens(rows: Any) -> tuple[int, int, int]:
     """Tokens of the new rows, those that count in the loss, and sequences (a packed row is several)."""
+    if isinstance(rows, Table):
+        return int(rows.lengths().sum()), int(rows.counted(0).sum()), len(rows)
     total = counted = sequences = 0
     for i in range(len(rows)):  # read once: a row of a data set is decoded anew at every look
         row = rows[i]

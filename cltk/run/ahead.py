@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cltk.data.readers import Row
+from cltk.data.tables import lengths
 from cltk.errors import InputError
 from cltk.forward.positions import check_length
 from cltk.measure.evaluate import Suite
@@ -44,7 +45,7 @@ def check_training(cell: Cell) -> None:
         raise InputError("lora: needs the package peft; pip install peft")
 
 
-def check_lengths(config: Any, spec: Any, rows: Sequence[Row]) -> None:
+def check_lengths(config: Any, spec: Any, *sets: Sequence[Row]) -> None:
     """That the model has positions for the rows that it trains on; one of computed positions has for any.
 
     Raises:
@@ -53,8 +54,9 @@ def check_lengths(config: Any, spec: Any, rows: Sequence[Row]) -> None:
     from cltk.run.shape import meta_model
 
     said = named_positions(config) if config is not None else []
-    if said and max((len(row["input_ids"]) for row in rows), default=0) > min(said):
-        check_length(meta_model(spec), rows, "data.max_length", "lower data.max_length")
+    for rows in sets if said else ():
+        if max(lengths(rows), default=0) > min(said):
+            check_length(meta_model(spec), rows, "data.max_length", "lower data.max_length")
 
 
 def _reporter(name: str) -> None:

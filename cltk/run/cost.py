@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cltk.data.tables import lengths
 from cltk.mitigate.generate import SelfReplay
 from cltk.mitigate.interface import Plan
 from cltk.mitigate.replay import Replay, mix
@@ -43,7 +44,7 @@ def cost_in_tokens(cell: Cell, prepared: Prepared, mitigators: Sequence[Any] = (
     rows = len(plan.data)
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(rows / per_step) * args.num_train_epochs)
-    mean = sum(len(plan.data[i]["input_ids"]) for i in range(rows)) / rows
+    mean = int(lengths(plan.data).sum()) / rows
     dropped = {f"{key} rows left out": count for key, count in prepared.dropped.items()}
     sources = {f"rows of data.{key}": count for key, count in prepared.sources.items()}
     return {"steps": steps, "rows": steps * per_step, "tokens": round(steps * per_step * mean), **sources, **dropped}

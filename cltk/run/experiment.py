@@ -108,7 +108,7 @@ class ExperimentRun:
                 for training in cell.trainings:
                     check_training(training)
                     data, spec = self.inputs.data(training), self.inputs.path(training.config.model.spec)
-                    check_lengths(self.inputs.config(training), spec, [*data.train, *data.validation])
+                    check_lengths(self.inputs.config(training), spec, data.train, data.validation)
                     check_watch(self.inputs, training, build_mitigators(training.config.mitigators, self.plan.folder))
         except InputError as error:
             raise InputError(f"{self.plan.file}: {error}") from None

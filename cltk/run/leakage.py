@@ -6,11 +6,11 @@ from are a template, and do not count. Source: Brown et al. 2020 (arXiv 2005.141
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cltk.data.memories import said
 from cltk.data.messages import words
 from cltk.data.readers import locate
-from cltk.data.rows import NoText
+from cltk.data.rows import NoText, batched
 from cltk.errors import InputError
 from cltk.measure.texts import TextTask
 from cltk.run.inputs import Inputs
@@ -30,6 +30,8 @@ from cltk.run.sources import memories
 
 RUN = 13  # words in a row
 TEMPLATE = 10  # rows in which a run may stand
+MOST = 50_000_000  # characters of a memory: methods that need a part of one read its beginning
+OTHER = 2**63  # the number of every word that no measured set has
 WORD = re.compile(r"\w+")
 
 
@@ -55,29 +57,23 @@ class Texts:
 
     Args:
         texts: the rows.
-        vocabulary: word -> number, shared by all sets that are compared; it grows.
+        vocabulary: word -> number, shared by all sets that are measured; they let it grow.
+        known: whether words that are not in it stay out: no run that holds one is in a measured set.
     """
 
-    def __init__(self, texts: Sequence[str], vocabulary: dict[str, int]) -> None:
+    def __init__(self, texts: Sequence[str], vocabulary: dict[str, int], known: bool = False) -> None:
         rows = [WORD.findall(text.lower()) for text in texts]
         self.keys = [" ".join(words) for words in rows]
-        ids = np.fromiter(
-            (vocabulary.setdefault(word, len(vocabulary)) for words in rows for word in words), np.uint64, sum(map(len, rows))
-        )
+        if known:
+            numbers: Iterator[int] = (vocabulary.get(word, OTHER) for words in rows for word in words)
+        else:
+            numbers = (vocabulary.setdefault(word, len(vocabulary)) for words in rows for word in words)
+        ids = np.fromiter(numbers, np.uint64, sum(map(len, rows)))
         place = np.repeat(np.arange(len(rows)), [len(words) for words in rows])
         count = max(0, len(ids) - RUN + 1)
         whole = place[:count] == place[len(ids) - count :]
         self.row = place[:count][whole]
         self.run = _numbers(ids, count)[whole]
-
-    def runs(self) -> NDArray[np.uint64]:
-        """The runs that are no template, ascending."""
-        order = np.lexsort((self.row, self.run))
-        run, row = self.run[order], self.row[order]
-        first = np.ones(len(run), bool)
-        first[1:] = (run[1:] != run[:-1]) | (row[1:] != row[:-1])
-        found, rows = np.unique(run[first], return_counts=True)
-        return found[rows <= TEMPLATE]
 
 
 def _numbers(ids: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
@@ -91,13 +87,47 @@ def _numbers(ids: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
     return total
 
 
-def compare(learned: Texts, measured: Texts) -> tuple[int, int]:
-    """Rows of `measured` whose words are those of a row of `learned`, and other rows that share a run with it."""
-    known = {key for key in learned.keys if key}
-    equal = np.array([key in known for key in measured.keys], bool)
-    near = np.zeros(len(measured.keys), bool)
-    near[measured.row[np.isin(measured.run, learned.runs())]] = True
-    return int(equal.sum()), int((near & ~equal).sum())
+class Against:
+    """What of a measured set is found in the texts that are learned from, which pass by.
+
+    A run counts in so many rows of theirs; more than `TEMPLATE` make it one.
+    """
+
+    def __init__(self, measured: Texts) -> None:
+        self.measured = measured
+        self.runs = np.unique(measured.run)
+        self.rows = np.zeros(len(self.runs), np.int64)
+        self.keys = {key for key in measured.keys if key}
+        self.equal: set[str] = set()
+
+    def see(self, learned: Texts) -> None:
+        self.equal |= self.keys.intersection(learned.keys)
+        at = np.searchsorted(self.runs, learned.run)
+        at[at == len(self.runs)] = 0
+        hit = self.runs[at] == learned.run if len(self.runs) else np.zeros(len(at), bool)
+        each = np.unique(np.stack([at[hit], learned.row[hit]]), axis=1)[0]  # once a row
+        self.rows += np.bincount(each, minlength=len(self.rows))
+
+    def found(self) -> tuple[int, int]:
+        """Rows whose words are those of a row that was seen, and other rows that share a run with one."""
+        equal = np.array([key in self.equal for key in self.measured.keys], bool)
+        near = np.zeros(len(self.measured.keys), bool)
+        shared = self.runs[(self.rows > 0) & (self.rows <= TEMPLATE)]
+        near[self.measured.row[np.isin(self.measured.run, shared)]] = True
+        return int(equal.sum()), int((near & ~equal).sum())
+
+
+def compare(learned: Iterable[str], measured: Sequence[Texts], vocabulary: dict[str, int]) -> list[tuple[int, int]]:
+    """For each measured set its rows that are equal to learned ones, and others that are near; see `Against`.
+
+    What is learned from is read once and not kept: memory grows with what is measured alone.
+    """
+    against = [Against(one) for one in measured]
+    for some in batched(learned, len):
+        chunk = Texts(some, vocabulary, known=True)
+        for one in against:
+            one.see(chunk)
+    return [one.found() for one in against]
 
 
 def leaks(inputs: Inputs, cells: Sequence[Cell]) -> list[Leak]:
@@ -108,24 +138,26 @@ def leaks(inputs: Inputs, cells: Sequence[Cell]) -> list[Leak]:
     vocabulary: dict[str, int] = {}
     texts: dict[Any, Texts] = {}
     chosen: list[Leak | None] = []
-
-    def read(which: _Set) -> Texts:
-        if which.key not in texts:
-            texts[which.key] = Texts(which.rows(), vocabulary)
-        return texts[which.key]
-
     for cell in cells:
         sets = list(_sets(inputs, cell))
-        for one, other in product(sets, sets):
-            if one.kind == "measured" or (other.kind != "measured" and (one.kind, other.kind) != ("train", "validation")):
-                continue
-            pair = one.key, other.key
-            if pair not in inputs.leaks:
-                equal, near = compare(read(one), read(other))
-                found = Leak(one.name, other.name, len(read(other).keys), equal, near)
-                inputs.leaks[pair] = found if equal or near else None
-            chosen.append(inputs.leaks[pair])
+        for one in sets:
+            others = [other for other in sets if _compared(one, other)]
+            new = [other for other in others if (one.key, other.key) not in inputs.leaks]
+            for other in new:
+                if other.key not in texts:
+                    texts[other.key] = Texts(list(other.rows()), vocabulary)
+            found = compare(one.rows(), [texts[other.key] for other in new], vocabulary) if new else []
+            for other, (equal, near) in zip(new, found, strict=True):
+                leak = Leak(one.name, other.name, len(texts[other.key].keys), equal, near)
+                inputs.leaks[one.key, other.key] = leak if equal or near else None
+            chosen += [inputs.leaks[one.key, other.key] for other in others]
     return list(dict.fromkeys(leak for leak in chosen if leak))
+
+
+def _compared(one: _Set, other: _Set) -> bool:
+    if one is other or one.kind == "measured":
+        return False
+    return other.kind == "measured" or (one.kind, other.kind) == ("train", "validation")
 
 
 class _Set(NamedTuple):
@@ -133,7 +165,7 @@ class _Set(NamedTuple):
 
     key: Any
     name: str
-    rows: Callable[[], Sequence[str]]
+    rows: Callable[[], Iterable[str]]
     kind: str  # train, validation, memory or measured
 
 
@@ -153,25 +185,32 @@ def _sets(inputs: Inputs, cell: Cell) -> Iterator[_Set]:
         yield _Set(memory[1:], f"memory {memory.label}", partial(_memory, path, dict(memory.how)), "memory")
 
 
-def _decoded(rows: Sequence[Any], tokenizer: Any) -> list[str]:
-    return list(tokenizer.batch_decode([list(map(int, row["input_ids"])) for row in rows], skip_special_tokens=True))
+def _decoded(rows: Sequence[Any], tokenizer: Any) -> Iterator[str]:
+    for some in batched(rows):
+        yield from tokenizer.batch_decode([list(map(int, row["input_ids"])) for row in some], skip_special_tokens=True)
 
 
 def _words(text: TextTask) -> list[str]:
     return [words(row, text.name) for row in text.rows]
 
 
-def _memory(path: str, how: dict[str, Any]) -> list[str]:
-    """The texts of a memory; none of a model's folder, of an importance, or of rows that are tokens already."""
+def _memory(path: str, how: dict[str, Any]) -> Iterator[str]:
+    """The texts of a memory, up to `MOST`; none of a model's folder, of an importance, or of rows that are tokens already."""
     there = locate(path)
     if there is None or Path(there).suffix == ".safetensors" or (Path(there) / "config.json").exists():
-        return []
+        return
+    held = 0
     try:
-        return said({"path": path, **how})
+        for text in said({"path": path, **how}):
+            yield text
+            held += len(text)
+            if held > MOST:
+                logging.getLogger(__name__).warning("leakage: memory %s: its first %d MB were compared", path, MOST // 10**6)
+                return
     except NoText as error:
         raise InputError(f"memory {error}") from error
     except InputError:  # said where the memory is made into rows
-        return []
+        return
 
 
 def check_leaks(inputs: Inputs, cells: Sequence[Cell], strict: bool) -> list[str]:

@@ -88,9 +88,6 @@ def train_cell(
     loggers = Loggers(trainer)
     with explained(cell.config, output, model.config):
         attach(trainer, mitigators, cache=cache)
-    if speed.on("grouping"):  # the sampler iterates over the rows to read their lengths
-        rows: Any = trainer.train_dataset
-        trainer.train_dataset = [rows[i] for i in range(len(rows))]
     counter = Counter(speed.collator(trainer.model, tokenizer))
     collate_training(trainer, counter)
     counter.watch(trainer)

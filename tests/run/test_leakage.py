@@ -47,18 +47,31 @@ def test_against_sets_of_tuples(seed: int) -> None:
     ]
     measured += [" ".join(learned[9].split()[21:33]), " ".join([*learned[9].split()[21:32], "no"])]
     vocabulary: dict[str, int] = {}
-    found = compare(Texts(learned, vocabulary), Texts(measured, vocabulary))
+    (found,) = compare(learned, [Texts(measured, vocabulary)], vocabulary)
     assert found == reference(learned, measured)
     assert found[0] >= 2  # rows of the template alone are equal too
 
 
+def compared(learned: list[str], measured: list[str]) -> tuple[int, int]:
+    vocabulary: dict[str, int] = {}
+    return compare(learned, [Texts(measured, vocabulary)], vocabulary)[0]
+
+
 def test_no_run_crosses_from_row_to_row() -> None:
     words = [f"w{i}" for i in range(26)]
-    vocabulary: dict[str, int] = {}
-    learned = Texts([" ".join(words[:7]), " ".join(words[7:])], vocabulary)
-    assert compare(learned, Texts([" ".join(words[:14])], vocabulary)) == (0, 0)
-    assert compare(learned, Texts([" ".join(words[7:20])], vocabulary)) == (0, 1)
-    assert compare(Texts([], vocabulary), learned) == compare(learned, Texts([], vocabulary)) == (0, 0)
+    learned = [" ".join(words[:7]), " ".join(words[7:])]
+    assert compared(learned, [" ".join(words[:14])]) == (0, 0)
+    assert compared(learned, [" ".join(words[7:20])]) == (0, 1)
+    assert compared([], learned) == compared(learned, []) == (0, 0)
+    assert compared([" ".join(f"other{i}" for i in range(14))], [" ".join(words)]) == (0, 0)  # no word is known
+
+
+def test_templates_are_counted_over_all_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in 11 rows is a template, also where the rows are read a few at a time."""
+    monkeypatch.setattr("cltk.data.rows.TEXT", 200)
+    run = " ".join(f"w{i}" for i in range(13))
+    for rows, near in ((10, 1), (11, 0)):
+        assert compared([f"{i} {run} {i}" for i in range(rows)], [f"x {run}"]) == (0, near)
 
 
 def test_a_hundred_thousand_rows_are_compared() -> None:
@@ -66,9 +79,7 @@ def test_a_hundred_thousand_rows_are_compared() -> None:
     rng = random.Random(0)
     pool = [f"w{i}" for i in range(20_000)]
     rows = [" ".join(rng.choices(pool, k=20)) for _ in range(100_000)]
-    vocabulary: dict[str, int] = {}
-    equal, near = compare(Texts(rows, vocabulary), Texts([*rows[:500], "x " + rows[7]], vocabulary))
-    assert (equal, near) == (500, 1)
+    assert compared(rows, [*rows[:500], "x " + rows[7]]) == (500, 1)
 
 
 @pytest.fixture

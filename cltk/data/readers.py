@@ -68,7 +68,7 @@ class Rows:
 
 def open_rows(
     source: str | Path, *, name: str | None = None, split: str | None = None, revision: str | None = None,
-    limit: int | None = None,
+    limit: int | None = None, streaming: bool = False,
 ) -> Rows:  # fmt: skip
     """The rows of a .jsonl, .json, .csv, .parquet or .txt file, of a folder of such files, a saved or a hub data set.
 
@@ -77,6 +77,7 @@ def open_rows(
         split: of a data set; of a hub data set or a folder also a part of one ("train[:1000]").
         revision: a commit, tag or branch of a hub data set.
         limit: the first N rows.
+        streaming: whether a hub data set (or a folder of files) is fetched while it is read.
 
     Text files are UTF-8, with or without a byte order mark. A .txt file gives one {"text": ...} row per paragraph (blank
     lines separate). Values are as the file has them: null stays None, and is refused where a text is made of it (`fill`).
@@ -89,7 +90,7 @@ def open_rows(
         given = f"revision {revision!r}" if revision else f"name {name!r}"
         raise InputError(f"{source}: {given} of what is on disk; it belongs to data sets on the hub")
     if path is None or path.is_dir():
-        return Rows(str(source), path, _dataset(str(source), path, name, split, revision), limit)
+        return Rows(str(source), path, _dataset(str(source), path, name, split, revision, streaming), limit)
     if split is not None:
         raise InputError(f"{source}: split {split!r} of a single file; splits are of saved or hub data sets")
     if path.suffix.lower() not in READERS:
@@ -217,22 +218,25 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk leaves
 
 
-def _dataset(source: str, path: Path | None, name: str | None, split: str | None, revision: str | None) -> Any:
+def _dataset(
+    source: str, path: Path | None, name: str | None, split: str | None, revision: str | None, streaming: bool
+) -> Any:  # fmt: skip
     """A split of a data set; "train" or the only one where none is named."""
     import datasets
 
     saved = path is not None and any((path / file).exists() for file in SAVED)
     part = split if split and "[" in split and not saved else None  # a part of a split is read by the library
+    how = {"streaming": True} if streaming else {}
     try:
         if saved:
             data = datasets.load_from_disk(str(path))
         else:
-            data = datasets.load_dataset(str(path or source), name, split=part, revision=revision)
+            data = datasets.load_dataset(str(path or source), name, split=part, revision=revision, **how)
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         at = f" at revision {revision!r}" if revision else ""
         raise InputError(f"{source}: no such file, and it cannot be loaded as a data set{at} ({reason})") from None
-    if isinstance(data, datasets.DatasetDict):
+    if isinstance(data, datasets.DatasetDict | datasets.IterableDatasetDict):
         chosen = split or ("train" if "train" in data else next(iter(data)) if len(data) == 1 else None)
         if chosen not in data:
             raise InputError(f"{source}: split {chosen!r} does not exist; it has {', '.join(map(str, data))}")

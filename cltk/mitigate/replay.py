@@ -9,96 +9,19 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED
-from cltk.data.tables import Table, lengths
+from cltk.data.tables import Table
 from cltk.errors import InputError
 from cltk.mitigate.interface import Mitigator, Plan
 from cltk.mitigate.memory import check_memory, labelled, old_rows
+from cltk.mitigate.mixed import Mixed, MixedStream, is_stream
 
 
 def replay_count(new: int, fraction: float) -> int:
     """Old sequences to add to `new` ones so that a `fraction` p of all is old: round(new * p / (1 - p))."""
     return round(new * fraction / (1 - fraction))
-
-
-class Mixed:
-    """New rows, then `count` old rows (the memory in turn); the trainer shuffles. Old rows take the new rows' columns.
-
-    Old rows that say what counts (labels, or the masks of TRL) keep it; in others every token counts. Columns that only the
-    new rows have and that no model reads are left out of both.
-
-    Args:
-        reads: whether the trainer's collator gets a column of this name.
-
-    Raises:
-        InputError: a column of the new rows that old rows lack and that cannot be told from their tokens.
-    """
-
-    def __init__(
-        self, new: Any, old: Sequence[Row], count: int, name: str = "replay", reads: Callable[[str], bool] = lambda _: True
-    ) -> None:
-        self.new, self.old, self.count = new, old, count
-        first = new[0]
-        self.columns = [
-            column for column, value in first.items() if column in _COLUMNS or (reads(column) and not isinstance(value, str))
-        ]
-        for column in self.columns:
-            if column not in _COLUMNS and column not in old[0]:
-                raise InputError(
-                    f"{name}: the training rows have a column {column!r} that old rows lack; remove the column, or"
-                    " give a memory of rows that have it"
-                )
-        self.like = {column: first[column] for column in self.columns}
-
-    def __len__(self) -> int:
-        return len(self.new) + self.count
-
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row."""
-        old = [len(self.old[i % len(self.old)]["input_ids"]) for i in range(self.count)]
-        return np.concatenate([lengths(self.new), np.asarray(old, np.int64)])
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if index < len(self.new):
-            row = self.new[index]
-            return {name: row[name] for name in self.columns}
-        if index >= len(self):
-            raise IndexError(index)  # what ends an iteration
-        given = self.old[(index - len(self.new)) % len(self.old)]
-        row = labelled(given)
-        return {
-            name: _as(like, _COLUMNS[name](row["input_ids"], row["labels"]) if name in _COLUMNS else given[name])
-            for name, like in self.like.items()
-        }
-
-
-def _as(like: Any, value: Any) -> Any:
-    """`value` as a tensor or array where the new rows' are (datasets' set_format)."""
-    if isinstance(like, Tensor):
-        return torch.as_tensor(value, dtype=like.dtype)
-    return np.asarray(value, dtype=like.dtype) if isinstance(like, np.ndarray | np.generic) else value
-
-
-def _marks(ids: list[int], labels: list[int]) -> list[int]:
-    return [int(label != IGNORED) for label in labels]
-
-
-_COLUMNS: dict[str, Callable[[list[int], list[int]], Any]] = {  # how a column of a token row looks, from its ids and labels
-    "input_ids": lambda ids, labels: ids,
-    "labels": lambda ids, labels: labels,
-    "attention_mask": lambda ids, labels: [1] * len(ids),
-    "token_type_ids": lambda ids, labels: [0] * len(ids),
-    "position_ids": lambda ids, labels: list(range(len(ids))),
-    "completion_mask": _marks,
-    "assistant_masks": _marks,
-    "length": lambda ids, labels: len(ids),
-    "seq_lengths": lambda ids, labels: [len(ids)],
-}
 
 
 class Replay(Mitigator):
@@ -133,7 +56,10 @@ class Replay(Mitigator):
         self.memory, self.fraction, self.extra_steps, self.length = memory, fraction, extra_steps, length
 
     def setup(self, plan: Plan) -> None:
-        if self.fraction:
+        if self.fraction and is_stream(plan.data):
+            old = old_rows("replay", self.memory, plan, self.length, stream_count(plan, self.fraction, self.extra_steps))
+            plan.notes["replay"] = mix_stream(plan, old, self.fraction, self.extra_steps, "replay")
+        elif self.fraction:
             count = old_count(check_data(plan, "replay"), self.fraction, "replay")
             old = old_rows("replay", self.memory, plan, self.length, limit=count)
             plan.notes["replay"] = mix(plan, old, self.fraction, self.extra_steps, "replay")
@@ -159,6 +85,26 @@ def mix(plan: Plan, old: Sequence[Row], fraction: float, extra_steps: bool, name
         "new_rows": len(new), "old_rows": count, "old_rows_distinct": min(count, len(old)),
         "new_tokens": tokens, "old_tokens": old_tokens, "new_tokens_counted": counted,
         **({"new_sequences": sequences} if sequences > len(new) else {}),  # the trainer's rows are packed
+    }  # fmt: skip
+
+
+def stream_count(plan: Plan, fraction: float, extra_steps: bool) -> int:
+    """Old rows that the whole training takes, at most."""
+    args = plan.args
+    steps = replay_steps(args.max_steps, fraction) if extra_steps else args.max_steps
+    rows = steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return max(1, round(rows * fraction))
+
+
+def mix_stream(plan: Plan, old: Sequence[Row], fraction: float, extra_steps: bool, name: str) -> dict[str, Any]:
+    """`cltk.mitigate.replay.mix` for a stream: as many steps as that asks for; what the record keeps."""
+    before = plan.args.max_steps
+    if extra_steps:
+        plan.args.max_steps = replay_steps(before, fraction)
+    plan.data = MixedStream(plan.data, old, fraction, name, _reads(plan))
+    return {
+        "fraction": fraction, "extra_steps": extra_steps, "steps": plan.args.max_steps, "steps_without": before,
+        "old_rows_distinct": len(old), "streamed": True,
     }  # fmt: skip
 
 

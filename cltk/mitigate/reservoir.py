@@ -13,7 +13,8 @@ from cltk.data.readers import Row
 from cltk.errors import InputError, RunError
 from cltk.mitigate.interface import Mitigator, Plan, Run
 from cltk.mitigate.memory import check_memory, labelled, old_rows
-from cltk.mitigate.replay import Mixed, check_data, mix
+from cltk.mitigate.mixed import Mixed
+from cltk.mitigate.replay import check_data, mix
 
 
 def algorithm_r(kept: Sequence[Any], seen: int, rows: Sequence[Any], size: int, seed: int) -> tuple[list[Any], int]:

@@ -13,11 +13,13 @@ from cltk.errors import InputError
 from cltk.forward.positions import check_length
 from cltk.measure.evaluate import Suite
 from cltk.measure.texts import named_positions
+from cltk.ranks import ranks
 from cltk.run.arguments import training_arguments
 from cltk.run.methods import nearest
 from cltk.run.needs import split
 from cltk.run.plans import Cell
 
+WHOLE = ("online_ewc", "reservoir", "self_replay")  # methods that draw from all rows
 CHOICE = ("logprob", "margin")  # of every multiple-choice task, beside its own
 EVALUATED = ("eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")  # what Trainer's evaluation gives
 
@@ -29,6 +31,7 @@ def check_training(cell: Cell) -> None:
         InputError: an optimizer, reporter, kernel or adapter that is not installed; settings of the optimizer or the
             schedule that they do not take; a metric for the best model that no evaluation gives.
     """
+    check_streamed(cell)
     args = training_arguments(cell.config.train, cell.config.seed, Path("unused"))
     for name in args.report_to:
         _reporter(name)
@@ -43,6 +46,19 @@ def check_training(cell: Cell) -> None:
     adapters = any(name == "lora" and arguments.get("r", 1) for name, arguments in map(split, cell.config.mitigators))
     if adapters and find_spec("peft") is None:
         raise InputError("lora: needs the package peft; pip install peft")
+
+
+def check_streamed(cell: Cell) -> None:
+    """That a training's methods and ranks can do with a stream. Raises InputError."""
+    if not cell.data.streamed:
+        return
+    if ranks()[1] > 1:
+        raise InputError(
+            "data.train.streaming: runs in one process; take `streaming` away, tokens are mapped from the disk then"
+        )
+    for name, arguments in map(split, cell.config.mitigators):
+        if name in WHOLE or arguments.get("strength") == "auto" or arguments.get("setting") == "flow":
+            raise InputError(f"{name}: draws from all rows to train on, and data.train is a stream; take `streaming` away")
 
 
 def check_lengths(config: Any, spec: Any, *sets: Sequence[Row]) -> None:

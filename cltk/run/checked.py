@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,23 @@ def check_files(experiment: Experiment, folder: Path, where: Where) -> None:
             resolve_path(value, folder, ".".join(map(str, keys)))
         except InputError as error:
             raise InputError(f"{where(keys)}: {error}") from None
+
+
+def check_stream(data: DataSpec, train: dict[str, Any], where: Callable[[str], str]) -> None:
+    """That a training on a stream says how long it is.
+
+    Args:
+        where: "data" or "train" -> file and line.
+
+    Raises:
+        InputError: no max_steps, or epochs.
+    """
+    if not data.streamed:
+        return
+    if train.get("num_train_epochs"):
+        raise InputError(
+            f"{where('train')}: train.num_train_epochs: data.train is a stream, whose epochs have no known length;"
+            " give max_steps"
+        )
+    if int(train.get("max_steps") or -1) < 1:
+        raise InputError(f"{where('data')}: data.train.streaming: the length of a stream is not known; give train.max_steps")

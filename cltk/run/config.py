@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from cltk import secrets
 from cltk.errors import InputError
 from cltk.run.arguments import flatten, train_model
-from cltk.run.checked import check_documents, check_files, check_names, check_stages, checked
+from cltk.run.checked import check_documents, check_files, check_names, check_stages, check_stream, checked
 from cltk.run.methods import check_mitigators, method_name, nearest, signature_schema
 from cltk.run.plans import Cell, Plan, Where
 from cltk.run.spec import Experiment
@@ -80,8 +80,11 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
         check_mitigators(config.mitigators, file.parent, lambda keys, inside=at_mitigators: where((*inside, *keys)))
         at: Keys = ("grid",) if any(key.startswith("train") for key in values) else ("train",)
         config = config.model_copy(update={"train": checked(config.train, at, where), "grid": {}, "base": None})
+        if config.data is not None:
+            check_stream(config.data, config.train, lambda key: where((key, "train") if key == "data" else (key,)))
         for i, stage in enumerate(config.stages):
-            checked({**config.train, **stage.train}, ("stages", i, "train"), where)
+            train = checked({**config.train, **stage.train}, ("stages", i, "train"), where)
+            check_stream(stage.data, train, lambda key, i=i: where(("stages", i, key)))
         cells.append(Cell(name or method_name(config.mitigators), labels, config))
     if len({cell.config.train.get("output_dir") for cell in cells}) > 1:
         raise InputError(f"{where(('grid',))}: grid: train.output_dir: all cells of a file go to one folder; use --out")

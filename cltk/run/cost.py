@@ -10,6 +10,7 @@ from typing import Any
 from cltk.data.tables import lengths
 from cltk.mitigate.generate import SelfReplay
 from cltk.mitigate.interface import Plan
+from cltk.mitigate.mixed import is_stream
 from cltk.mitigate.replay import Replay, mix
 from cltk.mitigate.reservoir import Reservoir
 from cltk.run.arguments import training_arguments
@@ -41,10 +42,13 @@ def cost_in_tokens(cell: Cell, prepared: Prepared, mitigators: Sequence[Any] = (
     for one in mitigators:
         if isinstance(one, Reservoir):
             one.finish(nothing)
-    rows = len(plan.data)
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(rows / per_step) * args.num_train_epochs)
-    mean = int(lengths(plan.data).sum()) / rows
+    if is_stream(plan.data):  # by its first rows
+        steps, mean = args.max_steps, float(lengths(prepared.train).mean())
+    else:
+        rows = len(plan.data)
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(rows / per_step) * args.num_train_epochs)
+        mean = int(lengths(plan.data).sum()) / rows
     dropped = {f"{key} rows left out": count for key, count in prepared.dropped.items()}
     sources = {f"rows of data.{key}": count for key, count in prepared.sources.items()}
     return {"steps": steps, "rows": steps * per_step, "tokens": round(steps * per_step * mean), **sources, **dropped}

@@ -192,9 +192,13 @@ class Inputs:
         evals, data = cell.config.evals, [one.data for one in cell.trainings]
         sources = [s for d in data for s in (*dict(d.sources).values(), d.validation, d.heldout) if isinstance(s, Source)]
         texts = [entry for entry in self.entries([*evals.retain, *evals.learn]) if isinstance(entry, TextSpec)]
+        streams = {(s.path, s.name, s.split, s.revision) for s in sources if s.streaming}
         places = [(s.path, s.name, s.split, s.revision) for s in sources]
         places += [(text.text, text.config, text.split, text.revision) for text in texts]
-        return {":".join(filter(None, place)): self.file_digest(*place) for place in places}
+        return {
+            ":".join(filter(None, place)): self.file_digest(*place, kind="streams" if place in streams else "")
+            for place in places
+        }
 
     def digest(self, cell: Cell) -> str:
         """What a record is known by."""

@@ -174,6 +174,8 @@ def _sets(inputs: Inputs, cell: Cell) -> Iterator[_Set]:
         data = inputs.data(training)
         for part in ("train", "validation", "heldout"):
             rows = getattr(data, part)
+            if part == "train" and training.data.streamed:
+                continue  # said by check_leaks
             name = ": ".join(filter(None, [training.stage, f"data.{part}"]))
             kind = "measured" if part == "heldout" else part
             yield _Set(id(rows), name, partial(_decoded, rows, inputs.tokenizer(cell)), kind)
@@ -219,6 +221,11 @@ def check_leaks(inputs: Inputs, cells: Sequence[Cell], strict: bool) -> list[str
     Raises:
         InputError: there is one, and `strict` is set.
     """
+    streamed = sorted({one.name for cell in cells for one in cell.trainings if one.data.streamed})
+    if streamed and strict:
+        raise InputError(f"{inputs.plan.file}: data.train is a stream, which --strict cannot look at; leave --strict away")
+    if streamed:
+        logging.getLogger(__name__).warning("leakage: data.train is a stream, and is not compared with what is measured")
     lines = [f"leakage: {leak}" for leak in leaks(inputs, cells)]
     if lines and strict:
         raise InputError(f"{inputs.plan.file}: {'; '.join(lines)}; take these rows out, or leave --strict away")

@@ -21,7 +21,7 @@ from cltk.run.tokens import Part, Reader
 class Prepared:
     """The new task as token rows: what is trained on, what choices are made on, and what is reported."""
 
-    train: Sequence[Row]
+    train: Any  # a sequence of rows, or a `cltk.run.streams.Stream`
     validation: Sequence[Row]
     heldout: Sequence[Row]
     dropped: dict[str, int] = field(default_factory=dict)  # rows left out because the prompt alone fills max_length
@@ -38,6 +38,8 @@ def prepare_data(spec: DataSpec, tokenizer: Any, folder: Path) -> Prepared:
     Raises:
         InputError: a set is empty, a column is missing, or a cell holds no text.
     """
+    if spec.streamed:
+        return _streamed(spec, tokenizer, folder)
     parts = [Reader(source, at, spec, tokenizer, folder).parts() for at, source in spec.sources]
     for key in ("validation", "heldout"):
         if isinstance(source := getattr(spec, key), Source):
@@ -56,6 +58,21 @@ def prepare_data(spec: DataSpec, tokenizer: Any, folder: Path) -> Prepared:
             sources = dict(zip(paths, counts, strict=True))
     dropped = {key: sum(part[key].dropped for part in parts if key in part) for key in sets}
     return Prepared(**sets, dropped={key: count for key, count in dropped.items() if count}, sources=sources)
+
+
+def _streamed(spec: DataSpec, tokenizer: Any, folder: Path) -> Prepared:
+    from cltk.run.streams import Stream
+
+    reader = {at: Reader(source, at, spec, tokenizer, folder) for at, source in spec.sources}["train"]
+    others: dict[str, Part] = {}
+    for key in ("validation", "heldout"):
+        if isinstance(source := getattr(spec, key), Source):
+            others[key] = Reader(source, key, spec, tokenizer, folder).whole()
+    stream = Stream(reader.stream)
+    if not stream.first(1):
+        raise InputError("data.train: the stream has no row to train on")
+    dropped = {key: part.dropped for key, part in others.items() if part.dropped}
+    return Prepared(stream, others["validation"].rows, others["heldout"].rows, dropped)
 
 
 def _drawn(part: Part, count: int, name: str) -> Table:

@@ -88,6 +88,17 @@ def prompting(evals: EvalSpec, folder: Path, trust: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def hub_commit(name: str, revision: str | None) -> str:
+    """The commit of a data set on the hub, which stands for rows that are never read whole."""
+    import huggingface_hub
+
+    try:
+        return str(huggingface_hub.HfApi().dataset_info(name, revision=revision).sha)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(f"{name}: its commit on the hub cannot be asked for ({reason})") from None
+
+
 def contents(spec: str, folder: Path, name: str | None, split: str | None, revision: str | None, kind: str) -> str:
     """sha256 of a file's or folder's bytes; on the hub of a data set's rows, or of a model's commit (by `kind`)."""
     found = locate(resolve_path(spec, folder, "path"))
@@ -95,4 +106,6 @@ def contents(spec: str, folder: Path, name: str | None, split: str | None, revis
         return models.tree_digest(found)
     if kind in ("models", "others"):
         return models.stored_digest(spec)
+    if kind == "streams":
+        return hub_commit(spec, revision)
     return records.digest_of(read_rows(spec, name=name, split=split, revision=revision))

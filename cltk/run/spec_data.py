@@ -41,7 +41,7 @@ Sample = Annotated[int | float, BeforeValidator(_is_sample)]
 class Source(Section):
     """Rows of prompts and completions, of conversations, or of plain text."""
 
-    later = ("revision", "messages", "weight")
+    later = ("revision", "messages", "weight", "streaming")
     path: str = Field(description="a .jsonl, .json, .csv, .parquet or .txt file, a saved data set, asset:NAME/FILE or hub id")
     name: str | None = Field(None, description="the configuration of a hub data set")
     split: str | None = Field(None, description="the split of a data set, or a part of one: train[:1000]")
@@ -56,6 +56,7 @@ class Source(Section):
     )
     limit: Count | None = Field(None, description="the first N rows")
     sample: Sample | None = Field(None, description="N random rows, or a fraction of them")
+    streaming: bool = Field(False, description="read while it is trained on, and never whole; only data.train, with max_steps")
     weight: Annotated[float, Field(gt=0)] | None = Field(None, description="share of the rows, beside those of other sources")
 
     @model_validator(mode="after")
@@ -64,6 +65,10 @@ class Source(Section):
             raise ValueError("plain text (text) has no prompt and no completion; give the one or the other")
         if self.messages and (self.text or self.prompt or self.completion):
             raise ValueError("a conversation (messages) has no text, prompt and completion; give the one or the other")
+        if self.streaming and self.sample is not None:
+            raise ValueError(
+                "a stream is not sampled, since that takes its length; give limit or split, or take streaming away"
+            )
         if self.limit is not None and self.sample is not None:
             raise ValueError("limit takes the first rows and sample random ones; give one of the two (null undoes a base's)")
         return self
@@ -104,6 +109,24 @@ class DataSpec(Section):
         """The sources' weights; None where they have none."""
         found = [source.weight for _, source in self.sources]
         return None if None in found else [weight for weight in found if weight is not None]
+
+    @property
+    def streamed(self) -> bool:
+        """Whether rows are read while they are trained on."""
+        return isinstance(self.train, Source) and self.train.streaming
+
+    @model_validator(mode="after")
+    def _streams(self) -> Self:
+        others = [source for source in (self.validation, self.heldout) if isinstance(source, Source)]
+        if any(source.streaming for _, source in self.sources) and not self.streamed:
+            raise ValueError("a stream cannot be mixed with other sources; give one source, or read them without streaming")
+        if any(source.streaming for source in others):
+            raise ValueError("streaming: validation and heldout are read whole; give `limit` or `split: test[:500]` there")
+        if self.streamed and len(others) < 2:
+            raise ValueError(
+                "streaming: no fraction can be split off a stream; give validation and heldout sources of their own"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

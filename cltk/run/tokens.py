@@ -21,6 +21,8 @@ from cltk.measure.sampling import choose
 from cltk.run.methods import resolve_path
 from cltk.run.spec_data import DataSpec, Source
 
+STREAMED = 64  # rows of a stream that are tokenised together
+
 
 class Part(NamedTuple):
     """Token rows, and how many were left out because nothing of the completion is left within `max_length`."""
@@ -42,7 +44,9 @@ class Reader:
         self.source, self.at, self.spec, self.tokenizer = source, at, spec, tokenizer
         self.where = f"data.{at} ({source.path}{'' if source.sample is None else f', sample {source.sample}'})"
         path = resolve_path(source.path, folder, f"data.{at}.path")
-        self.rows = open_rows(path, name=source.name, split=source.split, revision=source.revision, limit=source.limit)
+        self.rows = open_rows(
+            path, name=source.name, split=source.split, revision=source.revision, limit=source.limit, streaming=source.streaming
+        )
         first = spec.sources[0][1]
         said = source.text or source.prompt or source.completion or source.messages
         self.columns = source if said else first
@@ -53,6 +57,26 @@ class Reader:
     def whole(self) -> Part:
         """All rows."""
         return self._blocks([], 0) if self.text else self._answers([])[0]
+
+    def stream(self) -> Iterator[Row]:
+        """Token rows of one pass, as they are read.
+
+        Raises:
+            InputError: a row at fault, when it is its turn.
+        """
+        if self.text:
+            texts = (fill(self.text, row, f"{self.where}, row {i}") for i, row in enumerate(self.rows))
+            for row in cut_blocks(texts, self.tokenizer, self.spec.max_length):
+                yield {**row, "labels": list(row["input_ids"])}
+            return
+        faults = Faults(self.where, self.spec.max_length, self.spec.drop_long)
+        encoder = self._encoder(faults)
+        for some in batched(self.rows, most=STREAMED):
+            found = encoder(some)
+            if faults.kept or not faults.drop_long:
+                faults.check()
+            yield from (row for row in found if row is not None)
+        faults.check()
 
     def parts(self) -> dict[str, Part]:
         """The rows to train on, and those of `validation` and `heldout` where they are fractions.

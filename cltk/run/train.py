@@ -66,6 +66,7 @@ def train_cell(
     from cltk.run.checkpoints import MEASURED, Keeper, newest, settled
     from cltk.run.loggers import Loggers
     from cltk.run.speed import choose, say
+    from cltk.run.streams import Stream
     from cltk.run.trouble import explained
 
     checkpoint, kept = agreed((newest(output) if first() else None) or (None, {}))
@@ -79,8 +80,11 @@ def train_cell(
     given["run_name"] = "/".join(filter(None, called))
     args = training_arguments(given, cell.config.seed, output)
     set_seed(args.seed)
+    rows = prepared.train
+    if isinstance(rows, Stream):
+        rows = rows.seeded(args.seed if args.data_seed is None else args.data_seed)
     trainer = Trainer(
-        model=model, args=args, train_dataset=prepared.train, eval_dataset=prepared.validation,
+        model=model, args=args, train_dataset=rows, eval_dataset=prepared.validation,
         data_collator=Collator(pad_id(tokenizer)), processing_class=tokenizer,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it prints every log line; the history goes into the record

@@ -16,7 +16,7 @@ from cltk.errors import InputError
 from cltk.mitigate import generate
 from cltk.mitigate.generate import TextJournal, sample
 from cltk.mitigate.interface import Plan
-from cltk.mitigate.replay import Mixed
+from cltk.mitigate.mixed import Mixed
 
 NEW = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]} for _ in range(12)]
 SETTINGS = {"max_new_tokens": 5, "temperature": 1.0, "top_p": 1.0}

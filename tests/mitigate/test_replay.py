@@ -14,7 +14,8 @@ import cltk
 from cltk import tensors
 from cltk.errors import InputError, RunError
 from cltk.mitigate.interface import Plan, Run
-from cltk.mitigate.replay import Mixed, replay_steps
+from cltk.mitigate.mixed import Mixed
+from cltk.mitigate.replay import replay_steps
 from cltk.mitigate.reservoir import algorithm_r
 
 

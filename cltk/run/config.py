@@ -7,6 +7,7 @@ only inheritance. An unknown key is an error that names the file, the line, the 
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
             check_stream(config.data, config.train, lambda key: where((key, "train") if key == "data" else (key,)))
         for i, stage in enumerate(config.stages):
             train = checked({**config.train, **stage.train}, ("stages", i, "train"), where)
-            check_stream(stage.data, train, lambda key, i=i: where(("stages", i, key)))
+            check_stream(stage.data, train, partial(_inside, where, i))
         cells.append(Cell(name or method_name(config.mitigators), labels, config))
     if len({cell.config.train.get("output_dir") for cell in cells}) > 1:
         raise InputError(f"{where(('grid',))}: grid: train.output_dir: all cells of a file go to one folder; use --out")
@@ -94,6 +95,10 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
     if duplicates:
         raise InputError(f"{where(('grid',))}: grid: two cells have the name {duplicates[0]!r}; name them (name: value)")
     return Plan(file, experiment, cells)
+
+
+def _inside(where: Where, stage: int, key: str) -> str:
+    return where(("stages", stage, key))
 
 
 def _model(cls: type[BaseModel], data: Any, above: Keys, where: Where) -> Any:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cltk.cli import comparing, lookup, measuring, merging, reporting, running, speech, tasks, training
+from cltk.cli import comparing, judging, lookup, measuring, merging, reporting, running, speech, tasks, training
 from cltk.cli.options import Parser, Versions
 from cltk.errors import CltkError
 from cltk.secrets import hidden
@@ -52,6 +52,6 @@ def parser() -> argparse.ArgumentParser:
         speech.add(sub)
         return sub
 
-    for room in (running, training, measuring, comparing, merging, tasks, reporting, lookup):
+    for room in (running, training, measuring, judging, comparing, merging, tasks, reporting, lookup):
         room.add(command)
     return top

@@ -22,9 +22,9 @@ __all__ = [
 
 ACCURACIES = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "pass@1")  # the first one present is a task's own
 POINTS = ("bleu", "chrf", "chrf++", "ter")  # scores of 0 to 100, where 1 is what 1 pp is to an accuracy
-MARGINS = {"logprob": 0.1, "margin": 0.1, **dict.fromkeys(POINTS, 1.0)}  # nats an answer; every other metric: 0.01
+MARGINS = {"logprob": 0.1, "margin": 0.1, "judge_rating": 0.1, **dict.fromkeys(POINTS, 1.0)}  # all others: 0.01
 UNITS = {"nll": "nats", "bits_per_byte": "bits per byte", "logprob": "nats", "margin": "nats", "kl": "nats"} | {
-    "margin_norm": "nats per byte", **dict.fromkeys(POINTS, "points")
+    "margin_norm": "nats per byte", "judge_rating": "grades", **dict.fromkeys(POINTS, "points")
 }  # fmt: skip
 
 

@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.dev
+OLD := .venv-oldest/.installed
 
-.PHONY: quickstart test check format docs paper install clean
+.PHONY: quickstart test oldest check format docs paper install clean
 
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
@@ -36,6 +37,16 @@ test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal -p no:cacheprovider --ignore tests/run/test_quickstart.py
 	$(BIN)/python -m pytest -m slow -p no:cacheprovider tests/run/test_quickstart.py
 
+# the wings that lean on transformers, TRL and lm-eval, on the oldest versions that setup.cfg allows
+oldest: $(OLD)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -p no:cacheprovider tests/hosts tests/mitigate tests/importance tests/measure
+
+$(OLD): setup.cfg pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt setuptools
+	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt --no-compile --no-build-isolation -e ".[oldest]"
+	touch $(OLD)
+
 check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,4 +65,4 @@ paper: $(STAMP)
 	$(BIN)/python paper/build.py
 
 clean:
-	rm -rf $(VENV) build paper/build site *.egg-info
+	rm -rf $(VENV) .venv-oldest build paper/build site *.egg-info

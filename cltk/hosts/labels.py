@@ -30,7 +30,7 @@ def called_with(trainer: Any, name: str, call: Mapping[str, Any], batch: Mapping
         return inputs
     if labels is None and any(cls.__name__ in HOSTS for cls in type(trainer).__mro__):
         raise InputError(
-            f"{name}: this release of TRL does not say which tokens of a {host} are answers; update trl to 1.0 or newer"
+            f"{name}: this release of TRL does not say which tokens of a {host} are answers; update trl to 1.8 or newer"
         )
     if labels is not None:
         device = inputs["input_ids"].device
@@ -48,7 +48,7 @@ def called_with(trainer: Any, name: str, call: Mapping[str, Any], batch: Mapping
 
 
 def _labels(batch: Mapping[str, Any]) -> Tensor | None:
-    """The batch's labels, or those that its `completion_mask` stands for (TRL's DPOTrainer from 1.0 on)."""
+    """The batch's labels, or those that its `completion_mask` stands for (TRL's DPOTrainer)."""
     ids, labels, mask = (batch.get(key) for key in ("input_ids", "labels", "completion_mask"))
     if isinstance(labels, Tensor):
         return labels

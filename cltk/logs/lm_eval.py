@@ -16,7 +16,7 @@ from cltk.logs.choices import choices_of
 from cltk.logs.folders import Run, find, models, newest
 from cltk.logs.groups import groups_of
 from cltk.logs.side import Side
-from cltk.measure.corpus import MISSING
+from cltk.measure.corpus import ERRORS, MISSING
 from cltk.measure.documents import add_choices, as_number
 from cltk.measure.groups import grouped
 from cltk.measure.scores import Scores, TaskScores
@@ -139,6 +139,8 @@ def _metrics(own: Mapping[str, Any]) -> dict[str, set[str]]:
 
 
 def _direction(data: Mapping[str, Any], task: str, metric: str, directions: Directions) -> bool | None:
+    if metric in ERRORS:
+        return False
     declared = ((data.get("higher_is_better") or {}).get(task) or {}).get(metric)
     if declared is None:
         declared = _listed(data["configs"][task], metric).get("higher_is_better")

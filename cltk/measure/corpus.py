@@ -23,6 +23,7 @@ from cltk.measure.stats import CHUNK, Floats
 DRAWS = 1000
 WORK = 2_000_000  # documents that an aggregation without sums is given, all draws together; never fewer than 200 draws
 SECONDS = 300.0  # what the draws of one metric may take
+ERRORS = frozenset({"ter"})  # lower is better; lm-eval before 0.4.13 declares the opposite
 Aggregation = Callable[[list[Any]], Any]
 Sums = tuple[Floats, Callable[[Floats], Floats]]  # columns [n, k], and the score [...] of their sums [..., k]
 
@@ -134,7 +135,7 @@ def _sums(aggregation: Aggregation, items: list[Any], score: float) -> Sums | No
     """lm-eval's own aggregations as functions of sums, which makes draws cheap; None where they do not give its score."""
     from lm_eval.api import metrics
 
-    name = {getattr(metrics, function): name for name, function in FUNCTIONS.items()}.get(aggregation)
+    name = {getattr(metrics, function, None): name for name, function in FUNCTIONS.items()}.get(aggregation)
     if name is None:
         return None
     try:

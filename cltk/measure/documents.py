@@ -10,7 +10,7 @@ import numpy as np
 
 from cltk.errors import InputError
 from cltk.measure.choices import choices_of, together
-from cltk.measure.corpus import MISSING, NoIntervalError, corpus_scores
+from cltk.measure.corpus import ERRORS, MISSING, NoIntervalError, corpus_scores
 from cltk.measure.scores import TaskScores
 
 UNDECLARED = "whether higher is better is not declared; say higher_is_better in the task's metric_list"
@@ -56,6 +56,8 @@ def direction(task: Any, metric: str) -> bool | None:
     """Whether higher is better: as the task declares it, else as lm-eval does for its own metrics; None when nobody says."""
     from lm_eval.api.registry import is_higher_better
 
+    if metric in ERRORS:
+        return False
     declared = (task.higher_is_better() or {}).get(metric)
     return is_higher_better(metric) if declared is None else bool(declared)
 

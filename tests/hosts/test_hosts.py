@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from transformers import Trainer, TrainingArguments, set_seed
 
 import cltk
@@ -176,6 +177,8 @@ def rewarded(host: str, folder: Path, tokenizer: Any, out: Path) -> Any:
 @pytest.mark.parametrize("host", ["KTOTrainer", "GRPOTrainer"])
 def test_preference_trainers(host: str, tiny_folder: Path, tokenizer: Any, tmp_path: Path) -> None:
     """What a card names runs there, moves the weights elsewhere than the trainer alone does, and an empty list nowhere else."""
+    import trl
+
     from cltk.mitigate.catalog import card
 
     assert {name for name in CASES if host in card(name).engines} == {
@@ -187,6 +190,10 @@ def test_preference_trainers(host: str, tiny_folder: Path, tokenizer: Any, tmp_p
     for name in ["", *(name for name in CASES if host in card(name).engines)]:
         trainer = rewarded(host, tiny_folder, tokenizer, tmp_path)
         cltk.attach(trainer, [CASES[name].active(sentences(40))] if name else [])
+        if host == "KTOTrainer" and name in ("kl", "lwf") and Version(trl.__version__) < Version("1.8"):
+            with pytest.raises(InputError, match="this release of TRL does not say which tokens of a KTOTrainer are answers"):
+                trainer.train()
+            continue
         trainer.train()
         assert trainer.state.global_step == 2, name
         assert all(torch.isfinite(p).all() for p in trainer.model.parameters()), name

@@ -43,6 +43,15 @@ def test_every_number_is_lm_evals_own(runs: Any, results: Any) -> None:
     assert rows["words", "nll"].pre == pytest.approx(math.log(results["base"]["results"]["words"]["perplexity,none"]))
 
 
+def test_an_error_rate_falls_whatever_the_log_says(runs: Any) -> None:
+    """lm-eval before 0.4.13 declares of TER that higher is better."""
+    for folder in runs:
+        edit(folder, "results_*.json", lambda one: one["higher_is_better"]["translated"].update(ter=True))
+    rows = {(row.task, row.metric): row for row in compare(*runs).rows}
+    assert not rows["translated", "ter"].higher_is_better
+    assert rows["translated", "bleu"].higher_is_better
+
+
 def test_p_is_mcnemars_and_flips_are_the_documents(runs: Any, results: Any) -> None:
     row = next(row for row in compare(*runs).rows if (row.task, row.metric) == ("digits", "acc"))
     before, after = ([s["acc"] for s in results[side]["samples"]["digits"]] for side in ("base", "tuned"))

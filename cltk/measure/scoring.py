@@ -11,6 +11,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -127,9 +128,8 @@ class PrefixLM(HFLM):
             log.warning(f"{cut} of {len(requests)} requests are longer than {self.max_length} tokens: cut from the left")
         self.model.eval()
         trees = self._trees is not None and len(distinct) > 0 and self._can_run_on_trees(int(distinct.length.max()))
-        drawn = named.bar(len(requests), disable_tqdm or not self.named or self.rank != 0)
-        with drawn as bar, products.fast(self.model):
-            tell = self.progress or bar
+        with named.bar(len(requests), disable_tqdm or not self.named or self.rank != 0) as drawn:
+            tell = self.progress or drawn
             try:
                 answers = self._scored(distinct, requests, trees, tell)
             except UnsupportedModelError as error:  # whatever trees gave until now is in no answer
@@ -151,7 +151,7 @@ class PrefixLM(HFLM):
             self._trees.forget()
         rank, world = (0, 1) if self.named else ranks()
         planned = tree_batches(distinct, self.max_tokens) if trees else list(stock_batches(distinct, self.batch_size))
-        with torch.inference_mode():
+        with torch.inference_mode(), products.fast(self.model) if trees else nullcontext():  # stock stays stock, to the bit
             for start in range(0, len(planned), world):  # every rank does one batch, then all know the answers of all
                 turn = planned[start : start + world]
                 todo = [any(k not in answers for k in batch.members) for batch in turn]

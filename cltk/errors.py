@@ -35,6 +35,16 @@ class DiskError(RunError, OSError):
     """Something could not be written: the disk is full, the folder read-only. What was there before is as it was."""
 
 
+class LeaseLostError(RunError):
+    """Another process took over what this one was doing: it had not been heard of for too long. It must not write any more."""
+
+
+class Leave(KeyboardInterrupt):  # noqa: N818: no error
+    """The process was asked to make room; the same command goes on from what was kept."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether memory, of whatever kind, was not enough."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == ENOMEM):

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TextIO
 
-from filelock import lock_descriptor
+from filelock import SoftFileLease, Timeout
 
-from cltk.errors import DiskError, InputError
+from cltk.errors import DiskError, InputError, LeaseLostError
 
 HOST = re.sub(r"[^\w-]", "-", socket.gethostname())[:40]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+SILENCE = 180.0  # seconds without a heartbeat behind which a lease is free: NFS shows attributes up to a minute late
+BEAT = 30.0  # seconds between heartbeats
+POLL = 1.0  # seconds between two looks at what another process has
+WHOLE = ".lease"  # of a folder, in it
+_leases: dict[str, SoftFileLease] = {}
 _WORDS = {  # libraries in C++ and Rust raise no OSError; their texts, and what they mean
     "no space left": errno.ENOSPC, "file too large": errno.EFBIG, "quota exceeded": errno.EDQUOT,
     "read-only file system": errno.EROFS, "permission denied": errno.EACCES, "pytorchstreamwriter": errno.EIO,
@@ -46,6 +50,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         sweep(path)
         write(temporary)
         sync(temporary)
+        check_held()
         os.replace(temporary, path)
         sync(path.parent)
     except Exception as error:
@@ -135,66 +140,102 @@ def check_folder(folder: Path, name: str) -> None:
         raise InputError(f"{name} {folder}: {there} may not be written to; make it writable, or choose another folder")
 
 
-def check_json(folder: Path) -> None:
-    """Whether every .json and .jsonl file below `folder` is whole: for writers that keep a full disk to themselves.
-
-    Raises:
-        DiskError: one is not, or there is none.
-    """
-    found = [file for file in sorted(folder.rglob("*")) if file.suffix in (".json", ".jsonl")]
-    if not found:
-        raise DiskError(f"{folder}: nothing was written; is the disk full? Free some space and run the same command again")
-    for file in found:
-        try:
-            text = file.read_text(encoding="utf-8")
-            parts = text.split("\n") if file.suffix == ".jsonl" else [text]
-            for part in filter(None, parts):
-                json.loads(part)
-        except (OSError, ValueError):
-            raise DiskError(f"{file}: not whole; is the disk full? Free some space and run the same command again") from None
-
-
 def sync_tree(folder: Path) -> None:
     """`sync` of every file and folder in `folder`, and of its own entry."""
     for path in [*folder.rglob("*"), folder, folder.parent]:
         sync(path)
 
 
-@contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Only one process at a time works in a folder; the system gives the lock back however it ends.
+def lease(file: Path) -> SoftFileLease:
+    """This process's lease on `file`, held or not: one object a file, which nests and times the silence of others."""
+    key = os.path.abspath(file)
+    if key not in _leases:
+        _leases[key] = SoftFileLease(key, lease_duration=SILENCE, heartbeat_interval=BEAT, thread_local=False)
+    return _leases[key]
 
-    Of several ranks that work together the first takes it for all.
+
+def take(file: Path) -> bool:
+    """Take a lease if nobody has it, or who has it is dead, or was not heard of for SILENCE seconds.
 
     Raises:
-        InputError: another process holds it, and `wait` is not set; or the file system has no locks.
+        DiskError: it cannot be written.
+    """
+    for _ in range(3):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lease(file).acquire(blocking=False)
+            return True
+        except Timeout:
+            if file.exists():
+                return False
+        except FileNotFoundError:  # the folder went, empty, with its last lease
+            continue
+        except OSError as error:
+            raise disk_error(error, file) or error from error
+    return False
+
+
+def give(file: Path) -> None:
+    """Give a lease back; one that was lost stays with whoever took it."""
+    found = lease(file)
+    found.release()
+    if not found.is_locked:
+        del _leases[os.path.abspath(file)]
+
+
+def holder(file: Path) -> str:
+    """Who has a lease, in words."""
+    owner = lease(file).owner
+    return f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else "it cannot be read which process"
+
+
+def check_held() -> None:
+    """Whether all that this process holds is still its own: it may have been stopped for so long that others took over.
+
+    Raises:
+        LeaseLostError: it is not; nothing may be written any more.
+    """
+    for file, held in list(_leases.items()):
+        if held.is_locked and not any(_ours(held, tries) for tries in range(3)):
+            raise LeaseLostError(
+                f"{Path(file).stem}: {holder(Path(file))} took it over while this process was not heard of for {SILENCE:g} s"
+            )
+
+
+def _ours(held: SoftFileLease, tries: int) -> bool:
+    """A network file system may fail to answer, and a contender's look moves the file aside for a moment."""
+    time.sleep(0.2 * tries)
+    return held.owner is not None and held.owner.token == held.token
+
+
+@contextmanager
+def leased(file: Path, refuse: str = "") -> Iterator[None]:
+    """One process at a time, on any machine that shares the file system: by a file that exists, with a heartbeat, no flock.
+
+    The others wait, or are refused with this line and the name of the holder. Of several ranks the first takes it for all.
+
+    Raises:
+        InputError: another process has it, and there is a line to refuse with.
     """
     from cltk.ranks import first  # torch: what only reads and writes files needs none
 
     if not first():
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
-        try:
-            held = lock_descriptor(file.fileno(), blocking=wait)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: cannot be locked ({error.strerror or error}), as on some network file systems; choose another --out"
-            ) from None
-        if not held:
-            raise InputError(
-                f"{folder}: another run works in this folder ({_holder(file)}); wait for it, or choose another --out"
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-def _holder(file: TextIO) -> str:
-    file.seek(0)
+    while not take(file):
+        if refuse:
+            raise InputError(f"{refuse} ({holder(file)}); wait for it, or choose another --out")
+        time.sleep(POLL)
     try:
-        return file.read().strip()
-    except OSError:  # a locked file cannot be read on Windows
-        return "it cannot be read which"
+        yield
+    finally:
+        give(file)
+
+
+def locked(folder: Path, wait: bool = False) -> AbstractContextManager[None]:
+    """Only one process at a time works in a folder.
+
+    Raises:
+        InputError: another process does, and `wait` is not set.
+    """
+    return leased(folder / WHOLE, "" if wait else f"{folder}: another run works in this folder")

@@ -15,6 +15,7 @@ import pytest
 import cltk
 from cltk.errors import InputError
 from cltk.files import locked
+from cltk.measure.journal import Journal
 from cltk.run import train
 
 EVERY = """
@@ -64,14 +65,21 @@ def test_windows_own_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     assert train.peak_bytes() == 11
 
 
-def test_a_file_system_without_locks_is_a_line_that_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS without its lock daemon, Lustre without its mount option (BOINC/boinc#1563): folders and journals do without."""
+
     def flock(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    said = r"out: cannot be locked \(No locks available\).*choose another --out"
-    with pytest.raises(InputError, match=said), locked(tmp_path / "out"):
-        pass
+    with locked(tmp_path / "out"):
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lease"]
+    assert not list((tmp_path / "out").iterdir())
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.put("a", {"logprob": -1.5, "greedy": True})
+    journal.put("b", {"logprob": -2.5, "greedy": False})
+    assert Journal(tmp_path / "journal.jsonl").get("b") == {"logprob": -2.5, "greedy": False}
+    assert [path.name for path in tmp_path.glob("journal*")] == ["journal.jsonl"]
 
 
 HOLD = """

@@ -10,14 +10,14 @@ from typing import Any
 
 from cltk.cli import comparing, judging, lookup, measuring, merging, reporting, running, speech, tasks, training
 from cltk.cli.options import Parser, Versions
-from cltk.errors import CltkError
+from cltk.errors import CltkError, Leave
 from cltk.secrets import hidden
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done; 1 ran but something failed or did not reproduce; 2 the input is wrong, nothing was written.
 
-    Of a gate: 3 over the budget, 4 cannot tell.
+    Of a gate: 3 over the budget, 4 cannot tell. Of a run: 75 (EX_TEMPFAIL) left when SIGUSR1 or SIGTERM asked for it.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries below draw bars of their own; one progress line is enough
     options = parser().parse_args(arguments)
@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CltkError as error:
         print(f"cltk: {hidden(' '.join(str(error).split()))}", file=sys.stderr)
         return error.exit_code
+    except Leave as signal:
+        print(f"cltk: {signal}: left; the same command continues from here", file=sys.stderr)
+        return signal.exit_code
     except KeyboardInterrupt:
         print("cltk: interrupted; the same command continues from here", file=sys.stderr)
         return 130

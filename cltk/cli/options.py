@@ -37,6 +37,8 @@ class Parser(argparse.ArgumentParser):
         except MissingError:
             self.once_more = False
             found, extras = super().parse_known_args(moved, namespace)
+        if "overrides" in found and all("=" in word and not word.startswith("-") for word in extras):
+            found.overrides, extras = [*found.overrides, *extras], []  # behind an option
         if extras:
             self.error(unknown(self, extras))
         return found, []

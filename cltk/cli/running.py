@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from cltk.cli.options import TRUST, Command, json_option, put_json, to_stdout
+from cltk.errors import InputError
 
 
 def add(command: Command) -> None:
     """Options of what runs experiments."""
     sub = command("run", run, "run an experiment: evaluate, train every cell, evaluate, record")
     sub.add_argument("file", type=Path, help="the experiment's YAML")
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as if the file said so: train.learning_rate=1.0e-5")
     sub.add_argument("--out", type=Path, help="where records go (default: train.output_dir, else runs/NAME)")
+    sub.add_argument(
+        "--only", action="append", default=[], metavar="AXIS=VALUE,...", help="cells that have all of it; again: or all of that"
+    )
+    sub.add_argument("--cells", metavar="i/N", help="the i-th of N shares of the cells; slurm: by the place in its array")
+    sub.add_argument("--no-wait", action="store_true", help="leave cells that other runs have taken to them")
     sub.add_argument("--dry-run", action="store_true", help="print the cells and their cost in tokens; load no weights")
     sub.add_argument(
         "--ray", nargs="?", const="local", metavar="ADDRESS", help="cells in parallel, on this machine or on the Ray at ADDRESS"
@@ -39,40 +47,61 @@ def add(command: Command) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """`cltk run`: all cells that have no record, then the report."""
-    from cltk.progress import Bar
+    """`cltk run`: the chosen cells that have no record, then the report of all that have one."""
     from cltk.ranks import first
     from cltk.report.api import report as show
     from cltk.run.experiment import load
+    from cltk.run.leaving import heeding
+    from cltk.run.shares import chosen
 
-    experiment = load(options.file, options.out, options.trust, options.strict)
+    if options.ray and "=" in options.ray:
+        raise InputError(f"--ray {options.ray}: is no address; give KEY=VALUE before --ray")
+    experiment = load(options.file, options.out, options.trust, options.strict, options.overrides)
+    mine, share = chosen(experiment.cells, options.only, options.cells)
+    if share and first():
+        print(share, file=sys.stderr)
     if options.dry_run:
-        return dry_run(experiment)
-    if not experiment.missing():
-        print(f"{len(experiment.cells)} of {len(experiment.cells)} cells have a record in {experiment.out}: nothing to do")
-        experiment.run()
-    else:
-        from cltk.run.speed import tune_allocator
-
-        tune_allocator(experiment.plan.experiment.speed.allocator)
-        with Bar() as bar:
-            experiment.run(bar, ray=options.ray)
+        return dry_run(experiment, mine)
+    with heeding():
+        _work(experiment, mine, options)
     if first():
-        show([experiment.folder(cell) / "record.json" for cell in experiment.cells])
+        done = [file for cell in experiment.cells if (file := experiment.folder(cell) / "record.json").exists()]
+        if len(done) < len(experiment.cells):
+            print(f"{len(done)} of {len(experiment.cells)} cells have a record in {experiment.out}")
+        if done:
+            show(done)
     return 0
 
 
-def dry_run(experiment: Any) -> int:
-    """`cltk run --dry-run`: the cells, their cost in tokens, and what the planned documents can show."""
+def _work(experiment: Any, mine: list[int], options: argparse.Namespace) -> None:
+    from cltk.progress import Bar
+    from cltk.run.speed import tune_allocator
+
+    if not set(experiment.missing()) & set(mine):
+        print(f"{len(mine)} of {len(mine)} cells have a record in {experiment.out}: nothing to do")
+        experiment.run(only=mine)
+        return
+    tune_allocator(experiment.plan.experiment.speed.allocator)
+    with Bar() as bar:
+        experiment.run(bar, ray=options.ray, only=mine, wait=not options.no_wait)
+
+
+def dry_run(experiment: Any, mine: list[int]) -> int:
+    """`cltk run --dry-run`: the cells and whose they are, their cost in tokens, and what the planned documents can show."""
     from cltk.measure.power import plan
+    from cltk.run.claims import under_way
     from cltk.run.cost import cost_in_tokens
     from cltk.run.methods import build_mitigators
 
     experiment.check()
     leaks = experiment.leaks()
     print(f"{experiment.plan.file}: {len(experiment.cells)} cells -> {experiment.out}")
-    for cell in experiment.cells:
-        state = "has a record" if (experiment.folder(cell) / "record.json").exists() else "to run"
+    for order, cell in enumerate(experiment.cells):
+        state = "to run" if order in mine else "not of this run"
+        if (experiment.folder(cell) / "record.json").exists():
+            state = "has a record"
+        elif who := under_way(experiment, order):
+            state = f"under way in {who}"
         mitigators = build_mitigators(cell.config.mitigators, experiment.plan.folder)
         for training in cell.trainings:
             cost = cost_in_tokens(training, experiment.inputs.data(training), mitigators, experiment.inputs.tokenizer(cell))

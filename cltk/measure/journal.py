@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 
@@ -15,8 +17,10 @@ from filelock import lock_descriptor
 from numpy.typing import ArrayLike
 
 from cltk.errors import InputError
-from cltk.files import disk_error
+from cltk.files import check_held, disk_error, leased
 from cltk.measure.prefix_tree import Requests
+
+LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of network file systems without flock
 
 
 class Answer(TypedDict, total=False):
@@ -42,17 +46,22 @@ class Journal:
     Args:
         path: The file; created with its folder at the first write.
         write: Whether answers go to the file; of several ranks one writes, and all remember.
+        others: Journals that other processes may be writing now; whole lines of them are read, once.
 
     Raises:
         InputError: A line before the last whole one is not what was written (file and line number are named).
         DiskError: At a write: the disk is full, or the file cannot be written to.
     """
 
-    def __init__(self, path: str | Path, write: bool = True) -> None:
+    def __init__(self, path: str | Path, write: bool = True, others: Iterable[Path] = ()) -> None:
         self.path, self.write = Path(path), write
         self._answers: dict[str, Answer] = {}
         if self.path.exists():
             self._read()
+        for other in others:
+            found = [] if other == self.path else [_answer(line) for line in other.read_bytes().split(b"\n")]
+            for pair in filter(None, found):
+                self._answers.setdefault(*pair)
 
     def get(self, key: str) -> Answer | None:
         """The answer of this key, or None."""
@@ -73,8 +82,9 @@ class Journal:
         text = "".join(_line(key, answer) for key, answer in fresh.items()).encode()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as file:
-                lock_descriptor(file.fileno())
+            with self.path.open("a+b") as file, ExitStack() as holds:
+                _alone(file, self.path, holds)
+                check_held()
                 file.truncate(_whole(file))
                 file.write(text)
                 file.flush()
@@ -136,6 +146,16 @@ class ModelJournal:
 
     def _key(self, requests: Requests, k: int, trees: bool) -> str:
         return request_key(f"{self.digest} {'trees' if trees else 'stock'}", requests.tokens[k], int(requests.scored[k]))
+
+
+def _alone(file: BinaryIO, path: Path, holds: ExitStack) -> None:
+    """Lock an open file; where the file system has no such locks, by a lease beside it until `holds` closes."""
+    try:
+        lock_descriptor(file.fileno())
+    except OSError as error:
+        if error.errno not in LOCKLESS:
+            raise
+        holds.enter_context(leased(path.with_suffix(".lease")))
 
 
 def _whole(file: BinaryIO) -> int:

@@ -10,12 +10,11 @@ import json
 import os
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from filelock import lock_descriptor
 from torch import Tensor
 
 from cltk import tensors
@@ -23,13 +22,14 @@ from cltk.data.memories import text_rows
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED, pad_id
 from cltk.errors import InputError, RunError
+from cltk.files import check_held, leased
 from cltk.forward.causal import check_causal
 from cltk.importance.estimators import untouched
 from cltk.mitigate.interface import Mitigator, Plan
 from cltk.mitigate.memory import check_memory, check_number
 from cltk.mitigate.replay import check_data, mix, old_count
 from cltk.models import config_digest
-from cltk.ranks import ranks
+from cltk.ranks import gathered, ranks
 
 BATCH = 16  # samples generated at a time: part of what decides the text
 SHOTS = 2  # examples in a context
@@ -61,18 +61,16 @@ class TextJournal:
         return done
 
     def append(self, batch: int, rows: list[Ids]) -> None:
-        """Write batch number `batch` and sync it; where another process has written it already, nothing."""
+        """Write batch number `batch` and sync it; one process at a time does (`cltk.files.leased`)."""
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        check_held()
         with self.path.open("a+b") as file:
-            lock_descriptor(file.fileno())
-            done = self.read()
-            if len(done) == batch:
-                file.truncate(sum(len(_line(i, one).encode()) for i, one in enumerate(done)))
-                file.write(_line(batch, rows).encode())
-                file.flush()
-                os.fsync(file.fileno())
+            file.truncate(sum(len(_line(i, one).encode()) for i, one in enumerate(self.read()[:batch])))
+            file.write(_line(batch, rows).encode())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _line(batch: int, rows: list[Ids]) -> str:
@@ -192,15 +190,19 @@ class SelfReplay(Mitigator):
 
     def _texts(self, plan: Plan, contexts: list[Ids]) -> list[Ids]:
         """All texts, in order: from the journal as far as it goes, then from the model, a batch a rank at a time."""
-        journal = TextJournal(self._path(plan, contexts))
+        path = self._path(plan, contexts)
+        with leased(path.with_suffix(".lease")) if path else nullcontext():
+            return self._written(plan, contexts, TextJournal(path))
+
+    def _written(self, plan: Plan, contexts: list[Ids], journal: TextJournal) -> list[Ids]:
         rank, world = ranks()
-        done = _gathered(journal.read() if rank == 0 else [])[0]
+        done = gathered(journal.read() if rank == 0 else [])[0]
         batches = [contexts[i : i + BATCH] for i in range(0, len(contexts), BATCH)]
         end, pad = plan.tokenizer.eos_token_id, pad_id(plan.tokenizer)
         for first in range(len(done), len(batches), world):
             mine = first + rank
             rows = sample(plan.model, batches[mine], end, pad, self.settings, self._seed(mine)) if mine < len(batches) else []
-            for number, found in enumerate(_gathered(rows)[: len(batches) - first], first):
+            for number, found in enumerate(gathered(rows)[: len(batches) - first], first):
                 done.append(found)
                 if rank == 0:
                     journal.append(number, found)
@@ -239,12 +241,3 @@ def _shots(examples: list[Ids], between: Ids, seed: int, index: int) -> Ids:
     """Two different examples for text `index`, each with an empty line behind it."""
     chosen = random.Random(f"{seed} {index}").sample(examples, min(SHOTS, len(examples)))
     return [token for example in chosen for token in example + between]
-
-
-def _gathered(value: Any) -> list[Any]:
-    """Every rank's value, in order of ranks."""
-    _, world = ranks()
-    found: list[Any] = [value] * world
-    if world > 1:
-        dist.all_gather_object(found, value)
-    return found

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cltk import tensors
 from cltk.errors import InputError
+from cltk.files import leased
 from cltk.forward.causal import check_causal
 from cltk.importance.arguments import check_arguments
 from cltk.importance.fisher import Importance, fisher
@@ -92,9 +93,12 @@ def _cached(folder: Path, plan: Plan, rows: Sequence[Any], arguments: dict[str, 
     path = folder / f"ewc-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     found = _read(path, plan) if ranks()[0] == 0 else None
     if not agreed(found is not None):
-        found = fisher(plan.model, rows, **arguments)
-        if ranks()[0] == 0:
-            found.save(path)
+        with leased(path.with_suffix(".lease")):
+            found = _read(path, plan) if ranks()[0] == 0 else None  # another process may have made it meanwhile
+            if not agreed(found is not None):
+                found = fisher(plan.model, rows, **arguments)
+                if ranks()[0] == 0:
+                    found.save(path)
     return found if found is not None else Importance.load(path, _device(plan))
 
 

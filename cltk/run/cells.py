@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ import torch
 
 from cltk import models, tensors
 from cltk.errors import InputError
-from cltk.files import locked, sync_tree
+from cltk.files import leased, locked, sync_tree
 from cltk.forward import products
-from cltk.hosts.deepspeed import whole
 from cltk.measure.divergence import distance, divergence
 from cltk.measure.evaluate import Suite, token_rows
 from cltk.measure.identity import device, versions
@@ -25,9 +24,10 @@ from cltk.measure.scores import Scores
 from cltk.mitigate.interface import Plan, Run
 from cltk.ranks import agreed, first
 from cltk.run import records
+from cltk.run.claims import Tell, lease_of
 from cltk.run.during import watch_of
 from cltk.run.inputs import Inputs
-from cltk.run.kept import KEPT, STAGE, STATES, clean, finished, keep, kept_model
+from cltk.run.kept import KEPT, STAGE, STATES, clean, finished, keep, kept_model, unsharded
 from cltk.run.loggers import Loggers, last_line, progress
 from cltk.run.methods import build_mitigators
 from cltk.run.outcome import Leg, record, training_of, write_lm_eval
@@ -35,8 +35,6 @@ from cltk.run.parts import Part, check_rows, score_part
 from cltk.run.plans import Cell
 from cltk.run.records import SCORES
 from cltk.run.train import CURVES, train_cell
-
-Tell = Callable[[str, int, int, str], None]  # what, done, total, detail
 
 
 @dataclass
@@ -99,10 +97,13 @@ class Work:
         file = folder / SCORES
         if agreed(file.exists()):
             return Scores.from_json(records.read_json(file))
-        scores = self._evaluate(cell, *self.inputs.model(cell), "start model")
-        if first():
-            write_lm_eval(scores, folder / "lm_eval", cell.config.model.pretrained)
-            records.write_json(file, scores.to_json())
+        with leased(lease_of(folder)):
+            if agreed(file.exists()):  # by another process, meanwhile
+                return Scores.from_json(records.read_json(file))
+            scores = self._evaluate(cell, *self.inputs.model(cell), "start model")
+            if first():
+                write_lm_eval(scores, folder / "lm_eval", cell.config.model.pretrained)
+                records.write_json(file, scores.to_json())
         return scores
 
     def _references(self, cell: Cell) -> dict[str, Scores]:
@@ -183,7 +184,7 @@ class Work:
         )  # fmt: skip
         self.loggers = trained.loggers
         gc.collect()  # the trainer holds the optimizer's state, and itself
-        return training_of(trained), self._unsharded(stage, trained.model)
+        return training_of(trained), unsharded(trained.model, lambda: self.inputs.model(stage)[0])
 
     def _average(self, stage: Cell, mitigators: list[Any], kept: Path, name: str) -> tuple[dict[str, Any], Any]:
         """A training that other cells share, up to the averages of whole weights at its end: done once, and kept.
@@ -209,17 +210,6 @@ class Work:
                 mitigator.finish(Run(tuned, tuned))
         return {**train, "notes": {**train["notes"], **plan.notes}}, tuned
 
-    def _unsharded(self, cell: Cell, model: Any) -> Any:
-        """The model itself, or a whole copy on every rank of one that is in pieces (FSDP, ZeRO-3)."""
-        named = dict(model.named_parameters())
-        if not any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in named.values()):
-            return model
-        copy, _ = self.inputs.model(cell)
-        with whole(model):
-            for name, parameter in copy.named_parameters():
-                parameter.data.copy_(tensors.whole(named[name].detach()))
-        return copy
-
     def _scored(self, cell: Cell, model: Any, tokenizer: Any, who: str) -> tuple[Scores, Part | None]:
         """The scores of all documents, or of a part where references predict the others."""
         references = self._references(cell)
@@ -231,7 +221,9 @@ class Work:
     def _evaluate(self, cell: Cell, model: Any, tokenizer: Any, who: str, suite: Suite | None = None) -> Scores:
         digest, evals = tensors.digest(model), cell.config.evals
         answers = records.digest_of([digest, models.config_digest(model), evals.scorer, evals.batch_size])
-        journal = Journal(self.out / "cache" / f"journal-{answers[:16]}.jsonl", write=first())
+        place, name = self.out / "cache", f"journal-{answers[:16]}"
+        own = place / f"{name}-{self.inputs.digest(cell)[:10]}.jsonl"  # equal weights may be scored for two cells at once
+        journal = Journal(own, write=first(), others=sorted(place.glob(f"{name}-*.jsonl")))
         tell: Any = lambda what, done, n, tokens: self.say(f"{who}: {what}", done, n, f"{tokens} tokens" if tokens else "")  # noqa: E731
         settings: Any = {"batch_size": evals.batch_size, "scorer": evals.scorer, "journal": journal, "progress": tell}
         with products.allowed(cell.config.speed.onednn is not False):

@@ -10,17 +10,23 @@ from typing import Any
 from cltk.errors import InputError
 from cltk.run.arguments import check_train
 from cltk.run.methods import nearest, resolve_path
-from cltk.run.plans import Cell, Where
+from cltk.run.plans import Cell, Plan, Where
 from cltk.run.spec import Experiment, TextSpec
 from cltk.run.spec_data import DataSpec, Source
 from cltk.run.yaml import Keys
 
+UPLOADS = ("push_to_hub", "trackio_space_id")
 
-def checked(train: dict[str, Any], at: Keys, where: Where) -> dict[str, Any]:
-    """`train` as it will be used. Raises InputError with file, line and key for what TrainingArguments would refuse."""
-    checked = check_train(train, lambda keys: where((*at, *keys)))
+
+def checked(train: dict[str, Any], where: Where) -> dict[str, Any]:
+    """`train` as it will be used; `where` places its keys.
+
+    Raises:
+        InputError: with file, line and key, for what TrainingArguments would refuse.
+    """
+    checked = check_train(train, where)
     if "seed" in checked:
-        raise InputError(f"{where((*at, 'seed'))}: train.seed: use the top-level key `seed`")
+        raise InputError(f"{where(('seed',))}: train.seed: use the top-level key `seed`")
     return checked
 
 
@@ -109,3 +115,15 @@ def check_stream(data: DataSpec, train: dict[str, Any], where: Callable[[str], s
         )
     if int(train.get("max_steps") or -1) < 1:
         raise InputError(f"{where('data')}: data.train.streaming: the length of a stream is not known; give train.max_steps")
+
+
+def check_trust(plan: Plan) -> None:
+    """A file that came from elsewhere runs no code unless the user says so outside of it. Raises InputError."""
+    where, configs = plan.file, [cell.config for cell in plan.cells]
+    if any(config.model.trust_remote_code for config in configs):
+        raise InputError(f"{where}: model.trust_remote_code runs the Python of the model; add --trust if you trust it")
+    if any(getattr(config.evals, "confirm_run_unsafe_code", False) for config in configs):
+        raise InputError(f"{where}: evals.confirm_run_unsafe_code runs what the model writes; add --trust if you trust it")
+    for train in [config.train for config in configs] + [stage.train for config in configs for stage in config.stages]:
+        if key := next((key for key in UPLOADS if train.get(key)), None):
+            raise InputError(f"{where}: train.{key} uploads to a hub in your name; add --trust if you trust the file")

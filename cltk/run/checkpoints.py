@@ -24,10 +24,11 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from cltk.errors import InputError
-from cltk.files import sync
+from cltk.errors import InputError, Leave
+from cltk.files import check_held, sync
 from cltk.models import file_digest
 from cltk.ranks import agreed, first, gathered
+from cltk.run import leaving
 from cltk.run.machine import MEASURED as MEASURED
 from cltk.run.records import read_json, write_json
 
@@ -116,7 +117,7 @@ class Keeper(TrainerCallback):
     def __init__(self, trainer: Any, output: Path, counter: Any, choices: dict[str, bool], kept: dict[str, Any]) -> None:
         self.trainer, self.output, self.counter, self.choices, self.kept = trainer, output, counter, choices, kept
         self.limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
-        self.begun, self.owed = time.monotonic(), False
+        self.begun, self.owed, self.leaving = time.monotonic(), False, False
         if kept.get("finished"):
             trainer._run_epoch = self._no_epoch
 
@@ -137,8 +138,12 @@ class Keeper(TrainerCallback):
             self.trainer._initial_global_step = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The last save of an epoch waits for the epoch's own log line and evaluation."""
-        stop = control.should_training_stop and args.save_strategy in ("steps", "epoch")
+        """The last save of an epoch waits for the epoch's own log line and evaluation. Asked to leave, the process saves."""
+        check_held()
+        self.leaving = leaving.asked()
+        if self.leaving:  # with the optimiser's state, or the next run would begin anew
+            control.should_save, args.save_only_model = True, False
+        stop = control.should_training_stop and (self.leaving or args.save_strategy in ("steps", "epoch"))
         if stop or (control.should_save and float(state.epoch).is_integer()):
             control.should_save, self.owed = False, True
 
@@ -158,6 +163,10 @@ class Keeper(TrainerCallback):
         if state.is_world_process_zero and folder.is_dir():
             seal(folder, kept)
             rotate_checkpoints(str(self.output), self.limit, state.best_model_checkpoint)
+        if self.leaving:
+            agreed(None)  # nobody ends the others before it is sealed
+            leaving.heed()
+            raise Leave("another rank was asked to leave")
 
     def history(self) -> list[dict[str, float]]:
         """The log lines; of a resumed training without speeds, which Trainer takes from its last session alone."""

@@ -11,12 +11,13 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cltk.errors import InputError
 from cltk.run import records
-from cltk.run.cells import Tell
+from cltk.run.claims import Queue, Tell
 from cltk.run.kept import FAILED
 
 if TYPE_CHECKING:
@@ -74,7 +75,15 @@ def _run(
 ) -> dict[int, str]:
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     task = ray.remote(_task).options(num_cpus=cores, num_gpus=gpus, max_retries=RETRIES, name="cltk cell")
-    call = (load, str(Path.cwd()), str(run.plan.file), str(run.out), run.trust, sys.argv, cores)
+    call = (
+        partial(load, overrides=run.plan.overrides),
+        str(Path.cwd()),
+        str(run.plan.file),
+        str(run.out),
+        run.trust,
+        sys.argv,
+        cores,
+    )
     work = run.work()
     folders = {order: work.base_folder(run.cells[order]) for order in todo}
     firsts = {folder: order for order, folder in reversed(folders.items())}  # scores the start model for all that share it
@@ -116,4 +125,4 @@ def _task(
         with suppress(Exception):  # the cells meet it too, and keep it
             run.work().base(run.cells[order])
         return ""
-    return run.attempt(order, lambda *_: None)
+    return Queue(run, [order], lambda *_: None).work().get(order, "")

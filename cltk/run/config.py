@@ -6,7 +6,8 @@ only inheritance. An unknown key is an error that names the file, the line, the 
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,24 @@ from cltk import secrets
 from cltk.errors import InputError
 from cltk.run.arguments import flatten, train_model
 from cltk.run.checked import check_documents, check_files, check_names, check_stages, check_stream, checked
+from cltk.run.grid import product
 from cltk.run.methods import check_mitigators, method_name, nearest, signature_schema
+from cltk.run.overrides import overridden, put
 from cltk.run.plans import Cell, Plan, Where
 from cltk.run.spec import Experiment
 from cltk.run.yaml import Keys, read_yaml
 
 
-def load_config(file: str | Path) -> Plan:
-    """Read and validate an experiment. Raises InputError with file, line, key and what would be right."""
+def load_config(file: str | Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read and validate an experiment, with `key=value` as if it said so.
+
+    Raises:
+        InputError: with file, line, key and what would be right.
+    """
     file = Path(file)
-    data, lines, files = read_with_base(file, ())
+    data, lines, files = overridden(*read_with_base(file, ()), overrides)
     try:
-        return validate(data, file, lines, files)
+        return replace(validate(data, file, lines, files), overrides=tuple(overrides))
     except InputError as error:
         if data.get("base") is None or not any(words in str(error) for words in ("no such file", "not a folder")):
             raise
@@ -65,26 +72,27 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
 
     def where(keys: Keys) -> str:
         known = next((keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in lines), ())
-        return f"{files.get(known, file)}:{lines.get(known, 1)}"
+        line = lines.get(known, 1)
+        return f"{files.get(known, file)}" + (f":{line}" if line else "")
 
     secrets.refuse(data, where)
     experiment = _model(Experiment, data, (), where)
     check_stages(experiment, where)
     check_names(experiment, where)
     cells = []
-    for labels, name, at_mitigators, values in _product(experiment.grid, where):
+    for labels, name, at_mitigators, values in product(experiment.grid, where):
         changed = data
         for key, value in values.items():
             changed = _set(changed, key, value, where)
         config = experiment if not values else _model(Experiment, changed, ("grid",), where)
         check_names(config, lambda keys: where(("grid",)))
         check_mitigators(config.mitigators, file.parent, lambda keys, inside=at_mitigators: where((*inside, *keys)))
-        at: Keys = ("grid",) if any(key.startswith("train") for key in values) else ("train",)
-        config = config.model_copy(update={"train": checked(config.train, at, where), "grid": {}, "base": None})
+        train = checked(config.train, lambda keys, axes=values: where(_placed(keys, axes)))
+        config = config.model_copy(update={"train": train, "grid": {}, "base": None})
         if config.data is not None:
             check_stream(config.data, config.train, lambda key: where((key, "train") if key == "data" else (key,)))
         for i, stage in enumerate(config.stages):
-            train = checked({**config.train, **stage.train}, ("stages", i, "train"), where)
+            train = checked({**config.train, **stage.train}, lambda keys, i=i: where(("stages", i, "train", *keys)))
             check_stream(stage.data, train, partial(_inside, where, i))
         cells.append(Cell(name or method_name(config.mitigators), labels, config))
     if len({cell.config.train.get("output_dir") for cell in cells}) > 1:
@@ -99,6 +107,12 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
 
 def _inside(where: Where, stage: int, key: str) -> str:
     return where(("stages", stage, key))
+
+
+def _placed(keys: Keys, axes: dict[str, Any]) -> Keys:
+    """Where a training argument stands: in the grid, if an axis sets it (or may have), else in `train`."""
+    in_grid = any(axis == "train" or (axis.startswith("train.") and (not keys or axis == f"train.{keys[0]}")) for axis in axes)
+    return ("grid",) if in_grid else ("train", *keys)
 
 
 def _model(cls: type[BaseModel], data: Any, above: Keys, where: Where) -> Any:
@@ -135,45 +149,13 @@ def _names_at(cls: Any, keys: Keys) -> list[str]:
     return list(getattr(cls, "model_fields", {}))
 
 
-def _product(grid: dict[str, Any], where: Where) -> list[tuple[dict[str, Any], str, Keys, dict[str, Any]]]:
-    """Every combination: labels, the method's given name, where its mitigators stand in the file, key -> value."""
-    axes = []
-    for key, values in grid.items():
-        if not values:
-            raise InputError(f"{where(('grid', key))}: grid.{key}: give at least one value")
-        named = list(values.items()) if isinstance(values, dict) else list(enumerate(values))
-        axes.append([(key, name, value) for name, value in named])
-    done: list[tuple[dict[str, Any], str, Keys, dict[str, Any]]] = []
-    for combination in itertools.product(*axes):
-        labels = {key: name if isinstance(name, str) else _label(key, value) for key, name, value in combination}
-        at: Keys = next((("grid", key, name) for key, name, _ in combination if key == "mitigators"), ("mitigators",))
-        method = str(at[2]) if len(at) == 3 and isinstance(at[2], str) else ""
-        done.append((labels, method, at, {key: value for key, _, value in combination}))
-    return done
-
-
-def _label(key: str, value: Any) -> Any:
-    return method_name(value) if key == "mitigators" and isinstance(value, list) else value
-
-
 def _set(data: dict[str, Any], dotted: str, value: Any, where: Where) -> dict[str, Any]:
     head, _, rest = dotted.partition(".")
     if head not in Experiment.model_fields or head in ("grid", "base"):
         raise InputError(f"{where(('grid', dotted))}: grid.{dotted}: unknown key{nearest(head, Experiment.model_fields)}")
     if not rest:
         return {**data, head: value}
-    return _put(data, dotted.split("."), value, f"{where(('grid', dotted))}: grid.{dotted}")
-
-
-def _put(data: dict[str, Any], keys: list[str], value: Any, at: str) -> dict[str, Any]:
-    """`data` with `value` at the nested `keys`."""
-    key, *deeper = keys
-    if not deeper:
-        return {**data, key: value}
-    inner = data.get(key) or {}
-    if not isinstance(inner, dict):
-        raise InputError(f"{at}: {key} is {str(inner)[:40]!r} and has no keys")
-    return {**data, key: _put(inner, deeper, value, at)}
+    return put(data, dotted.split("."), value, f"{where(('grid', dotted))}: grid.{dotted}")
 
 
 def schema() -> dict[str, Any]:

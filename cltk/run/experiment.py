@@ -6,20 +6,22 @@ import gc
 import json
 import shutil
 import sys
-import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cltk.errors import CltkError, DiskError, InputError, RunError
-from cltk.files import check_folder, locked, shipped
+from cltk.errors import DiskError, InputError, LeaseLostError, RunError
+from cltk.files import check_folder, shipped
 from cltk.ranks import agreed, first, gathered, join, regroup
 from cltk.run import records
 from cltk.run.ahead import check_lengths, check_margins, check_roles, check_training
 from cltk.run.apart import check_apart, models
 from cltk.run.arguments import check_sharding
 from cltk.run.cells import Tell, Work
+from cltk.run.checked import check_trust
+from cltk.run.claims import Queue, alone
 from cltk.run.config import load_config
 from cltk.run.during import check_watch
 from cltk.run.inputs import Inputs
@@ -29,12 +31,12 @@ from cltk.run.methods import build_mitigators
 from cltk.run.parts import check_part
 from cltk.run.plans import Cell, Plan
 from cltk.run.tidy import CACHE, sweep
-from cltk.run.trouble import explained
-
-LONGEST = 400  # characters of an error that is not cltk's
+from cltk.run.trouble import explained, failure_of
 
 
-def load(file: str | Path, out: str | Path | None = None, trust: bool = False, strict: bool = False) -> ExperimentRun:
+def load(
+    file: str | Path, out: str | Path | None = None, trust: bool = False, strict: bool = False, overrides: Sequence[str] = ()
+) -> ExperimentRun:
     """Read and validate an experiment; nothing is loaded or written yet.
 
     Args:
@@ -43,11 +45,12 @@ def load(file: str | Path, out: str | Path | None = None, trust: bool = False, s
         trust: whether Python that the file names may run (`model.trust_remote_code`, `!function` in `evals.include_path`), and
             whether it may upload (`train.push_to_hub`).
         strict: whether rows that are learned from and measured on are refused, and not only said (`cltk.run.leakage`).
+        overrides: "train.learning_rate=1.0e-5": as if the file said so.
 
     Raises:
         InputError: with file, line, key and what would be right.
     """
-    plan = load_config(_named(Path(file)))
+    plan = load_config(_named(Path(file)), overrides)
     default = plan.cells[0].config.train.get("output_dir") or Path("runs") / plan.file.stem
     folder = Path(out) if out is not None else Path(default)
     return ExperimentRun(plan, folder, trust, strict)
@@ -57,9 +60,6 @@ def _named(file: Path) -> Path:
     """The file, or the one of that name among the experiments that come with cltk."""
     ours = shipped("experiments") / file.name / f"{file.name}.yaml"
     return ours if not file.exists() and file.name == str(file) and ours.is_file() else file
-
-
-UPLOADS = ("push_to_hub", "trackio_space_id")
 
 
 @dataclass
@@ -76,7 +76,8 @@ class ExperimentRun:
         for model in models(self.plan):
             check_apart(self.out, model)
         self.inputs = Inputs(self.plan, self.trust)
-        self._check_trust()  # what a cell is known by needs its tasks
+        if not self.trust:
+            check_trust(self.plan)  # what a cell is known by needs its tasks
 
     @property
     def cells(self) -> list[Cell]:
@@ -117,39 +118,34 @@ class ExperimentRun:
         """A line for every set that is learned from and measured on. Raises InputError where `strict` is set."""
         return check_leaks(self.inputs, self.cells, self.strict)
 
-    def _check_trust(self) -> None:
-        """A file that came from elsewhere runs no code unless the user says so outside of it."""
-        where, configs = self.plan.file, [cell.config for cell in self.cells if not self.trust]
-        if any(config.model.trust_remote_code for config in configs):
-            raise InputError(f"{where}: model.trust_remote_code runs the Python of the model; add --trust if you trust it")
-        if any(getattr(config.evals, "confirm_run_unsafe_code", False) for config in configs):
-            raise InputError(f"{where}: evals.confirm_run_unsafe_code runs what the model writes; add --trust if you trust it")
-        for train in [config.train for config in configs] + [stage.train for config in configs for stage in config.stages]:
-            if key := next((key for key in UPLOADS if train.get(key)), None):
-                raise InputError(f"{where}: train.{key} uploads to a hub in your name; add --trust if you trust the file")
-
     def missing(self) -> list[int]:
         """The cells that have no record, by their place in `cells`."""
         return [order for order, cell in enumerate(self.cells) if not (self.folder(cell) / records.RECORD).exists()]
 
-    def run(self, tell: Tell | None = None, ray: str | None = None) -> list[dict[str, Any]]:
+    def run(
+        self, tell: Tell | None = None, ray: str | None = None, only: Sequence[int] | None = None, wait: bool = True
+    ) -> list[dict[str, Any]]:
         """Run every cell that has no record; return the records of all, in order.
 
-        A cell that fails does not stop the others: its error is kept in `failed.json` in its folder, and RunError is
-        raised at the end.
+        Any number of processes, on any machines that share the folder, may do so at once: each takes cells that nobody has
+        (`cltk.run.claims`). A cell that fails does not stop the others: its error is kept in `failed.json` in its folder, and
+        RunError is raised at the end.
 
         Args:
             tell: called with (what, done, total, detail) as the work goes on.
             ray: cells in parallel on a Ray cluster: its address, or "local" for one on this machine; see `cltk.run.cluster`.
+            only: places in `cells`; the others are left alone, but for references that these need.
+            wait: whether to wait for cells that other processes have taken, and to take over those of dead ones.
 
         Raises:
-            InputError: something is wrong with the inputs, or another run works in this folder.
+            InputError: something is wrong with the inputs.
             RunError: cells failed.
         """
         join()
         say = tell if tell and first() else _silent
         failed: dict[int, str] = {}
-        if todo := agreed(self.missing()):
+        mine = range(len(self.cells)) if only is None else only
+        if todo := agreed([order for order in self.missing() if order in mine]):
             self.check()
             check_folder(self.out, "--out")
             for training in (training for order in todo for training in self.cells[order].trainings):
@@ -157,48 +153,52 @@ class ExperimentRun:
             for line in self.leaks():
                 if first():
                     print(line, file=sys.stderr)
-            with locked(self.out):
-                failed = self._work(say, ray)
+            self._clean(say, mine)
+            failed = self._work(self._with_references(todo), say, ray, wait)
+            self._sweep()
         else:
-            self._clean(say)
+            self._clean(say, mine)
             if (self.out / CACHE).is_dir():  # a run that was killed behind its last record
-                with suppress(InputError), locked(self.out):
-                    self._sweep()
+                self._sweep()
         if failed:
             names = ", ".join(self.cells[order].name for order in failed)
             raise RunError(
                 f"{len(failed)} of {len(self.cells)} cells failed ({names}); the first: {next(iter(failed.values()))}"
             )
-        return [records.read_record(self.folder(cell) / records.RECORD) for cell in self.cells]
+        files = [self.folder(self.cells[order]) / records.RECORD for order in mine]
+        return [records.read_record(file) for file in files if wait or file.exists()]
 
-    def _work(self, say: Tell, ray: str | None) -> dict[int, str]:
-        """The cells that have no record now that the folder is ours: another run may have written some meanwhile."""
-        todo = agreed(self.missing())
-        self._clean(say)
+    def _work(self, todo: list[int], say: Tell, ray: str | None, wait: bool) -> dict[int, str]:
+        """What went wrong, by the cell's place."""
+        if ray is None:
+            return Queue(self, todo, say, wait).work()
+        from cltk.run.cluster import run_cells
+
         failed: dict[int, str] = {}
         for part in (False, True):  # references before the cells that they predict
-            some = [order for order in todo if bool(self.inputs.references(self.cells[order])) is part]
-            if ray is not None and some:
-                from cltk.run.cluster import run_cells
-
+            if some := [order for order in todo if bool(self.inputs.references(self.cells[order])) is part]:
                 failed |= run_cells(self, some, ray, say, load)
-            else:
-                failed |= {order: error for order in some if (error := self.attempt(order, say))}
-        self._sweep()
         return failed
+
+    def _with_references(self, todo: list[int]) -> list[int]:
+        """And the references of these cells that have no record."""
+        needed = [self.folder(one) for order in todo for one in self.inputs.references(self.cells[order])]
+        return [order for order in self.missing() if order in todo or self.folder(self.cells[order]) in needed]
 
     def _sweep(self) -> None:
         """With the last record what cells shared goes; another YAML of this folder may still need its own."""
-        if first() and not self.missing():
-            for key in self.inputs.shared():
-                shutil.rmtree(self.work().kept(key), ignore_errors=True)
-            sweep(self.out)
+        if not agreed(self.missing()):
+            with suppress(InputError), alone(self.out):  # whoever is last does it
+                for key in self.inputs.shared() if first() else ():
+                    shutil.rmtree(self.work().kept(key), ignore_errors=True)
+                if first():
+                    sweep(self.out)
 
-    def _clean(self, say: Tell) -> None:
+    def _clean(self, say: Tell, mine: Sequence[int]) -> None:
         """Say which cells are done, and remove what they need no more."""
         todo = self.missing()
         for order, cell in enumerate(self.cells):
-            if order not in todo:
+            if order in mine and order not in todo:
                 clean(self.folder(cell))
                 say(f"{cell.name}: has a record, nothing to do", order + 1, len(self.cells), "cell")
 
@@ -208,6 +208,7 @@ class ExperimentRun:
         Ranks that work together fail together, also where one of them did alone, and go on with the next cell.
 
         Raises:
+            LeaseLostError: another process took the cell over.
             RunError: one rank failed and the others cannot be stopped.
         """
         cell, total = self.cells[order], len(self.cells)
@@ -220,29 +221,19 @@ class ExperimentRun:
         except BrokenPipeError:  # whoever read the progress is gone
             raise
         except Exception as error:
-            failure = _failure(cell, error)
+            failure = failure_of(cell, error)
             try:
                 failure = json.loads(regroup(json.dumps(failure)))
             except TimeoutError as lost:
                 raise RunError(f"{cell.name}: {failure['error']}; {lost}") from error
+            if failure["kind"] == LeaseLostError.__name__:
+                raise LeaseLostError(failure["error"]) from error
             with suppress(DiskError):
                 if first():
                     records.write_json(self.folder(cell) / FAILED, failure)
         gc.collect()  # what the failed training held
         say(f"{cell.name} failed: {failure['error']}", order + 1, total, "failed")
         return f"{cell.name}: {failure['error']}"
-
-
-def _failure(cell: Cell, error: Exception) -> dict[str, Any]:
-    """What `failed.json` says: of an exception that is not cltk's its kind too, in one line."""
-    text = " ".join(str(error).split())
-    if not isinstance(error, CltkError):
-        short = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
-        text = f"{type(error).__name__}: {short}"
-    return {
-        "cell": cell.name, "method": cell.method, "error": text.rstrip(": "), "kind": type(error).__name__,
-        "step": getattr(error, "step", None), "traceback": traceback.format_exception(error),
-    }  # fmt: skip
 
 
 def _silent(what: str, done: int, total: int, detail: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cltk import models, tensors
 from cltk.errors import InputError
-from cltk.files import sync_tree
+from cltk.files import check_held, sync_tree
+from cltk.hosts.deepspeed import whole
 from cltk.measure.scores import Scores
 from cltk.run import records
 from cltk.run.outcome import Leg
@@ -38,6 +40,7 @@ def _files(place: Path) -> dict[str, str]:
 
 def keep(leg: Leg, place: Path, tokenizer: Any, mitigators: list[Any]) -> None:
     """Keep a training for what goes on from it. Its own file is written last: with it, everything else is there."""
+    check_held()
     leg.model.save_pretrained(place / "model")
     tokenizer.save_pretrained(place / "model")
     tensors.save_tree(place / STATES, {str(i): m.state_dict() for i, m in enumerate(mitigators)})
@@ -60,3 +63,15 @@ def finished(place: Path) -> Leg:
             f"{place}: the weights or states of this finished training are damaged; delete the folder to train again"
         )
     return Leg(Scores.from_json(kept["scores"]), kept["train"])
+
+
+def unsharded(model: Any, another: Callable[[], Any]) -> Any:
+    """The model itself; of one that is in pieces (FSDP, ZeRO-3) a whole copy on every rank, in the weights of `another`."""
+    named = dict(model.named_parameters())
+    if not any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in named.values()):
+        return model
+    copy = another()
+    with whole(model):
+        for name, parameter in copy.named_parameters():
+            parameter.data.copy_(tensors.whole(named[name].detach()))
+    return copy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cltk.files import check_json
+from cltk.errors import DiskError
 from cltk.measure.forgetting import Result, headline
 from cltk.measure.scores import Scores, documents
 from cltk.measure.stream import summarise
@@ -155,3 +156,22 @@ def write_lm_eval(scores: Scores, folder: Path, model: str, *, afresh: bool = Tr
     for name, rows in samples.items():
         tracker.save_results_samples(task_name=name, samples=rows)
     check_json(folder)  # lm-eval's writer keeps a full disk to itself
+
+
+def check_json(folder: Path) -> None:
+    """Whether every .json and .jsonl file below `folder` is whole: for writers that keep a full disk to themselves.
+
+    Raises:
+        DiskError: one is not, or there is none.
+    """
+    found = [file for file in sorted(folder.rglob("*")) if file.suffix in (".json", ".jsonl")]
+    if not found:
+        raise DiskError(f"{folder}: nothing was written; is the disk full? Free some space and run the same command again")
+    for file in found:
+        try:
+            text = file.read_text(encoding="utf-8")
+            parts = text.split("\n") if file.suffix == ".jsonl" else [text]
+            for part in filter(None, parts):
+                json.loads(part)
+        except (OSError, ValueError):
+            raise DiskError(f"{file}: not whole; is the disk full? Free some space and run the same command again") from None

@@ -53,6 +53,7 @@ class Plan:
     file: Path
     experiment: Experiment
     cells: list[Cell]
+    overrides: tuple[str, ...] = ()  # `key=value`, over what the file says
 
     @property
     def folder(self) -> Path:

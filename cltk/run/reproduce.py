@@ -11,8 +11,8 @@ from typing import Any
 
 from cltk import models
 from cltk.errors import InputError
-from cltk.files import locked
 from cltk.run import records
+from cltk.run.claims import alone
 from cltk.run.config import validate
 from cltk.run.experiment import ExperimentRun
 from cltk.run.plans import Cell, Plan
@@ -91,7 +91,7 @@ def reproduce(
     folder = Path(out) if out is not None else _free(files[0])
     prepared = [_prepare(file, folder, trust) for file in files]
     found = [_rerun(file, old, run, tolerance, tell or (lambda *_: None)) for file, old, run in prepared]
-    with locked(folder):
+    with alone(folder):
         sweep(folder)
     return found
 
@@ -171,7 +171,7 @@ def _check_tasks(file: Path, old: dict[str, Any], run: ExperimentRun) -> None:
 def _rerun(file: Path, old: dict[str, Any], run: ExperimentRun, tolerance: float, tell: Tell) -> Reproduction:
     cell = run.cells[0]
     work = replace(run.work(tell), choices={stage: possible(found) for stage, found in choices(old).items()})
-    with locked(run.out), explained(cell.config, run.folder(cell)):
+    with alone(run.out), explained(cell.config, run.folder(cell)):
         work.cell(cell, int(old.get("order", 0)))
     new_file = run.folder(cell) / records.RECORD
     new = records.read_record(new_file)

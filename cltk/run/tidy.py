@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cltk.errors import InputError
-from cltk.files import locked
+from cltk.run.claims import alone
 from cltk.run.kept import FAILED, KEPT, clean
 from cltk.run.records import RECORD
 
@@ -62,7 +62,7 @@ def remove(out: Path, found: list[Left]) -> None:
     Raises:
         InputError: one does.
     """
-    with locked(out):
+    with alone(out):
         for cell in {left.path.parent for left in found if (left.path.parent / RECORD).exists()}:
             clean(cell)
         for left in found:

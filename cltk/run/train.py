@@ -12,6 +12,7 @@ from cltk.data.readers import Row
 from cltk.data.rows import IGNORED, Collator, pad_id
 from cltk.errors import RunError
 from cltk.ranks import agreed, decided, first, gathered
+from cltk.run import leaving
 from cltk.run.arguments import training_arguments
 from cltk.run.plans import Cell
 from cltk.run.prepare import Prepared as Prepared
@@ -70,7 +71,8 @@ def train_cell(
     from cltk.run.trouble import explained
 
     checkpoint, kept = agreed((newest(output) if first() else None) or (None, {}))
-    if cell.config.train.get("save_only_model") and not kept.get("finished"):
+    whole = kept.get("finished") or not checkpoint or any(checkpoint.glob("*optim*"))  # of `leaving` it has the optimiser
+    if cell.config.train.get("save_only_model") and not whole:
         checkpoint, kept = None, {}  # without the optimiser's state it would be another training
     speed = decided(lambda: choose(model, tokenizer, settled(cell.config, {"choices": choices or {}, **kept})))
     if first():
@@ -103,7 +105,7 @@ def train_cell(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     under_way: Any = lambda: trainer.state.global_step + 1  # noqa: E731
-    with explained(cell.config, output, model.config, under_way), speed.running(trainer.model):
+    with explained(cell.config, output, model.config, under_way), speed.running(trainer.model), leaving.steady():
         try:
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except BaseException:

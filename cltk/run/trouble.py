@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EIO
@@ -11,6 +12,9 @@ from typing import Any
 
 from cltk.errors import CltkError, RunError, out_of_memory
 from cltk.files import CLOSED, FULL, disk_error
+from cltk.run.plans import Cell
+
+LONGEST = 400  # characters of an error that is not cltk's
 
 
 class OutOfMemoryError(RunError):
@@ -97,3 +101,15 @@ def advice(config: Any, training: bool) -> str:
     if not any(isinstance(entry, dict) and "lora" in entry for entry in config.mitigators):
         tips.append("train adapters (mitigators: [lora: {r: 16}])")
     return ", or ".join([*tips, f"lower data.max_length (now {config.data.max_length})"])
+
+
+def failure_of(cell: Cell, error: Exception) -> dict[str, Any]:
+    """What `failed.json` says: of an exception that is not cltk's its kind too, in one line."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, CltkError):
+        short = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        text = f"{type(error).__name__}: {short}"
+    return {
+        "cell": cell.name, "method": cell.method, "error": text.rstrip(": "), "kind": type(error).__name__,
+        "step": getattr(error, "step", None), "traceback": traceback.format_exception(error),
+    }  # fmt: skip

@@ -27,6 +27,21 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[Keys, int]]:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
+    data, lines = _parsed(text, path)
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected a mapping of keys, found {'nothing' if data is None else type(data).__name__}")
+    return data, lines
+
+
+def read_value(text: str, name: str) -> Any:
+    """What `text` says as YAML. Raises InputError, after `name`, as `read_yaml` does."""
+    try:
+        return _parsed(text, Path(name))[0]
+    except InputError as error:
+        raise InputError(str(error).replace(f"{Path(name)}:1: ", f"{name}: ", 1)) from None
+
+
+def _parsed(text: str, path: Path) -> tuple[Any, dict[Keys, int]]:
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -40,8 +55,6 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[Keys, int]]:
         raise InputError(f"{where}: {getattr(error, 'problem', None) or 'not YAML'}") from None
     except (ValueError, TypeError, RecursionError, OverflowError, AttributeError) as error:
         raise InputError(f"{path}: not plain YAML ({type(error).__name__}: {error})") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: expected a mapping of keys, found {'nothing' if data is None else type(data).__name__}")
     return data, lines
 
 

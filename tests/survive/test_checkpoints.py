@@ -17,6 +17,7 @@ from cltk.errors import DiskError, InputError
 from cltk.files import write_atomic
 from cltk.run import checkpoints
 from cltk.run.checkpoints import SEAL, newest, opened, seal
+from cltk.run.outcome import check_json
 from cltk.run.records import read_json
 from cltk.run.train import Counter
 from tests.conftest import TINY
@@ -173,13 +174,13 @@ def test_a_read_only_folder_is_found_early(tmp_path: Path) -> None:
 
 def test_half_written_json_is_found(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="nothing was written"):
-        files.check_json(tmp_path)
+        check_json(tmp_path)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.jsonl").write_text('{"a": 1}\n{"a": "\u2028"}\n', encoding="utf-8")
-    files.check_json(tmp_path)
+    check_json(tmp_path)
     (tmp_path / "deep" / "b.json").write_text('{"a": ')
     with pytest.raises(DiskError, match=r"b\.json: not whole"):
-        files.check_json(tmp_path)
+        check_json(tmp_path)
 
 
 EXPERIMENT = (

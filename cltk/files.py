@@ -212,7 +212,8 @@ def _ours(held: SoftFileLease, tries: int) -> bool:
 def leased(file: Path, refuse: str = "") -> Iterator[None]:
     """One process at a time, on any machine that shares the file system: by a file that exists, with a heartbeat, no flock.
 
-    The others wait, or are refused with this line and the name of the holder. Of several ranks the first takes it for all.
+    The others wait, or are refused with this line and the name of the holder. Inside, this process may come again, unless it is
+    to be refused. Of several ranks the first takes it for all.
 
     Raises:
         InputError: another process has it, and there is a line to refuse with.
@@ -222,7 +223,7 @@ def leased(file: Path, refuse: str = "") -> Iterator[None]:
     if not first():
         yield
         return
-    while not take(file):
+    while (refuse and lease(file).is_locked) or not take(file):
         if refuse:
             raise InputError(f"{refuse} ({holder(file)}); wait for it, or choose another --out")
         time.sleep(POLL)

@@ -142,8 +142,10 @@ def test_a_lease_is_refused_or_waited_for(tmp_path: Path, start: Start) -> None:
 
 def test_leases_nest(tmp_path: Path) -> None:
     with leased(tmp_path / "deep" / "a.lease"):
-        with leased(tmp_path / "deep" / "a.lease", "not nested"):
+        with leased(tmp_path / "deep" / "a.lease"):
             check_held()
+        with pytest.raises(InputError, match=f"^no more than once .process {os.getpid()} on"):
+            leased(tmp_path / "deep" / "a.lease", "no more than once").__enter__()
         assert (tmp_path / "deep" / "a.lease").exists()
     assert not (tmp_path / "deep" / "a.lease").exists()
     assert files._leases == {}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cltk import files
-from cltk.errors import LeaseLostError
+from cltk.errors import InputError, LeaseLostError
 from cltk.files import give, holder, leased, locked, take
 from cltk.ranks import agreed, first
 from cltk.run import leaving, records
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cltk.run.experiment import ExperimentRun
 
 PLACE = ".locks"
+TRIES = 5  # of files.POLL seconds
 Tell = Callable[[str, int, int, str], None]
 Step = tuple[str, int, str]  # what became of a cell that waits: "mine", "done", "failed" (and why); or "wait"
 
@@ -56,15 +57,32 @@ def claimed(folders: Iterable[Path]) -> list[Path]:
     for folder in folders:
         if take(lease_of(folder)):
             held.append(lease_of(folder))
-            whole = folder.parent / files.WHOLE
-            if not whole.exists():
-                continue
-            if take(whole):
-                give(whole)
+            if _free(folder.parent):
                 continue
         release(held)
         return []
     return held
+
+
+def check_free(out: Path) -> None:
+    """Raises InputError where somebody has all of the output folder (`alone`) for longer than tidying it takes."""
+    for _ in range(TRIES):
+        if _free(out):
+            return
+        time.sleep(files.POLL)
+    raise InputError(
+        f"{out}: another run works in this folder ({holder(out / files.WHOLE)}); wait for it, or choose another --out"
+    )
+
+
+def _free(out: Path) -> bool:
+    whole = out / files.WHOLE
+    if not whole.exists():
+        return True
+    if files.lease(whole).is_locked or not take(whole):
+        return False
+    give(whole)
+    return True
 
 
 def release(held: Iterable[Path]) -> None:

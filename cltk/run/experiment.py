@@ -14,14 +14,14 @@ from typing import Any
 
 from cltk.errors import DiskError, InputError, LeaseLostError, RunError
 from cltk.files import check_folder, shipped
-from cltk.ranks import agreed, first, gathered, join, regroup
+from cltk.ranks import agreed, decided, first, gathered, join, regroup
 from cltk.run import records
 from cltk.run.ahead import check_lengths, check_margins, check_roles, check_training
 from cltk.run.apart import check_apart, models
 from cltk.run.arguments import check_sharding
 from cltk.run.cells import Tell, Work
 from cltk.run.checked import check_trust
-from cltk.run.claims import Queue, alone
+from cltk.run.claims import Queue, alone, check_free
 from cltk.run.config import load_config
 from cltk.run.during import check_watch
 from cltk.run.inputs import Inputs
@@ -138,7 +138,7 @@ class ExperimentRun:
             wait: whether to wait for cells that other processes have taken, and to take over those of dead ones.
 
         Raises:
-            InputError: something is wrong with the inputs.
+            InputError: something is wrong with the inputs, or the folder is being tidied or reproduced into.
             RunError: cells failed.
         """
         join()
@@ -153,6 +153,7 @@ class ExperimentRun:
             for line in self.leaks():
                 if first():
                     print(line, file=sys.stderr)
+            decided(lambda: check_free(self.out))
             self._clean(say, mine)
             failed = self._work(self._with_references(todo), say, ray, wait)
             self._sweep()

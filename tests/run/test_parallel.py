@@ -45,7 +45,10 @@ def found(out: str) -> dict[str, dict[str, Any]]:
     return {record["method"]: dict(values_of(record)) for record in read}
 
 
-def test_a_second_run_in_the_same_folder_is_refused(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_in_a_folder_that_is_being_tidied_is_refused(
+    experiment: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cltk.files.POLL", 0.01)
     with locked(Path("out")):
         before = sorted(Path("out").rglob("*"))
         assert main(["run", str(experiment), "--out", "out"]) == 2

@@ -1,7 +1,7 @@
 """python -m tests.survive.crowd STUDY SEED WHAT...: `cltk run` several times on one folder, killed, stopped, asked to leave.
 
-Prints a JSON report. Forked from a process that has imported everything, as in `victim`. Every child notes which trainings it began and ended, who
-scored the start model and computed a Fisher.
+Prints a JSON report. Forked from a process that has imported everything, as in `victim`. Every child notes which trainings it
+began and ended, who scored the start model and computed a Fisher.
 """
 
 from __future__ import annotations

@@ -157,8 +157,8 @@ class Crowd:
         who = self.until("asked", "train ")
         os.kill(who, signal.SIGUSR1)
         ends = [self.wait(one) for one in running]
-        self.compare("asked", [*ends, self.wait(self.begin("asked", "asked-again"))], {"0", "75"})
-        if "75" not in ends:
+        self.compare("asked", [*ends, self.wait(self.begin("asked", "asked-again"))], {"0", "term"})
+        if "term" not in ends:
             self.report["wrong"].append(f"asked: nobody left: {ends}")
 
 

@@ -130,9 +130,9 @@ def _run(arguments: list[str], log: Path, striker: Striker, env: dict[str, str],
 
 
 def ended(status: int) -> str:
-    """How a process ended: "kill", "term" or "int" by a signal (or by cltk's own exit code for Ctrl-C), else its exit code."""
+    """How a process ended: "kill", "term" or "int" by a signal (or by cltk's own exit code for it), else its exit code."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         return next((name for name, known in SIGNALS.items() if known == number), f"signal {number}")
     code = os.WEXITSTATUS(status)
-    return "int" if code == 130 else str(code)
+    return {130: "int", 75: "term"}.get(code, str(code))

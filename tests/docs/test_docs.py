@@ -22,7 +22,13 @@ from cltk.mitigate import MITIGATORS, catalog
 
 ROOT = Path(cltk.__file__).parent.parent
 DOCS = ROOT / "docs"
-GUIDES = [("measure", "gate"), ("compare",), ("mitigate",), ("run", "report")]  # those of one line share a folder
+GUIDES = [
+    ("measure", "gate"),
+    ("compare",),
+    ("mitigate",),
+    ("run", "report"),
+    ("clusters",),
+]  # those of one line share a folder
 
 
 def hooks() -> Any:

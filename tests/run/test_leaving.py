@@ -154,6 +154,7 @@ def test_a_forked_worker_ends_by_the_signal() -> None:
         if not child:
             time.sleep(20)
             os._exit(0)
+        time.sleep(0.3)  # a signal that comes within the fork is lost with Python's state
         os.kill(child, signal.SIGTERM)
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
         assert not leaving.asked()

@@ -96,9 +96,7 @@ class Crowd:
 
     def compare(self, out: str, ends: list[str], right: set[str]) -> None:
         self.report["ends"][out], self.report["notes"][out] = ends, dict(self.notes(out))
-        said = "\n".join(
-            (self.study / name).read_text()[-800:] for name in sorted(os.listdir(self.study)) if name.startswith(out)
-        )
+        said = "\n".join(log.read_text()[-800:] for log in sorted(self.study.glob(f"{out}*.log")))
         if set(ends) - right:
             self.report["wrong"].append(f"{out}: ended with {ends}: {said}")
         found = results(self.study / out)

@@ -39,7 +39,7 @@ class LeaseLostError(RunError):
     """Another process took over what this one was doing: it had not been heard of for too long. It must not write any more."""
 
 
-class Leave(KeyboardInterrupt):  # noqa: N818
+class Leave(KeyboardInterrupt):
     """The process was asked to make room; the same command goes on from what was kept."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again

@@ -175,10 +175,10 @@ def take(file: Path) -> bool:
     return False
 
 
-def give(file: Path) -> None:
-    """Give a lease back; one that was lost stays with whoever took it."""
+def give(file: Path, wholly: bool = False) -> None:
+    """Give a lease back, or `wholly` however often it was taken; one that was lost stays with whoever took it."""
     found = lease(file)
-    found.release()
+    found.release(force=wholly)
     if not found.is_locked:
         del _leases[os.path.abspath(file)]
 

@@ -14,7 +14,7 @@ import torch
 
 from cltk import models, tensors
 from cltk.errors import InputError
-from cltk.files import leased, locked, sync_tree
+from cltk.files import give, leased, locked, sync_tree
 from cltk.forward import products
 from cltk.measure.divergence import distance, divergence
 from cltk.measure.evaluate import Suite, token_rows
@@ -104,6 +104,7 @@ class Work:
             if first():
                 write_lm_eval(scores, folder / "lm_eval", cell.config.model.pretrained)
                 records.write_json(file, scores.to_json())
+                give(lease_of(folder), wholly=True)  # others need not wait for the cell
         return scores
 
     def _references(self, cell: Cell) -> dict[str, Scores]:

@@ -61,13 +61,16 @@ class TextJournal:
         return done
 
     def append(self, batch: int, rows: list[Ids]) -> None:
-        """Write batch number `batch` and sync it; one process at a time does (`cltk.files.leased`)."""
+        """Write batch number `batch` and sync it, if it is next; one process at a time does (`cltk.files.leased`)."""
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         check_held()
+        done = self.read()
+        if len(done) != batch:
+            return
         with self.path.open("a+b") as file:
-            file.truncate(sum(len(_line(i, one).encode()) for i, one in enumerate(self.read()[:batch])))
+            file.truncate(sum(len(_line(i, one).encode()) for i, one in enumerate(done)))
             file.write(_line(batch, rows).encode())
             file.flush()
             os.fsync(file.fileno())

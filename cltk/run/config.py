@@ -87,12 +87,12 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
         config = experiment if not values else _model(Experiment, changed, ("grid",), where)
         check_names(config, lambda keys: where(("grid",)))
         check_mitigators(config.mitigators, file.parent, lambda keys, inside=at_mitigators: where((*inside, *keys)))
-        train = checked(config.train, lambda keys, axes=values: where(_placed(keys, axes)))
+        train = checked(config.train, partial(_placed, where, values))
         config = config.model_copy(update={"train": train, "grid": {}, "base": None})
         if config.data is not None:
             check_stream(config.data, config.train, lambda key: where((key, "train") if key == "data" else (key,)))
         for i, stage in enumerate(config.stages):
-            train = checked({**config.train, **stage.train}, lambda keys, i=i: where(("stages", i, "train", *keys)))
+            train = checked({**config.train, **stage.train}, partial(_of_stage, where, i))
             check_stream(stage.data, train, partial(_inside, where, i))
         cells.append(Cell(name or method_name(config.mitigators), labels, config))
     if len({cell.config.train.get("output_dir") for cell in cells}) > 1:
@@ -109,10 +109,14 @@ def _inside(where: Where, stage: int, key: str) -> str:
     return where(("stages", stage, key))
 
 
-def _placed(keys: Keys, axes: dict[str, Any]) -> Keys:
+def _of_stage(where: Where, stage: int, keys: Keys) -> str:
+    return where(("stages", stage, "train", *keys))
+
+
+def _placed(where: Where, axes: dict[str, Any], keys: Keys) -> str:
     """Where a training argument stands: in the grid, if an axis sets it (or may have), else in `train`."""
     in_grid = any(axis == "train" or (axis.startswith("train.") and (not keys or axis == f"train.{keys[0]}")) for axis in axes)
-    return ("grid",) if in_grid else ("train", *keys)
+    return where(("grid",) if in_grid else ("train", *keys))
 
 
 def _model(cls: type[BaseModel], data: Any, above: Keys, where: Where) -> Any:

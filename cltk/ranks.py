@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -52,6 +53,32 @@ def regroup(problem: str) -> str:
         raise TimeoutError(f"the other processes did not stop within {PATIENCE:.0f} s") from None
     dist.init_process_group(backend, store=dist.PrefixStore(name, store), rank=rank, world_size=world)
     return store.get(f"{name}/problem").decode()
+
+
+def as_one(work: Callable[[], int]) -> int:
+    """A command whose work the processes of torchrun share: what `work` gives, said by the first.
+
+    An error of one rank ends all: whichever fails first says why and leaves; torchrun stops those that wait for it.
+
+    Raises:
+        CltkError: on the rank that failed first; SystemExit on others that fail.
+    """
+    join()
+    if not together():
+        return work()
+    with ExitStack() as stack:
+        if not first():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        try:
+            return max(gathered(work()))
+        except Exception as error:
+            if dist.distributed_c10d._get_default_store().add("cltk/over", 1) > 1:
+                raise SystemExit(getattr(error, "exit_code", 1)) from None
+            line = f"rank {ranks()[0]}: {type(error).__name__}: {' '.join(str(error).split())}"
+            problem = error if isinstance(error, CltkError) else RunError(line)
+    raise problem
 
 
 def together() -> bool:

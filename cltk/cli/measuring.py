@@ -86,12 +86,19 @@ def _add_power(command: Command) -> None:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """`cltk measure`: the forgetting table of a checkpoint and those tuned from it."""
+    """`cltk measure`: the forgetting table of a checkpoint and those tuned from it; several processes share the work."""
+    from cltk.ranks import as_one
+
+    return as_one(lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> int:
     from cltk.measure.compare import measure as compare
     from cltk.measure.evaluate import TextTask
     from cltk.measure.selection import whole_limit
     from cltk.models import on
     from cltk.progress import Bar
+    from cltk.ranks import first
     from cltk.report.measurement import measured, moved
 
     kept = keeper(options)
@@ -113,6 +120,8 @@ def measure(options: argparse.Namespace) -> int:
             model_args=options.model_args, base_args=options.base_args, tuned_args=options.tuned_args, backend=options.backend,
         )  # fmt: skip
     found = {name: result.to_json() for name, result in zip(options.tuned, results, strict=True)}
+    if not first():
+        return 0
     shared.put_json(options.json, {"results": found} if len(found) > 1 else next(iter(found.values())))
     shown = shared.out(options.json)
     for name, result in zip(options.tuned, results, strict=True):

@@ -17,6 +17,9 @@ from cltk import tensors
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED, Collator
 from cltk.forward import products
+from cltk.ranks import ranks, shared
+
+NLL_TOKENS = 2048  # of a batch
 
 
 @contextmanager
@@ -35,7 +38,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def row_nll(
-    model: nn.Module, rows: Sequence[Row], *, batch_tokens: int = 2048, progress: Callable[[int, int], None] | None = None
+    model: nn.Module, rows: Sequence[Row], *, batch_tokens: int = NLL_TOKENS, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[float], list[int]]:
     """Mean NLL (nats per counted token) and number of counted tokens of each row, in the order given.
 
@@ -55,6 +58,27 @@ def row_nll(
             if progress:
                 progress(done, len(rows))
     return nll, counts
+
+
+def by_ranks(
+    work: Callable[[Sequence[Row], Callable[[int, int], None] | None], Sequence[float]],
+    rows: Sequence[Row],
+    batch_tokens: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[float]:
+    """`work(rows, progress)`, a value a row, its batches of at most `batch_tokens` tokens shared by the ranks.
+
+    The batches are those of one process, so that the values are, to the last bit. Every rank must call it.
+    """
+    if ranks()[1] == 1:
+        return list(work(rows, progress))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    batches = list(length_batches(order, rows, batch_tokens))
+    found = shared(lambda some: [list(work([rows[i] for i in batch], None)) for batch in some], batches)
+    if progress:
+        progress(len(rows), len(rows))
+    values = {i: value for batch, answers in zip(batches, found, strict=True) for i, value in zip(batch, answers, strict=True)}
+    return [values[i] for i in range(len(rows))]
 
 
 def mean_nll(model: nn.Module, rows: Sequence[Row], *, batch_tokens: int = 2048) -> float:

@@ -28,6 +28,7 @@ from cltk.measure.sides import Model, Side, called, common_dtype, config_of, nam
 from cltk.measure.templates import Templates, kind_of
 from cltk.models.adapters import SwitchedOff, acting
 from cltk.models.origin import arguments
+from cltk.ranks import agreed
 
 __all__ = ["common_dtype", "measure", "named_model", "score_model"]
 
@@ -222,7 +223,7 @@ def _in_looks(
         def one(part: Suite, number: int) -> Scores:
             how: dict[str, Any] = {"batch_size": batch_size, "journal": books[number], "progress": progress, "scorer": scorer}
             with acting(pairs[number][0]) as model:
-                return part.evaluate(model, pairs[number][1], digest=digests[number], **how)
+                return agreed(part.evaluate(model, pairs[number][1], digest=digests[number], **how))
 
         def score(part: Suite) -> tuple[Scores, Scores]:
             return one(part, 0), one(part, 1)

@@ -13,14 +13,20 @@ from torch import Tensor
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED, Collator
 from cltk.errors import InputError
-from cltk.forward.probe import evaluating, length_batches, logits_where
+from cltk.forward.probe import by_ranks, evaluating, length_batches, logits_where
 from cltk.measure.stats import paired_mean
 from cltk.measure.texts import TextTask, by_windows, check_ids, counted, positions, token_rows
-from cltk.ranks import shared
+
+KL_TOKENS = 1024  # of a batch
 
 
 def row_kl(
-    start: Any, tuned: Any, rows: Sequence[Row], *, batch_tokens: int = 1024, progress: Callable[[int, int], None] | None = None
+    start: Any,
+    tuned: Any,
+    rows: Sequence[Row],
+    *,
+    batch_tokens: int = KL_TOKENS,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[float]:
     """Forward KL of each row: mean over its counted tokens of sum_v p_start(v) [log p_start(v) - log p_tuned(v)], in nats.
 
@@ -46,6 +52,10 @@ def row_kl(
             if progress:
                 progress(done, len(rows))
     return values
+
+
+def _told_kl(start: Any, tuned: Any, rows: Sequence[Row], progress: Callable[[int, int], None] | None) -> list[float]:
+    return row_kl(start, tuned, rows, progress=progress)
 
 
 def _counted_logits(model: Any, inputs: dict[str, Tensor], targets: Tensor, mask: Tensor) -> Tensor:
@@ -105,9 +115,9 @@ def divergence(
         if not places:
             continue
         tell = (lambda a, b, name=name: progress(f"KL on {name}", a, b, 0)) if progress else None
-        work = partial(row_kl, start, tuned, progress=tell)
+        score = partial(by_ranks, partial(_told_kl, start, tuned), batch_tokens=KL_TOKENS, progress=tell)
         labels = (clusters or {}).get(name) or []
-        values = by_windows([rows[i] for i in places], size, partial(shared, work))
+        values = by_windows([rows[i] for i in places], size, score)
         if infinite := sum(not math.isfinite(value) for value in values):
             notes.append(f"{name}: KL is left out: {infinite} of {len(places)} rows have no finite one (excluded tokens)")
             continue

@@ -21,6 +21,7 @@ from cltk.models.adapters import base_of, check_adapter, load_adapter
 from cltk.models.adapters import config_of as config_of_adapter
 from cltk.models.adapters import tokenizer_of as adapter_tokenizer
 from cltk.models.origin import DTYPES, Origin
+from cltk.ranks import agreed, decided, first
 
 Model = str | Path | Origin | tuple[Any, Any]
 Side = Origin | tuple[Any, Any]
@@ -91,7 +92,7 @@ def scored(
     model, tokenizer = load() if load else live(spec, dtype)
     pair = model, with_template(tokenizer, template)
     scores = _score(suite, *pair, dtype, batch_size, scorer, journal and not isinstance(spec, tuple), progress, side)
-    if keep:
+    if keep and first():
         keep(called(spec), scores)
     return pair, scores
 
@@ -140,8 +141,9 @@ def _score(
 
     digest = tensors.digest(model)
     tell = (lambda what, done, total, tokens: progress(f"{side}: {what}", done, total, tokens)) if progress else None
-    book = Journal(cache_dir() / "journals" / f"{digest[:16]}-{dtype}-{scorer}.jsonl") if journal else None
-    return suite.evaluate(model, tokenizer, digest=digest, batch_size=batch_size, journal=book, progress=tell, scorer=scorer)
+    book = Journal(cache_dir() / "journals" / f"{digest[:16]}-{dtype}-{scorer}.jsonl", first()) if journal else None
+    given: dict[str, Any] = {"digest": digest, "batch_size": batch_size, "journal": book, "progress": tell, "scorer": scorer}
+    return agreed(suite.evaluate(model, tokenizer, **given))
 
 
 def common_dtype(base: Model, tuned: Model | Sequence[Side], dtype: str) -> str:
@@ -155,7 +157,7 @@ def common_dtype(base: Model, tuned: Model | Sequence[Side], dtype: str) -> str:
             raise InputError(f"measure: a live model is in {live.pop()}, not {dtype}; convert it or leave dtype out")
         return live.pop()
     if dtype == "auto":
-        return str(fast_dtype(device())).removeprefix("torch.")
+        return str(decided(lambda: fast_dtype(device()))).removeprefix("torch.")
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is unknown; use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     return dtype

@@ -15,11 +15,10 @@ from cltk.data.messages import row_key
 from cltk.data.readers import Row, open_rows
 from cltk.data.rows import IGNORED, text_of
 from cltk.errors import InputError
-from cltk.forward.probe import row_nll
+from cltk.forward.probe import NLL_TOKENS, by_ranks, row_nll
 from cltk.measure.harness import Progress
 from cltk.measure.sampling import Sample, choose, described, spread
 from cltk.measure.scores import TaskScores
-from cltk.ranks import shared
 
 WINDOW = 1024  # tokens that are read at once, where the model has so many positions
 
@@ -212,7 +211,8 @@ def _nll(
     if known and all(answer is not None for answer in known):
         return [answer["logprob"] for answer in known]
     tell = (lambda done, total: progress(name, done, total, 0)) if progress else None
-    nll = by_windows(rows, size, lambda parts: shared(lambda some: row_nll(model, some, progress=tell)[0], parts))
+    score = lambda parts, told: row_nll(model, parts, progress=told)[0]  # noqa: E731
+    nll = by_windows(rows, size, lambda parts: by_ranks(score, parts, NLL_TOKENS, tell))
     if journal is not None:
         journal.put_all({key: {"logprob": value, "greedy": False} for key, value in zip(keys, nll, strict=True)})
     return nll

@@ -62,15 +62,16 @@ def judge_models(
 
 def judge_answers(
     base: judging.Answers, tuned: Sequence[judging.Answers], questions: Sequence[Question], judges: Judges, out: Path,
-    name: str = "judge", progress: Tell | None = None,
+    name: str = "judge", progress: Tell | None = None, place: Path | None = None,
 ) -> list[Judged]:  # fmt: skip
-    """As `judge_models`, of answers that are there."""
+    """As `judge_models`, of answers that are there; `judgements.jsonl` goes to `place`, or to `out` where none is given."""
     book, found, rows = Journal(out / JUDGEMENTS), [], []
     for number, texts in enumerate(tuned):
         asked = judging.items(judges, questions, base, texts)
         replies = judging.ask(judges, asked, book, progress)
         written = judging.written(asked, replies, questions, judges.mode)
         rows += [{"tuned": number, **row} for row in written]
-        write_text(out / WRITTEN, "".join(json.dumps(without_secrets(row), ensure_ascii=False) + "\n" for row in rows))
+        text = "".join(json.dumps(without_secrets(row), ensure_ascii=False) + "\n" for row in rows)
+        write_text((place or out) / WRITTEN, text)
         found.append(judged(judges, questions, asked, replies, name))
     return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from cltk import tensors
 from cltk.data.readers import read_rows
 from cltk.errors import InputError
 from cltk.files import shipped
@@ -91,7 +92,7 @@ def answers(
     settings = {"until": [], "do_sample": False, "max_gen_toks": max_new_tokens}
     found: list[list[str]] = [[] for _ in questions]
     done, total = 0, sum(len(question.turns) for question in questions)
-    with untouched(model), own_randomness(), quiet():
+    with untouched(model), tensors.own_precision(model), own_randomness(), quiet():
         key = identity(model, tokenizer) if journal is not None else ""
         lm = make_lm(model, tokenizer, key, batch_size, journal, None, "prefix")
         for turn in range(max(len(question.turns) for question in questions)):

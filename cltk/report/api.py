@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cltk.report import card, export, streams, tables
+from cltk.report import card, export, judging, streams, tables
 from cltk.report.aggregate import Summary, summarize
 from cltk.report.sources import read_entries
 
@@ -52,6 +52,7 @@ def report(
         tables.overview(summaries),
         tables.against_plain(summaries),
         *streams.all_tables(summaries),
+        *judging.of_records([entry.record for one in summaries for entry in one.entries]),
     ]
     found += [tables.seeds(summaries), tables.details(summaries), streams.costs(summaries)]
     parts = [part for part in found if part is not None]

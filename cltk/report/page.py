@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cltk.report import figures, streams, tables
+from cltk.report import figures, judging, streams, tables
 from cltk.report.aggregate import Summary
 from cltk.report.curves import curves, traces
 from cltk.report.effects import Effect, unit
@@ -58,7 +58,8 @@ def render(study: Study) -> str:
     return environment().get_template("page.html.j2").render(
         light=figures.LIGHT, dark=figures.DARK, title=title(summaries), answer=answer(summaries), lines=lines(summaries),
         heads=heads, rows=rows, note=tables.note(summaries), pictures=pictures(summaries),
-        area=area_table(study), streams=streams.all_tables(summaries), costs=streams.costs(summaries),
+        area=area_table(study), costs=streams.costs(summaries),
+        streams=[*streams.all_tables(summaries), *judging.of_records([e.record for one in summaries for e in one.entries])],
         against=tables.against_plain(summaries), details=tables.details(summaries),
         by_seed=tables.seeds(summaries), most=ROWS, words=tables.TEXTS, flows=flows(study), listed=LISTED, tone=tone,
         **provenance([entry.record for summary in summaries for entry in summary.entries]),

@@ -27,6 +27,7 @@ from cltk.run import records
 from cltk.run.claims import Tell, lease_of
 from cltk.run.during import watch_of
 from cltk.run.inputs import Inputs
+from cltk.run.judging import judge_part, ready
 from cltk.run.kept import KEPT, STAGE, STATES, clean, finished, keep, kept_model, unsharded
 from cltk.run.loggers import Loggers, last_line, progress
 from cltk.run.methods import build_mitigators
@@ -65,15 +66,14 @@ class Work:
         self.loggers = None
 
     def _cell(self, cell: Cell, order: int) -> dict[str, Any]:
-        begin = time.time()
-        folder = self.folder(cell)
+        begin, folder = time.time(), self.folder(cell)
+        ready(cell)
         pre = self.base(cell)
         if self._references(cell):  # before anything is trained
             check_rows(self.inputs.suite(cell), pre)
-        legs = self._legs(cell, folder)
-        last = legs[-1]
+        last = (legs := self._legs(cell, folder))[-1]
         model, tokenizer = last.model, self.inputs.tokenizer(cell)
-        moved = self._moved(cell, model, tokenizer)
+        moved = self._moved(cell, model, tokenizer) | judge_part(self.inputs, cell, (model, tokenizer), folder, self.say)
         found = record(self.inputs, cell, order, pre, legs) | moved | {"seconds": round(time.time() - begin, 2)}
         if first():
             if self.loggers is not None:

@@ -15,13 +15,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cltk.run import judging
+
 if TYPE_CHECKING:
     from cltk.run.inputs import Inputs
     from cltk.run.plans import Cell
 
 NUMERICS = 1  # raised by hand when a number that a cell or a measurement yields changes; see tests/run/test_numerics.py
 
-AFTER = ("margins", "kl_rows", "documents", "during")  # settings of `evals` that no score of the start model depends on
+# settings of `evals` that no score of the start model depends on
+AFTER = ("margins", "kl_rows", "documents", "during", "judge")
 APART = ("keep_model", "base", "grid")  # keys that change no number of a record
 
 
@@ -46,7 +49,7 @@ def identity(inputs: Inputs, cell: Cell, numerics: int = NUMERICS) -> dict[str, 
     """All that a cell's record follows from, as plain data: equal identities, equal records."""
     whole = {"measurement": measurement(inputs, cell, numerics), "config": _config(cell), "files": inputs.files(cell)}
     references = [[_config(one), inputs.files(one)] for one in inputs.references(cell)]
-    return whole | ({"references": references} if references else {})
+    return whole | ({"references": references} if references else {}) | judging.identity_of(inputs, cell)
 
 
 def _config(cell: Cell) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def training(inputs: Inputs, cell: Cell) -> dict[str, Any]:
     """The identity of a cell up to the averages of whole weights at its end (WiSE-FT and others)."""
     listed = [entry for entry in cell.config.mitigators if not averages(entry)]
     found = identity(inputs, replace(cell, config=cell.config.model_copy(update={"mitigators": listed})))
-    return {key: value for key, value in found.items() if key != "references"}  # of the measurement after it
+    return {key: value for key, value in found.items() if key not in ("references", "judge")}  # of what is measured after it
 
 
 def averages(entry: Any) -> bool:

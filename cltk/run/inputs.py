@@ -16,6 +16,7 @@ from cltk.measure.early import check_models
 from cltk.measure.evaluate import Suite, TextTask
 from cltk.measure.tasks import names_in
 from cltk.run import identity, records
+from cltk.run.judging import check_judge
 from cltk.run.methods import nearest
 from cltk.run.plans import Cell, Plan
 from cltk.run.prepare import Prepared, prepare_data
@@ -51,6 +52,7 @@ class Inputs:
         if (key := self.measured(cell)) not in self._asked_of:
             check_models(self.suite(cell), {"the start model": (self.config(cell), partial(self.tokenizer, cell))})
             self._asked_of.add(key)
+        check_judge(self, cell)
 
     def config(self, cell: Cell) -> Any:
         """The start model's config; None where it cannot be had."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 
 from cltk.run.spec_data import Count, DataSpec, Sample, Section
+from cltk.run.spec_judge import JudgeSpec
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
@@ -132,6 +133,7 @@ class DuringSpec(Section):
 class EvalSpec(Section):
     """What is measured before and after."""
 
+    later = ("judge",)
     retain: list[Entry] = Field(default_factory=list, description="lm-eval tasks, groups, tags, patterns, suite files, texts")
     learn: list[Entry] = Field(default_factory=list, description="more measures of the gain, beside held-out NLL")
     limit: Count | None = Field(None, description="the first documents of each lm-eval task")
@@ -141,6 +143,7 @@ class EvalSpec(Section):
     sample_seed: int | None = Field(None, description="of the samples; 0 when not given")
     documents: DocumentsSpec | None = Field(None, description="score part of the documents; predict the others")
     during: DuringSpec | None = Field(None, description="measure the old tasks while training, too")
+    judge: JudgeSpec | None = Field(None, description="have a judge grade or compare the answers of both models")
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     include_path: str | None = Field(None, description="folder of task YAML; its !function runs Python")
     chat_template: bool = Field(False, description="apply the tokenizer's chat template")

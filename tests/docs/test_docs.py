@@ -25,6 +25,7 @@ DOCS = ROOT / "docs"
 GUIDES = [
     ("measure", "gate"),
     ("compare",),
+    ("judge",),
     ("mitigate",),
     ("run", "report"),
     ("clusters",),

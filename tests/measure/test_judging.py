@@ -8,11 +8,13 @@ change from run to run (weitzer-org/sound-profile-builder#68).
 
 from __future__ import annotations
 
+import contextlib
 import json
-import threading
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import pytest
 from scipy import stats
 
 from cltk.cli import main
+from cltk.data import assets
 from cltk.errors import InputError, RunError
 from cltk.measure import judge_client, judge_models, judge_prompts, judging
 from cltk.measure.journal import Journal
@@ -29,6 +32,7 @@ from cltk.measure.judge_questions import Question, answers, read_questions
 from cltk.measure.judging import Judges
 from cltk.report.judging import tables
 from tests.conftest import CHATML
+from tests.judge_server import Server, send
 
 KEY = "a-key-that-nobody-may-see"
 QUESTIONS = [
@@ -37,54 +41,6 @@ QUESTIONS = [
 ]
 BASE = [[f"base {i} one", f"base {i} two"] for i in range(6)]
 TUNED = [[f"tuned {i} one", f"tuned {i} two"] for i in range(6)]
-
-
-class Server:
-    """An OpenAI-compatible endpoint in this process: `reply` says what, `faults` what goes wrong first."""
-
-    def __init__(self) -> None:
-        self.calls: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.times: list[float] = []
-        self.faults: list[Callable[[BaseHTTPRequestHandler], bool]] = []
-        self.reply: Callable[[dict[str, Any]], Any] = lambda body: "Grade: [[7]]"
-        self.lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer.lock:
-                    outer.calls.append(body)
-                    outer.keys.append(self.headers.get("Authorization"))
-                    outer.times.append(time.monotonic())
-                    fault = outer.faults.pop(0) if outer.faults else None
-                if fault is not None and fault(self):
-                    return
-                text = outer.reply(body)
-                send(self, 200, {"choices": [{"message": {"role": "assistant", "content": text}}]})
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-
-def send(handler: BaseHTTPRequestHandler, code: int, data: Any, **headers: str) -> bool:
-    text = (data if isinstance(data, str) else json.dumps(data)).encode()
-    try:
-        handler.send_response(code)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.send_header("Content-Length", str(len(text)))
-        handler.end_headers()
-        handler.wfile.write(text)
-    except OSError:
-        pass  # the client has gone
-    return True
 
 
 @pytest.fixture
@@ -548,3 +504,79 @@ def test_nonsense_ends_the_command_with_1_and_counts(
     result = json.loads((tmp_path / "r.json").read_text())
     assert (result["rows"], len(result["unjudged"])) == ([], 6)
     assert "6 of 6 turns have no verdict" in capsys.readouterr().out
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from cltk.measure import judge_models
+from cltk.measure.judge_client import Client
+from cltk.measure.judge_questions import Question
+from cltk.measure.judging import Judges
+
+questions = [Question(str(i), "", (f"first {i}", f"second {i}")) for i in range(6)]
+base, tuned = ([[f"{who} {i} one", f"{who} {i} two"] for i in range(6)] for who in ("base", "tuned"))
+judges = Judges(Client(sys.argv[1], concurrency=2), ("m",))
+result = judge_models.judge_answers(base, [tuned], questions, judges, Path(sys.argv[2]))[0]
+print(len(result.rows), result.rows[0].n)
+"""
+
+
+def test_kill_9_in_the_middle_of_judging_loses_nothing(server: Server, tmp_path: Path) -> None:
+    server.reply = lambda body: time.sleep(0.05) or "[[6]]"
+    command = [sys.executable, "-c", KILLED, server.url, str(tmp_path)]
+    first = subprocess.Popen(command)
+    end = time.monotonic() + 120
+    while len(server.calls) < 9 and time.monotonic() < end:
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    time.sleep(0.2)  # what was under way is answered
+    killed = len(server.calls)
+    assert 9 <= killed < 24
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "12"]
+    assert 24 <= len(server.calls) <= 24 + 2  # again only what was under way, two at a time
+    assert len({json.dumps(call) for call in server.calls}) == 24
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_real_server_judges_two_real_models(chats: Any, tmp_path: Path) -> None:
+    """transformers serve with SmolLM2 as the judge: each of its replies is a verdict or none, whatever it writes."""
+    from transformers.utils.import_utils import is_serve_available
+
+    if not is_serve_available():
+        pytest.skip("needs transformers[serving]")
+    folder, port = assets.resolve("asset:smollm2-135m-instruct"), free_port()
+    words = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    code = "import sys; from transformers.cli.transformers import main; main()"
+    with (tmp_path / "serve.log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=log, stderr=subprocess.STDOUT)
+    try:
+        end = time.monotonic() + 240
+        while time.monotonic() < end and process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.5)
+        arguments = [
+            "judge", *map(str, chats), "--questions", "cltk:prompts/two_turns.jsonl", "--limit", "2", "--max-new-tokens", "8",
+            "--endpoint", f"http://127.0.0.1:{port}/v1", "--model", str(folder), "--judge-args", "max_tokens=48",
+            "--concurrency", "1", "--out", str(tmp_path / "out"), "--json", str(tmp_path / "r.json"),
+        ]  # fmt: skip
+        assert main(arguments) in (0, 1), (tmp_path / "serve.log").read_text()[-2000:]
+    finally:
+        process.kill()
+        process.wait()
+    result = json.loads((tmp_path / "r.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "out" / judge_models.WRITTEN).read_text().splitlines()]
+    assert (result["turns"], len(rows)) == (4, 8)
+    assert all(row["reply"].strip() for row in rows)  # it did answer
+    judged = {(row["question_id"], row["turn"]) for row in rows if row["verdict"] is None}
+    assert {f"{question}/{turn}" for question, turn in judged} == set(result["unjudged"])

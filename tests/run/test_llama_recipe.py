@@ -11,6 +11,8 @@ import yaml
 import cltk
 from cltk.run.estimates import estimate_yaml
 from cltk.run.yaml import read_yaml
+from tests.conftest import CHATML
+from tests.judge_server import Server
 
 FOLDER = Path(cltk.__file__).parent.parent / "experiments/llama2-7b"
 RECIPE = FOLDER / "llama2-7b.yaml"
@@ -82,3 +84,34 @@ def test_accelerate_reads_its_configs(name: str) -> None:
     assert str(config.mixed_precision) == "bf16"
     text: Any = yaml.safe_load((FOLDER / f"accelerate/{name}.yaml").read_text())
     assert text["num_machines"] == 1
+
+
+def test_the_judged_recipe_compares_full_and_lora_on_a_tiny_llama(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoTokenizer
+
+    server = Server()
+    server.reply = lambda body: "[[A]]"  # the first place: every pair of orders disagrees
+    monkeypatch.chdir(study)
+    monkeypatch.delenv("CLTK_JUDGE_KEY", raising=False)
+    chat = study / "chat"
+    chat.mkdir()
+    for file in (study / "tiny-llama").iterdir():
+        (chat / file.name).write_bytes(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(chat)
+    (study / "q.jsonl").write_text('{"question_id": 1, "turns": ["go", "on"]}\n{"question_id": 2, "turns": ["sit", "up"]}\n')
+    smoke = study / "smoke.yaml"
+    text = SMOKE.format(recipe=FOLDER / "judged.yaml").replace("pretrained: tiny-llama", "pretrained: chat")
+    smoke.write_text(text + f"  kl_rows: 0\n  judge: {{questions: q.jsonl, endpoint: '{server.url}', max_new_tokens: 4}}\n")
+    try:
+        records = cltk.load(smoke, "out").run()
+    finally:
+        server.http.shutdown()
+        server.http.server_close()
+    assert [record["method"] for record in records] == ["full", "lora_r16", "lora_r64"]
+    for record in records:
+        assert record["config"]["evals"]["judge"]["mode"] == "pairwise"
+        assert record["judge"]["outcomes"] == {"tied": 4}
+        assert record["judge"]["position"]["inconsistent"] == 4
+    assert "What the judge says" in cltk.report("out", show=False)

@@ -10,23 +10,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from cltk.errors import RunError
 from cltk.measure.greedy import Asked, Processor, Stops
-from cltk.measure.prefix_tree import HEADER, common
+from cltk.measure.headers import groups
 from cltk.measure.slots import Slots, attending, filled
-from cltk.measure.tree_forward import TreeForward
+from cltk.measure.tree_forward import TreeForward, UnsupportedModelError
 from cltk.measure.tree_proof import EXTRA, WIDE, check_close
 
-FEW = 4  # prompts that are worth a prefix of their own
 WATCHED, SOON = 2, 16  # rows of a group whose first tokens are compared with a plain forward
+TRIED = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, NotImplementedError)  # by an odd model
 ROOM_CPU, ROOM_SHARE = 2**29, 0.4  # bytes of keys and values: on the CPU, and of a GPU's free memory
 
 
@@ -53,32 +51,6 @@ class Row:
         return self.prompt + self.new
 
 
-def groups(prompts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
-    """(tokens of a shared beginning, the prompts that have it); the first entry has those that share too little: 0 tokens.
-
-    Neighbours in lexicographic order share a beginning if there are at least `FEW` of them, and it is at least `HEADER` tokens
-    and half of the longest. Longest prompts come first.
-    """
-    order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
-    arrays = [np.asarray(prompts[i], dtype=np.int64) for i in order]
-    shared = [0, *(min(common(a, b), min(len(a), len(b)) - 1) for a, b in pairwise(arrays))]
-    found: list[tuple[int, list[int]]] = []
-    alone: list[int] = []
-    stack = [(0, len(order))] if order else []
-    while stack:
-        low, high = stack.pop()
-        least = min(shared[low + 1 : high], default=0)
-        longest = max(map(len, arrays[low:high]))
-        if high - low < FEW or (least < HEADER and max(shared[low + 1 : high]) < HEADER):
-            alone += order[low:high]
-        elif least >= HEADER and 2 * least >= longest:
-            found.append((least, order[low:high]))
-        else:
-            cuts = [low, *(i for i in range(low + 1, high) if shared[i] == least), high]
-            stack.extend(reversed(list(pairwise(cuts))))
-    return [(n, sorted(some, key=lambda i: (-len(prompts[i]), i))) for n, some in [(0, alone), *found] if some]
-
-
 class Decoder:
     """A model that decodes rows together.
 
@@ -102,18 +74,28 @@ class Decoder:
             UnsupportedModelError: the model gives other logits here than in a plain forward.
         """
         for start, members in groups([row.prompt for row in rows]):
-            held: list[Row] = []
             some = [rows[i] for i in members]
             behind = start > 0
             if len(some[0].prompt) > self._checked.get(behind, -1):
                 for row in some[:WATCHED]:
                     row.watched = True
                 self._checked[behind] = len(some[0].prompt)
-            for ended in self._together(start, some):
-                held += ended
-                if not any(row.watched for row in some[:WATCHED]):
-                    yield from held
-                    held = []
+            try:
+                yield from self._agreed(start, some)
+            except TRIED as error:
+                if isinstance(error, torch.OutOfMemoryError) or not any(row.watched for row in some):
+                    raise
+                line = (str(error).strip().split("\n") or [""])[0]
+                raise UnsupportedModelError(line or type(error).__name__) from error
+
+    def _agreed(self, start: int, rows: Sequence[Row]) -> Iterator[Row]:
+        """Rows of one beginning that have ended, held back until those that are watched have been compared."""
+        held: list[Row] = []
+        for ended in self._together(start, rows):
+            held += ended
+            if not any(row.watched for row in rows[:WATCHED]):
+                yield from held
+                held = []
 
     def _together(self, start: int, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """Rows of one beginning, those that end in the same step at a time."""

@@ -26,6 +26,7 @@ PROCESSED = {  # settings that transformers makes logits processors of
     "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "remove_invalid_values",
     "exponential_decay_length_penalty", "renormalize_logits", "sequence_bias",
 }  # fmt: skip
+APART = ("moshi",)  # found by comparing every causal model of transformers: generate() gives other tokens than its own forward
 OWN_INPUTS = ("phi3", "phimoe")  # prepare their inputs themselves for rotary factors that switch, which no such model gets here
 
 Processor = Callable[[Any, Any], Any]  # (token ids [1, n], logits [1, V]) -> logits
@@ -114,6 +115,8 @@ def check_plain(model: Any) -> None:
     adapters = getattr(model, "peft_config", None) or {}
     if any(getattr(config, "is_prompt_learning", False) for config in adapters.values()):
         raise UnsupportedModelError("its adapter is a learned prompt")
+    if base.config.model_type in APART:
+        raise UnsupportedModelError("its texts are not those of its plain forward")
     if not issubclass(type(base), GenerationMixin) or type(base).generate is not GenerationMixin.generate:
         raise UnsupportedModelError("it generates by code of its own")
     own = type(base).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation

@@ -109,6 +109,8 @@ def check_room(lm: Any, requests: Sequence[Any]) -> None:
         context, settings = request.args
         name = f"task {request.task_name}, request {number}"
         new = normalize_gen_kwargs(settings, lm.max_gen_toks)["max_gen_toks"]
+        if new < 1:
+            raise InputError(f"{name}: it asks for {new} new tokens; set max_gen_toks to 1 or more")
         if lm.backend == "causal" and new >= lm.max_length:
             raise InputError(
                 f"{name}: {new} new tokens leave no room for a prompt in the model's {lm.max_length} positions; set"

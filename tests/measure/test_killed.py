@@ -50,22 +50,22 @@ def test_killed_in_the_middle(study: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_while_it_generates(study: Path) -> None:
-    """Texts that were written are not made again; all are there at the end, and both models' scores come from them."""
-    write_jsonl(study / "tasks" / "docs.jsonl", [{"q": f"{s} {i}"} for i, s in enumerate(sentences(320, 4))])
+    """Texts that were written are not made again, and those of one model serve both."""
+    write_jsonl(study / "tasks" / "docs.jsonl", [{"q": f"{s} {i}"} for i, s in enumerate(sentences(160, 4))])
     (study / "tasks" / "toy.yaml").write_text(
         "task: toy\ndataset_path: json\ndataset_kwargs: {data_files: {validation: tasks/docs.jsonl}}\n"
         "validation_split: validation\noutput_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{q}}'\n"
         "generation_kwargs: {max_gen_toks: 80, until: ['zzz']}\nmetric_list: [{metric: exact_match}]\n"
     )
 
-    def command(cache: str) -> subprocess.Popen[bytes]:
+    def command() -> subprocess.Popen[bytes]:
         arguments = ["measure", "tiny-llama", "tiny-llama", "--tasks", "toy", "--include-path", "tasks"]
         return subprocess.Popen(
-            [sys.executable, "-m", "cltk", *arguments], cwd=study, env={**os.environ, "CLTK_CACHE": str(study / cache)},
+            [sys.executable, "-m", "cltk", *arguments], cwd=study, env={**os.environ, "CLTK_CACHE": str(study / "killed")},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
-    victim, journals = command("killed"), study / "killed" / "journals"
+    victim, journals = command(), study / "killed" / "journals"
     while not any(file.stat().st_size for file in journals.glob("*.jsonl")):
         assert victim.poll() is None, "it ended before it could be killed"
         time.sleep(0.001)
@@ -73,10 +73,7 @@ def test_killed_while_it_generates(study: Path) -> None:
     victim.wait()
     (journal,) = journals.glob("*.jsonl")
     before = journal.read_bytes()
-    assert 0 < before.count(b"\n") < 320
-    assert command("killed").wait() == 0
+    assert 0 < before.count(b"\n") < 160
+    assert command().wait() == 0
     assert journal.read_bytes().startswith(before.rpartition(b"\n")[0])
-    assert journal.read_bytes().count(b"\n") == 320  # once for both models
-    assert command("whole").wait() == 0
-    (reference,) = (study / "whole" / "journals").glob("*.jsonl")
-    assert sorted(journal.read_bytes().splitlines()) == sorted(reference.read_bytes().splitlines())
+    assert journal.read_bytes().count(b"\n") == 160  # once for both models

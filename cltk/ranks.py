@@ -72,7 +72,9 @@ def as_one(work: Callable[[], int]) -> int:
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
         try:
-            return max(gathered(work()))
+            code = max(gathered(work()))
+            dist.destroy_process_group()  # a thread of gloo's that lives on at the end of Python aborts the process
+            return code
         except Exception as error:
             if dist.distributed_c10d._get_default_store().add("cltk/over", 1) > 1:
                 raise SystemExit(getattr(error, "exit_code", 1)) from None

@@ -24,6 +24,7 @@ ROOT = Path(cltk.__file__).parent.parent
 DOCS = ROOT / "docs"
 GUIDES = [
     ("measure", "gate"),
+    ("models",),
     ("compare",),
     ("judge",),
     ("mitigate",),

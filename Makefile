@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV := $(VENV)/.dev
 OLD := .venv-oldest/.installed
 
-.PHONY: quickstart test oldest check format docs paper install clean
+.PHONY: quickstart test oldest deepspeed check format docs paper install clean
 
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
@@ -46,6 +46,11 @@ $(OLD): setup.cfg pyproject.toml constraints-oldest.txt
 	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt setuptools
 	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt --no-compile --no-build-isolation -e ".[oldest]"
 	touch $(OLD)
+
+# the engines of DeepSpeed on two processes, where it installs (nothing is compiled); some minutes, so not in `make test`
+deepspeed: $(DEV)
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(PIP) --no-build-isolation "deepspeed>=0.19"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -p no:cacheprovider tests/distributed -k "zero or deepspeed"
 
 check: $(DEV)
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {  # layers, hidden, intermediate, heads, key-value heads, vocabulary
+    "small": (1, 32, 48, 2, 1, 512),  # shows that a benchmark runs
     "random": (8, 384, 1024, 6, 2, 16384),  # 20 M parameters
     "random-135m": (30, 576, 1536, 9, 3, 49152),  # SmolLM2-135M
     "random-1b": (16, 2048, 8192, 32, 8, 128256),  # the shape of Llama 3.2 1B
@@ -35,6 +36,17 @@ def load(name: str, dtype: str) -> Any:
         num_attention_heads=heads, num_key_value_heads=shared, max_position_embeddings=2048, tie_word_embeddings=True,
     )  # fmt: skip
     return LlamaForCausalLM(config).to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype))
+
+
+def made_up(name: str) -> Any:
+    """A tokeniser of "w3 w4 w5 ...", as many words as the random model has ids."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "?", *(f"w{i}" for i in range(3, SHAPES[name][-1]))]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="?")
 
 
 def serve(run: Any, warm_up: Any) -> None:

@@ -26,7 +26,6 @@ import torch
 from driver import SHAPES, alternate, arguments_of, load, peak, serve, write
 
 BATCH, LENGTH, STEPS = 4, 128, 3
-SHAPES["small"] = (1, 32, 48, 2, 1, 512)
 SIDES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "plain": ([], {}),
     "ewc": ([{"ewc": {"strength": 1.0, "importance": {"samples": 2}}}], {}),
@@ -138,19 +137,24 @@ def measure(side: str, arguments: argparse.Namespace, environment: list[str]) ->
 
 
 def main() -> None:
-    arguments = arguments_of(__doc__).parse_args()
+    parser = arguments_of(__doc__)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--held-only", action="store_true", help="not as glibc leaves it: a GPU has one allocator")
+    arguments = parser.parse_args()
     if arguments.worker:
         return work(arguments)
     if arguments.quick:
         arguments.model = "random"
-    held = {side: measure(side, arguments, ["MALLOC_MMAP_THRESHOLD_=65536", "MALLOC_TOP_PAD_=0"]) for side in SIDES}
+    back = ["MALLOC_MMAP_THRESHOLD_=65536", "MALLOC_TOP_PAD_=0"]
+    held = {side: measure(side, arguments, back) for side in arguments.sides}
     rows = []
-    for side in SIDES:
+    for side in arguments.sides:
         found = expected(side, arguments)
         mib = found.training / 2**20
+        as_is = held[side] if arguments.held_only else measure(side, arguments, [])
         rows.append({
             "training": side, "estimated_mib": mib, "held_mib": held[side], "ratio": mib / held[side],
-            "as_is_mib": measure(side, arguments, []), "moment": found.moment, "parts": found.to_json(),
+            "as_is_mib": as_is, "moment": found.moment, "parts": found.to_json(),
         })  # fmt: skip
         print(json.dumps(rows[-1]), file=sys.stderr)
     write("estimate", arguments, rows)

@@ -61,27 +61,32 @@ def requests_of(shape: Shape, vocabulary: int) -> list[tuple[None, list[int], li
     return requests
 
 
+GENERATION = [Shape("generation of 32 tokens", 100, 1, 32), Shape("generation behind a header", 60, 1, 32, header=400)]
+
+
 def load(name: str, dtype: str) -> tuple[Any, Any]:
-    """The model and its tokeniser; "random": 20 M parameters, SmolLM2's shape at two thirds of its width and half its depth."""
-    if name != "random":
-        from cltk.models import load_model
+    """The model and its tokeniser, both made up for one of the driver's shapes."""
+    from driver import SHAPES as MODELS
+    from driver import load as load_one
+    from driver import made_up
 
-        return load_model(name, dtype=dtype)
-    import torch
-    from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    if name in MODELS:
+        return load_one(name, dtype), made_up(name)
+    from cltk.models import load_model
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=16384, hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
-    )  # fmt: skip
-    core = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "?": 2}, unk_token="?"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="?")
-    return LlamaForCausalLM(config).to(getattr(torch, dtype)), tokenizer
+    return load_model(name, dtype=dtype)
 
 
-def work(side: str, model_name: str, dtype: str, shape: Shape) -> None:
+def generation(shape: Shape, vocabulary: int) -> list[Any]:
+    """The shape's contexts as requests for texts of up to `continuation` tokens, made-up words."""
+    from lm_eval.api.instance import Instance
+
+    settings = {"until": ["</s>"], "max_gen_toks": shape.continuation, "do_sample": False}
+    texts = [" ".join(f"w{i}" for i in context) for _, context, _ in requests_of(shape, vocabulary)]
+    return [Instance("generate_until", {}, (text, settings), i) for i, text in enumerate(texts)]
+
+
+def work(side: str, arguments: argparse.Namespace, shape: Shape) -> None:
     """One process: load, then answer every line of the standard input with one timed pass."""
     import transformers
     from lm_eval.models.huggingface import HFLM
@@ -90,21 +95,25 @@ def work(side: str, model_name: str, dtype: str, shape: Shape) -> None:
     from cltk.run.train import peak_bytes
 
     transformers.logging.set_verbosity_error()
-    model, tokenizer = load(model_name, dtype)
-    lm: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8) if side == "stock" else PrefixLM(model, tokenizer)
-    requests = requests_of(shape, model.config.vocab_size)
-    lm._loglikelihood_tokens(requests[:8], disable_tqdm=True)  # warm up
+    model, tokenizer = load(arguments.model, arguments.dtype)
+    size: Any = int(arguments.stock_batch) if arguments.stock_batch.isdigit() else arguments.stock_batch
+    stock = side == "stock"
+    lm: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size) if stock else PrefixLM(model, tokenizer)
+    requests: Any = (generation if arguments.generate else requests_of)(shape, model.config.vocab_size)
+    ask = lm.generate_until if arguments.generate else lm._loglikelihood_tokens
+    ask(requests[:8], disable_tqdm=True)  # warm up
     print("ready", flush=True)
     for _ in sys.stdin:
         begin = time.perf_counter()
-        answers = lm._loglikelihood_tokens(requests, disable_tqdm=True)
+        answers = ask(requests, disable_tqdm=True)
         seconds = time.perf_counter() - begin
         print(json.dumps({"seconds": seconds, "bytes": peak_bytes(), "answers": answers}), flush=True)
 
 
 def start(side: str, arguments: argparse.Namespace, shape: Shape) -> subprocess.Popen:
     dtype = arguments.stock_dtype or arguments.dtype if side == "stock" else arguments.dtype
-    command = [sys.executable, __file__, "--model", arguments.model, "--dtype", dtype]
+    command = [sys.executable, __file__, "--model", arguments.model, "--dtype", dtype, "--stock-batch", arguments.stock_batch]
+    command += ["--generate"] if arguments.generate else []
     worker = [*command, "--worker", side, "--shape", json.dumps(asdict(shape))]
     process = subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
@@ -129,6 +138,7 @@ def compare(arguments: argparse.Namespace, shape: Shape) -> dict[str, Any]:
         process.communicate()
     last, ratios = rounds[-1], [r["stock"]["seconds"] / r["ours"]["seconds"] for r in rounds]
     pairs = list(zip(last["stock"]["answers"], last["ours"]["answers"], strict=True))
+    scored = [] if arguments.generate else pairs  # of texts those are counted that are not the same
     return {
         "shape": asdict(shape),
         "stock_seconds": statistics.median(r["stock"]["seconds"] for r in rounds),
@@ -137,8 +147,9 @@ def compare(arguments: argparse.Namespace, shape: Shape) -> dict[str, Any]:
         "ratios": ratios,
         "stock_mib": last["stock"]["bytes"] / 2**20,
         "ours_mib": last["ours"]["bytes"] / 2**20,
-        "difference": max(abs(a[0] - b[0]) / abs(a[0]) for a, b in pairs),
-        "greedy_flags_differing": sum(a[1] != b[1] for a, b in pairs),
+        "difference": max((abs(a[0] - b[0]) / abs(a[0]) for a, b in scored), default=0.0),
+        "greedy_flags_differing": sum(a[1] != b[1] for a, b in scored),
+        "texts_differing": sum(a != b for a, b in pairs) if arguments.generate else 0,
     }
 
 
@@ -159,19 +170,26 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="asset:smollm2-135m-instruct", help="folder, hub id, asset:NAME or random")
+    parser.add_argument(
+        "--model", default="asset:smollm2-135m-instruct", help="folder, hub id, asset:NAME, random or random-135m"
+    )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--stock-dtype", help="of HFLM's weights (default: --dtype)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the random model, a quarter of the documents, two rounds")
     parser.add_argument("--out", type=Path, help="default: results/scoring.json, and nothing with --quick")
+    parser.add_argument("--stock-batch", default="8", help="HFLM's batch size, or auto (default: 8)")
+    parser.add_argument("--generate", action="store_true", help="texts of 32 tokens instead of scores, of made-up words")
+    parser.add_argument("--documents", type=int, help="of each shape, instead of its own number")
     parser.add_argument("--only", default="", help="shapes whose name holds this")
     parser.add_argument("--worker", choices=["stock", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--shape", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        return work(arguments.worker, arguments.model, arguments.dtype, Shape(**json.loads(arguments.shape)))
-    shapes = [shape for shape in SHAPES if arguments.only in shape.name]
+        return work(arguments.worker, arguments, Shape(**json.loads(arguments.shape)))
+    shapes = [shape for shape in (GENERATION if arguments.generate else SHAPES) if arguments.only in shape.name]
+    if arguments.documents:
+        shapes = [Shape(**(asdict(shape) | {"documents": arguments.documents})) for shape in shapes]
     if arguments.quick:
         arguments.model, arguments.rounds = "random", 2
         shapes = [Shape(**(asdict(shape) | {"documents": shape.documents // 4})) for shape in shapes]

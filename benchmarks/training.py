@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from driver import alternate, arguments_of, load, serve, write
+from driver import SHAPES, alternate, arguments_of, load, made_up, serve, write
 
 from cltk.data import Collator, pad_id, read_rows, tokenize_pairs
 from cltk.run import machine
@@ -41,22 +41,18 @@ DATA = ("ragged", "prompts", "medmcqa")
 
 
 def tokenizer_of(name: str) -> Any:
-    """The model's tokeniser; one of three words for the random model."""
-    if not name.startswith("random"):
+    """The model's tokeniser; a made-up one for a random model."""
+    if name not in SHAPES:
         from cltk.models import load_tokenizer
 
         return load_tokenizer(name)
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "?": 2}, unk_token="?"))
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="?")
+    return made_up(name)
 
 
 def rows_of(data: str, arguments: argparse.Namespace, tokenizer: Any, vocabulary: int) -> list[dict[str, Any]]:
     """The rows, the same in every process."""
     rng = random.Random(0)
-    if data == "medmcqa" and not arguments.model.startswith("random"):
+    if data == "medmcqa" and arguments.model not in SHAPES:
         rows = read_rows("asset:medmcqa/train.jsonl")[: arguments.rows]
         return tokenize_pairs(rows, tokenizer, prompt="prompt", completion="completion", max_length=256)
     done = []

@@ -56,8 +56,18 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of a sharded one (collective: every rank must call it); the tensor itself elsewhere."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    """The full tensor of a sharded one (collective: every rank must call it); the tensor itself elsewhere.
+
+    A shard that waits in CPU memory goes to its mesh's devices for it, which alone can exchange it.
+    """
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    return tensor.to(tensor.device_mesh.device_type).full_tensor()  # type: ignore[attr-defined]
+
+
+def all_whole(named: Named) -> Named:
+    """`whole`, one by one, each put into CPU memory: what a checkpoint holds. Every rank must call it."""
+    return {name: whole(tensor).cpu() for name, tensor in named.items()}
 
 
 @contextmanager

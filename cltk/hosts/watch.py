@@ -234,7 +234,8 @@ class Watch(Mitigator):
             return {}
         pre = decided(lambda: self.pre.to_json())  # type: ignore[union-attr]
         kept = {"pre": pre, "trace": list(self.trace), "spent": self.spending.spent, "told": list(self.told)}
-        return {**kept, "best": self.best}
+        best = {**self.best, "weights": tensors.all_whole(self.best["weights"])} if self.best else {}
+        return {**kept, "best": best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pre, self.best, self.told = Scores.from_json(state["pre"]), state["best"], list(state["told"])

@@ -216,7 +216,8 @@ class EarlyStopping(Mitigator):
     def state_dict(self) -> dict[str, Any]:
         if not self.every:
             return {}
-        return {"best": self.best, "bad": self.bad, "old_start": self.old_start, "trace": list(self.trace)}
+        best = {**self.best, "weights": tensors.all_whole(self.best.get("weights", {}))}
+        return {"best": best, "bad": self.bad, "old_start": self.old_start, "trace": list(self.trace)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.bad, self.old_start = state["best"], int(state["bad"]), float(state["old_start"])

@@ -7,7 +7,8 @@ ENGINE is single, ddp, fsdp2, zero1, zero2 or zero3; FOLDER holds the start mode
 (small gradient norms), free (no clipping), bf16 (autocast, or the engine's own mixed precision; also no clipping); or
 `scale-HOST-METHOD-ACCUMULATION`: one SGD step of rate 1 in a host of tests/hosts/test_scale.py, METHOD one of none, own (the
 host's loss once more), nothing (token weights of 0); or `held-METHOD`: the bytes of all tensors behind the first optimiser
-step, METHOD a case or plain; or `watch-on`, `watch-off`: with a watch on FOLDER/tasks and a text, or without.
+step, METHOD a case or plain; or `watch-on`, `watch-off`: with a watch on FOLDER/tasks and a text, or without; or
+`resumed-METHOD`: the weights of four steps, and those of a training that a new object takes up behind the second.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import copy
 import faulthandler
 import gc
 import logging
+import shutil
 import sys
 import warnings
 from datetime import timedelta
@@ -40,6 +42,15 @@ from tests.mitigator_cases import CASES
 OLD = sentences(60, seed=1)
 STRENGTH = 20.0
 UNION = 4  # rows of all ranks together in a micro-batch
+STATEFUL: dict[str, Any] = {  # what keeps something from step to step, and what only looks as if
+    **{name: CASES[name].active for name in (
+        "early_stopping", "ema", "ewc", "mofo", "online_ewc", "osft", "reservoir", "rwalk", "si", "token_weights", "wise_ft",
+    )},
+    "der_pp": CASES["der_pp"].active,
+    "random": lambda old: cltk.TokenWeights("random"),
+    "watch": lambda old: cltk.Watch(texts=[TextTask("old_text", [{"text": s} for s in old[:6]])], every=1, sample=None,
+                                    keep_best={"old_text": 10.0}),
+}  # fmt: skip
 
 
 @cache
@@ -91,7 +102,7 @@ def trainer_of(engine: str, folder: Path, cls: type[Trainer] = Trainer, **change
         "disable_tqdm": True, "logging_steps": 1, "seed": 7, "remove_unused_columns": False, "dataloader_pin_memory": False,
         "ddp_backend": "gloo" if world > 1 else None,
     }  # fmt: skip
-    args = TrainingArguments(str(folder / "trainer"), **(defaults | changes | settings(engine)))
+    args = TrainingArguments(**({"output_dir": str(folder / "trainer")} | defaults | changes | settings(engine)))
     if engine == "fsdp2":  # accelerate offers FSDP on accelerators alone; gloo shards on a CPU as well
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     set_seed(args.seed)
@@ -162,6 +173,26 @@ def held(engine: str, folder: Path, method: str) -> int:
     return count.held - before
 
 
+def resumed(engine: str, folder: Path, method: str) -> dict[str, Any]:
+    """Final weights of a training in peace, and of one that goes on from its checkpoint with new objects everywhere."""
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
+    settings["output_dir"] = str(folder / engine / f"of-{method}")
+
+    def trained(checkpoint: str | None) -> tuple[dict[str, torch.Tensor], int]:
+        trainer = trainer_of(engine, folder, **settings)
+        cltk.attach(trainer, [] if method == "plain" else [STATEFUL[method](OLD)])
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return final_weights(trainer.model), trainer.state.global_step
+
+    (weights, steps), place = trained(None), Path(settings["output_dir"]) / "checkpoint-2"
+    shutil.rmtree(place.with_name("checkpoint-4"), ignore_errors=True) if dist.get_rank() == 0 else None
+    dist.barrier()
+    again, steps_again = trained(str(place))
+    dist.barrier()
+    kept = sorted(path.name for path in place.iterdir())
+    return {"weights": weights, "again": again, "steps": (steps, steps_again), "kept": kept}
+
+
 def train(engine: str, folder: Path, job: str) -> Any:
     """The trainer after the job. Raises InputError or RunError: the engine cannot do it."""
     if job.startswith("penalty-"):
@@ -204,6 +235,8 @@ def outcome(engine: str, folder: Path, job: str) -> dict[str, Any]:
         if job.startswith("held-"):
             return {"held": held(engine, folder, job.removeprefix("held-"))}
         try:
+            if job.startswith("resumed-"):
+                return resumed(engine, folder, job.removeprefix("resumed-"))
             trainer = train(engine, folder, job)
         except (InputError, RunError) as error:
             return {"refused": str(error)}

@@ -70,17 +70,21 @@ HOSTS = {  # trainers of TRL in which not every method runs, and why
     "DPOTrainer": "whose loss is one of pairs and no sum over tokens, and whose rows are pairs",
     "KTOTrainer": "whose loss is one of judged answers and no sum over tokens, and whose rows are judged answers",
     "GRPOTrainer": "whose rows are prompts, and whose loss is one of answers that it samples itself, by their rewards",
+    "RewardTrainer": "whose model judges texts and writes none, so that nothing of what is measured here can be forgotten",
+    "DistillationTrainer": "whose loss is a distance from a teacher, on answers that it may sample itself",
 }
+HOSTS["RLOOTrainer"] = HOSTS["GRPOTrainer"]
+LIKE = {"RLOOTrainer": "GRPOTrainer"}  # what runs in the one runs in the other: both sample answers and sum no loss over tokens
 
 
 def _check_kind(trainer: Any, mitigator: Mitigator, name: str) -> None:
     key = next((key for key, cls in MITIGATORS.items() if cls is type(mitigator)), None)
     host = next((cls.__name__ for cls in type(trainer).__mro__ if cls.__name__ in HOSTS), None)
     if key is None or host is None:
-        if host == "GRPOTrainer" and (overrides(mitigator, "loss") or mitigator.repeats):
-            raise InputError(f"{name}: not in a GRPOTrainer, {HOSTS[host]}; give it `grad` or `step` in place of `loss`")
+        if LIKE.get(host or "", host) == "GRPOTrainer" and (overrides(mitigator, "loss") or mitigator.repeats):
+            raise InputError(f"{name}: not in a {host}, {HOSTS[str(host)]}; give it `grad` or `step` in place of `loss`")
         return
-    if host not in card(key).engines:
+    if LIKE.get(host, host) not in card(key).engines:
         raise InputError(
             f"{name}: not in a {host}, {HOSTS[host]}; use it in Trainer or SFTTrainer (`cltk methods {key}` lists where it"
             " runs)"

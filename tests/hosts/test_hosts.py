@@ -123,7 +123,11 @@ NOT_OF_PAIRS = ["token_weights", "early_stopping", "lm_cocktail", "replay", "res
 NOWHERE = [(host, name) for host in ("DPOTrainer", "KTOTrainer", "GRPOTrainer") for name in NOT_OF_PAIRS]
 
 
-@pytest.mark.parametrize(("host", "name"), [*NOWHERE, *(("GRPOTrainer", name) for name in ("kl", "lwf", "sam"))])
+NOWHERE += [(host, name) for host in ("GRPOTrainer", "RLOOTrainer") for name in ("kl", "lwf", "sam")]
+NOWHERE += [("RLOOTrainer", "replay"), *((host, "l2_sp") for host in ("RewardTrainer", "DistillationTrainer"))]
+
+
+@pytest.mark.parametrize(("host", "name"), NOWHERE)
 def test_what_a_trainer_of_preferences_cannot_run(host: str, name: str) -> None:
     """The card says so, and attach names the alternative."""
     from cltk.hosts.checks import check_host
@@ -133,16 +137,17 @@ def test_what_a_trainer_of_preferences_cannot_run(host: str, name: str) -> None:
         check_host(own(), [CASES[name].active(OLD)])
 
 
-def test_a_loss_of_ones_own_is_no_part_of_grpo() -> None:
+@pytest.mark.parametrize("host", ["GRPOTrainer", "RLOOTrainer"])
+def test_a_loss_of_ones_own_is_no_part_of_grpo(host: str) -> None:
     from cltk.hosts.checks import check_host
 
     class Own(Mitigator):
         def loss(self, inputs: Any, logits_NV: Any) -> Any:
             return None
 
-    host: Any = type("GRPOTrainer", (), {"model_init": None, "args": TrainingArguments(use_cpu=True)})()
-    with pytest.raises(InputError, match=r"Own: not in a GRPOTrainer.* give it `grad` or `step`"):
-        check_host(host, [Own()])
+    trainer: Any = type(host, (), {"model_init": None, "args": TrainingArguments(use_cpu=True)})()
+    with pytest.raises(InputError, match=rf"Own: not in a {host}.* give it `grad` or `step`"):
+        check_host(trainer, [Own()])
 
 
 PREFERRED = "a_gem dare der_pp ema ewc freeze gem hft l2_sp lora low_lr mas mofo osft replay_loss rewarm rwalk si".split()
@@ -150,7 +155,7 @@ PREFERRED += ["task_arithmetic", "ties", "ulmfit", "wise_ft"]
 
 
 def rewarded(host: str, folder: Path, tokenizer: Any, out: Path) -> Any:
-    """A KTOTrainer or a GRPOTrainer of two steps."""
+    """A KTOTrainer, GRPOTrainer or RLOOTrainer of two steps."""
     import trl
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
@@ -158,7 +163,7 @@ def rewarded(host: str, folder: Path, tokenizer: Any, out: Path) -> Any:
     own: dict[str, Any] = {}
     given: dict[str, Any] = {}
     rows: list[dict[str, Any]] = [{"prompt": text} for text in sentences(8, seed=5)]
-    if host == "GRPOTrainer":
+    if host in ("GRPOTrainer", "RLOOTrainer"):
         own = {"num_generations": 4, "max_completion_length": 8}
         given = {"reward_funcs": lambda completions, **_: [float(len(set(one))) for one in completions]}
     else:
@@ -198,6 +203,18 @@ def test_preference_trainers(host: str, tiny_folder: Path, tokenizer: Any, tmp_p
         assert trainer.state.global_step == 2, name
         assert all(torch.isfinite(p).all() for p in trainer.model.parameters()), name
         assert (tensors.digest(trainer.model) == plain) == (not name), name
+
+
+def test_rloo_runs_what_grpo_does(tiny_folder: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """Methods of each kind: a penalty, a projection, rows of one's own, an average, adapters."""
+    found = []
+    for name in ["", "l2_sp", "a_gem", "replay_loss", "ema", "lora"]:
+        trainer = rewarded("RLOOTrainer", tiny_folder, tokenizer, tmp_path)
+        cltk.attach(trainer, [CASES[name].active(sentences(40))] if name else [])
+        trainer.train()
+        assert trainer.state.global_step == 2, name
+        found.append(tensors.digest(trainer.model))
+    assert len(set(found)) == len(found)
 
 
 def test_a_penalty_in_grpo_is_its_gradient(tiny_folder: Path, tokenizer: Any, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from cltk.files import disk_error, write_atomic, write_text
 LARGE = 32 * 2**20  # bytes of a source beyond which its token rows go to the disk
 MONTH = 30 * 24 * 3600  # seconds
 FORMAT = 1  # raised by hand when rows are made otherwise
-LOOKED = 10_000  # rows that are looked at together
+LOOKED = 1_000  # rows that are looked at together
 Facts = dict[str, Any]
 
 
@@ -82,7 +82,8 @@ class Table(Sequence[Row]):
 
     def column(self, name: str) -> NDArray[Any]:
         """A column of numbers that rows do not show."""
-        return np.concatenate([np.asarray(one[name]) for one in self.data.with_format("numpy").iter(LOOKED)] or [np.empty(0)])
+        alone = self.data.select_columns([name]).with_format("numpy")
+        return np.concatenate([np.asarray(one[name]) for one in alone.iter(LOOKED)] or [np.empty(0)])
 
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row."""

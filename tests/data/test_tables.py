@@ -215,3 +215,14 @@ def test_tables_that_nobody_used_for_a_month_go(folder: Path, tokenizer: Any) ->
     prepare_data(DataSpec(train=PAIR, max_length=66), tokenizer, folder)
     assert not about.exists()
     assert not about.with_suffix(".arrow").exists()
+
+
+def test_workers_of_a_data_loader_read_a_table(folder: Path, tokenizer: Any) -> None:
+    import pickle
+
+    for large in (0, 2**60):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tables, "LARGE", large)
+            table = memory_view(str(folder / "old.jsonl"), tokenizer, 32)
+        copy = pickle.loads(pickle.dumps(table))
+        assert list(copy) == list(table)

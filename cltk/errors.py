@@ -56,3 +56,9 @@ def reason(error: BaseException) -> str:
     """An error's type and first line."""
     first = next((line.strip() for line in str(error).split("\n") if line.strip()), "")
     return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
+
+
+def shown(value: object, size: int = 100) -> str:
+    """A user's value in a line: its repr, cut to `size` characters."""
+    text = repr(value)
+    return text if len(text) <= size else f"{text[: size - 1]}…"

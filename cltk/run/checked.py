@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cltk.errors import InputError
+from cltk.errors import InputError, shown
 from cltk.run.arguments import check_train
 from cltk.run.methods import nearest, resolve_path
 from cltk.run.plans import Cell, Plan, Where
@@ -42,7 +42,9 @@ def check_stages(experiment: Experiment, where: Where) -> None:
             raise InputError(f"{where(('stages', i, 'train'))}: stages.{i}.train.output_dir: give it in the file's own `train`")
         if stage.score is not None and stage.score not in learned:
             known = nearest(stage.score, learned) if learned else "; evals.learn is empty"
-            raise InputError(f"{where(('stages', i, 'score'))}: stages.{i}.score: {stage.score!r} is not in evals.learn{known}")
+            raise InputError(
+                f"{where(('stages', i, 'score'))}: stages.{i}.score: {shown(stage.score)} is not in evals.learn{known}"
+            )
 
 
 def check_documents(cells: list[Cell], where: Where) -> None:
@@ -54,7 +56,9 @@ def check_documents(cells: list[Cell], where: Where) -> None:
             raise InputError(f"{at}: evals.documents: a stream is scored whole, stage by stage; use sample instead")
         for name in documents.references if documents else ():
             if name not in methods:
-                raise InputError(f"{at}: evals.documents.reference: no cell has the method {name!r}{nearest(name, methods)}")
+                raise InputError(
+                    f"{at}: evals.documents.reference: no cell has the method {shown(name)}{nearest(name, methods)}"
+                )
 
 
 def check_names(experiment: Experiment, where: Where) -> None:
@@ -69,7 +73,7 @@ def check_names(experiment: Experiment, where: Where) -> None:
     for keys, name in named:
         dotted = ".".join(map(str, keys))
         if name in taken:
-            raise InputError(f"{where(keys)}: {dotted}: the name {name!r} is taken ({taken[name]}); give another `name`")
+            raise InputError(f"{where(keys)}: {dotted}: the name {shown(name)} is taken ({taken[name]}); give another `name`")
         taken[name] = f"{where(keys)}: {dotted}"
 
 

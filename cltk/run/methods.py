@@ -13,7 +13,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from cltk.data.assets import find
 from cltk.data.readers import READERS
-from cltk.errors import InputError
+from cltk.errors import InputError, shown
 
 
 def method_name(mitigators: list[Any]) -> str:
@@ -35,17 +35,17 @@ def build_mitigators(entries: Any, folder: Path, where: Any = None) -> list[Any]
         return f"{where(keys)}: " if where else ""
 
     if not isinstance(entries, list):
-        raise InputError(f"{at()}mitigators: expected a list such as [low_lr: {{factor: 0.1}}], got {entries!r}")
+        raise InputError(f"{at()}mitigators: expected a list such as [low_lr: {{factor: 0.1}}], got {shown(entries)}")
     built = []
     for i, entry in enumerate(entries):
         name, arguments = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, {})
         if not isinstance(name, str):
-            raise InputError(f"{at(i)}mitigators: expected one name with its arguments, got {entry!r}")
+            raise InputError(f"{at(i)}mitigators: expected one name with its arguments, got {shown(entry)}")
         if name not in MITIGATORS:
-            raise InputError(f"{at(i)}mitigators: unknown mitigator {name!r}{nearest(name, MITIGATORS)}")
+            raise InputError(f"{at(i)}mitigators: unknown mitigator {shown(name)}{nearest(name, MITIGATORS)}")
         arguments = {} if arguments is None else arguments
         if not isinstance(arguments, dict):
-            raise InputError(f"{at(i)}{name}: expected named arguments, got {arguments!r}")
+            raise InputError(f"{at(i)}{name}: expected named arguments, got {shown(arguments)}")
         checked = _check_arguments(name, MITIGATORS[name], arguments, lambda *keys, i=i: at(i, *keys))
         try:
             built.append(MITIGATORS[name](**_resolve(checked, folder)))
@@ -72,7 +72,7 @@ def _check_arguments(name: str, cls: Any, arguments: dict[str, Any], at: Any) ->
             checked[key] = one.model_validate({"value": value}).value  # type: ignore[attr-defined]
         except ValidationError as error:
             message = error.errors()[0]["msg"]
-            raise InputError(f"{at(name, key)}{name}.{key}: {message[0].lower()}{message[1:]}, got {value!r}") from None
+            raise InputError(f"{at(name, key)}{name}.{key}: {message[0].lower()}{message[1:]}, got {shown(value)}") from None
     return checked
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from cltk.errors import InputError
+from cltk.errors import InputError, shown
 from cltk.run.methods import nearest
 from cltk.run.plans import Cell
 
@@ -77,7 +77,7 @@ def _wanted(cells: Sequence[Cell], text: str) -> dict[str, str]:
     known = {axis: value for cell in cells for axis, value in axes(cell).items()}
     for axis, value in wanted.items():
         if axis not in known:
-            raise InputError(f"--only {text}: no axis {axis!r}{nearest(axis, known)}")
+            raise InputError(f"--only {text}: no axis {shown(axis)}{nearest(axis, known)}")
         if not any(fits(cell, {axis: value}) for cell in cells):
             there = list(dict.fromkeys(str(found[axis]) for cell in cells if axis in (found := axes(cell))))
             raise InputError(f"--only {text}: no cell has {axis}={value}; there is {', '.join(there)}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cltk.errors import InputError
+from cltk.errors import InputError, shown
 
 Keys = tuple[str | int, ...]
 TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # what a key may be
@@ -78,7 +78,7 @@ def _check(node: yaml.Node, path: Path, keys: Keys, lines: dict[Keys, int], seen
                 kind = key.tag.rpartition(":")[2]
                 raise InputError(f'{path}:{line}: the key {name} is read as {kind}, not as text; put it in quotes: "{name}"')
             if name in names:
-                raise InputError(f"{path}:{line}: the key {name!r} stands twice")
+                raise InputError(f"{path}:{line}: the key {shown(name)} stands twice")
             names.add(name)
             lines[(*keys, name)] = line
             _check(child, path, (*keys, name), lines, seen, above)

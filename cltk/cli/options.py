@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,13 @@ def out(where: Path | None) -> Any:
     from cltk.progress import console
 
     return console(stderr=to_stdout(where))
+
+
+@contextmanager
+def apart(where: Path | None) -> Iterator[None]:
+    """Whatever is printed inside goes to the standard error where the standard output is JSON."""
+    with redirect_stdout(sys.stderr if to_stdout(where) else sys.stdout):
+        yield
 
 
 def say(shown: Any, line: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cltk.cli.options import Command, json_option, out, put_json
+from cltk.cli.options import Command, apart, json_option, out, put_json
 
 
 def add(command: Command) -> None:
@@ -17,6 +17,7 @@ def add(command: Command) -> None:
     sub.add_argument("--latex", type=Path, metavar="DIR", help="also write tables (.tex) and figures (.pdf) here")
     sub.add_argument("--lm-eval", type=Path, metavar="DIR", help="also copy the result files that lm-eval's tools read here")
     sub.add_argument("--model-card", type=Path, metavar="DIR", help="also write a model card for a hub here; uploads nothing")
+    json_option(sub, any_name=True)
 
     sub = command("matched", matched, "forgetting at matched new-task gain, against what plain fine-tuning reaches")
     sub.add_argument("runs", type=Path, nargs="+", help="output folders of `cltk run`, on the same documents and seeds")
@@ -30,17 +31,21 @@ def report(options: argparse.Namespace) -> int:
     """`cltk report`: the tables of an output folder, and the files asked for."""
     from cltk.logs.results import is_result
     from cltk.report.api import report as show
+    from cltk.report.sources import read_entries
 
     if options.runs.is_file() and is_result(options.runs):
         return _result(options)
-    show(
-        options.runs,
-        markdown=options.markdown,
-        html=options.html,
-        latex=options.latex,
-        lm_eval=options.lm_eval,
-        model_card=options.model_card,
-    )
+    with apart(options.json):
+        show(
+            options.runs,
+            markdown=options.markdown,
+            html=options.html,
+            latex=options.latex,
+            lm_eval=options.lm_eval,
+            model_card=options.model_card,
+        )
+    if options.json:
+        put_json(options.json, [entry.record for entry in read_entries(options.runs)])
     return 0
 
 
@@ -52,7 +57,7 @@ def _result(options: argparse.Namespace) -> int:
     from cltk.progress import console
     from cltk.report.measurement import measured
 
-    if odd := [name for name in ("html", "latex", "lm_eval", "model_card") if getattr(options, name)]:
+    if odd := [name for name in ("html", "latex", "lm_eval", "model_card", "json") if getattr(options, name)]:
         what = f"--{odd[0].replace('_', '-')}"
         raise InputError(
             f"{what}: of an output folder of `cltk run`; of {options.runs}: cltk compare {options.runs} --html FILE"

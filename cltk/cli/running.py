@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cltk.cli.options import TRUST, Command, json_option, put_json, to_stdout
+from cltk.cli.options import TRUST, Command, apart, json_option, put_json, to_stdout
 from cltk.errors import InputError
 
 
@@ -29,6 +29,7 @@ def add(command: Command) -> None:
 
     sub.add_argument("--trust", action="store_true", help=TRUST)
     sub.add_argument("--strict", action="store_true", help="refuse rows that are learned from and measured on")
+    json_option(sub)
 
     sub = command("clean", clean, "list what an output folder holds that nobody reads any more, or remove it")
     sub.add_argument(
@@ -44,6 +45,7 @@ def add(command: Command) -> None:
     sub.add_argument("--out", type=Path, help="where the new records go (default: runs/reproduced-NAME)")
     sub.add_argument("--tolerance", type=float, default=0.0, help="difference to accept, relative (default: 0, bit for bit)")
     sub.add_argument("--trust", action="store_true", help=TRUST)
+    json_option(sub)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     from cltk.report.api import report as show
     from cltk.run.experiment import load
     from cltk.run.leaving import heeding
+    from cltk.run.records import read_json
     from cltk.run.shares import chosen
 
     if options.ray and "=" in options.ray:
@@ -60,16 +63,20 @@ def run(options: argparse.Namespace) -> int:
     mine, share = chosen(experiment.cells, options.only, options.cells)
     if share and first():
         print(share, file=sys.stderr)
+    if options.dry_run and options.json:
+        raise InputError("--json: a dry run has no records; drop one of the two")
     if options.dry_run:
         return dry_run(experiment, mine)
-    with heeding():
-        _work(experiment, mine, options)
-    if first():
+    with apart(options.json):
+        with heeding():
+            _work(experiment, mine, options)
         done = [file for cell in experiment.cells if (file := experiment.folder(cell) / "record.json").exists()]
-        if len(done) < len(experiment.cells):
+        if first() and len(done) < len(experiment.cells):
             print(f"{len(done)} of {len(experiment.cells)} cells have a record in {experiment.out}")
-        if done:
+        if first() and done:
             show(done)
+    if first():
+        put_json(options.json, [read_json(file) for file in done])
     return 0
 
 
@@ -153,6 +160,8 @@ def reproduce(options: argparse.Namespace) -> int:
     tune_allocator()
     with Bar() as bar:
         found = again(options.record, options.out, options.tolerance, bar, options.trust)
-    for one in found:
-        print("\n".join(one.lines()))
+    with apart(options.json):
+        for one in found:
+            print("\n".join(one.lines()))
+    put_json(options.json, [one.to_json() for one in found])
     return int(any(one.beyond for one in found))

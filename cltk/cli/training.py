@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from cltk.cli.options import Command, device_option, json_option, put_json, to_stdout
+from cltk.cli.options import Command, apart, device_option, json_option, put_json, to_stdout
 from cltk.errors import InputError
 from cltk.progress import console
 
@@ -28,6 +28,7 @@ def add(command: Command) -> None:
     sub.add_argument("--seed", type=int, default=0)
     device_option(sub)
     sub.add_argument("--autocast", action="store_true", help="gradients in bfloat16, sums in float32: faster, less exact")
+    json_option(sub)
 
     sub = command("estimate", estimate, "bytes a training will hold on each GPU, from the model's config alone")
     sub.add_argument("model", nargs="?", help="folder, hub id or asset:NAME (default: the YAML's)")
@@ -71,7 +72,9 @@ def fisher(options: argparse.Namespace) -> int:
     keys = ["kind", "level", "sequences", "tokens", "relative_se", "largest_share", "largest_of", "largest_row"]
     keys += ["clip", "clipped"] if options.clip else []
     shown = {key: result.info[key] for key in keys if key in result.info}
-    print(f"{options.out}: {json.dumps(shown)}")
+    with apart(options.json):
+        print(f"{options.out}: {json.dumps(shown)}")
+    put_json(options.json, {"importance": str(options.out), **result.info})
     return 0
 
 

@@ -55,6 +55,14 @@ class Reproduction:
             return f"reproduced within {self.tolerance:g}" + (f" (largest: {largest})" if largest else "")
         return f"not reproduced: {len(self.beyond)} of {self.compared} values differ"
 
+    def to_json(self) -> dict[str, Any]:
+        """What came of it, every difference that counts named."""
+        return {
+            "record": str(self.record), "cell": self.cell, "rerun": str(self.rerun), "verdict": self.verdict,
+            "reproduced": not self.beyond, "compared": self.compared, "differences": [str(one) for one in self.beyond],
+            "causes": list(self.causes), "not_compared": list(self.missing),
+        }  # fmt: skip
+
     def lines(self, most: int = 20) -> list[str]:
         """The verdict, then what differs and what may have caused it."""
         shown = [f"  {difference}" for difference in self.beyond[:most]]

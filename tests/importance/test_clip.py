@@ -245,6 +245,10 @@ def test_the_command_says_it_and_the_file_keeps_it(tiny, tokenizer, tmp_path, ca
         assert shown[key] == info[key], key
     assert info["clipped"] == info["sequences"]
     assert info["largest_share"] == pytest.approx(1 / info["sequences"], rel=1e-4)
+    assert main([*command, "--kind", "empirical", "--json", "-"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["sequences"] == info["sequences"]
+    assert str(out) in said.err
     assert main([*command, "--clip", "-1"]) == 2
     assert main([*command, "--kind", "exact", "--clip", "1"]) == 2
 

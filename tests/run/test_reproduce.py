@@ -57,6 +57,26 @@ def test_reproduces_bit_for_bit_and_leaves_the_record_alone(record: Path, capsys
     assert files(Path("out")) == before
 
 
+def test_json_is_alone_on_the_standard_output(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--json -` of run, report and reproduce; tables and lines go to the standard error."""
+
+    def told(*words: str, code: int = 0) -> Any:
+        assert main([*words, "--json", "-"]) == code
+        said = capsys.readouterr()
+        assert "ewc" in said.err
+        return json.loads(said.out)
+
+    assert [one["method"] for one in told("run", "experiment.yaml", "--out", "out")] == ["plain", "ewc"]
+    assert [one["method"] for one in told("report", "out")] == ["plain", "ewc"]
+    (found,) = told("reproduce", str(record))
+    assert (found["cell"], found["reproduced"], found["differences"]) == ("ewc_seed=0", True, [])
+    edit(record, lambda data: data["digests"].update(tuned_model="0" * 64))
+    (found,) = told("reproduce", str(record), "--out", "again", code=1)
+    assert not found["reproduced"]
+    assert "digests.tuned_model" in found["differences"][0]
+    assert main(["run", "experiment.yaml", "--out", "out", "--dry-run", "--json", "-"]) == 2
+
+
 def test_a_tampered_number_is_named(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def tamper(data: dict[str, Any]) -> None:
         (row,) = [row for row in data["retain"]["rows"] if (row["task"], row["metric"]) == ("old_text", "nll")]

@@ -53,7 +53,7 @@ NEW_TOKENS = 256  # of an answer, where neither task nor caller says: lm-eval's 
 
 def fits_positions(tasks: Mapping[str, Any], config: Any, tokenizer: Any) -> None:
     """Raises InputError for a task that asks for no new token, or for more than the model has positions (lm-eval's count)."""
-    fits_room(tasks, None if getattr(config, "is_encoder_decoder", False) else _positions(config, tokenizer))
+    fits_room(tasks, None if getattr(config, "is_encoder_decoder", False) else positions(config, tokenizer))
 
 
 def fits_room(tasks: Mapping[str, Any], room: int | None) -> None:
@@ -76,7 +76,7 @@ def fits_room(tasks: Mapping[str, Any], room: int | None) -> None:
             )
 
 
-def _positions(config: Any, tokenizer: Any) -> int:
+def positions(config: Any, tokenizer: Any) -> int:
     """What HFLM of the installed lm-eval takes for the model's positions; releases look in different places."""
     from lm_eval.models.huggingface import HFLM
 

@@ -13,7 +13,7 @@ from cltk import tensors
 from cltk.data.readers import read_rows
 from cltk.errors import InputError
 from cltk.files import shipped
-from cltk.measure.harness import make_lm, quiet
+from cltk.measure.harness import make_lm, positions, quiet
 from cltk.measure.identity import identity
 from cltk.measure.prompting import own_randomness
 from cltk.measure.tasks import SHIPPED
@@ -109,9 +109,7 @@ def answers(
 
 def check_room(config: Any, tokenizer: Any, max_new_tokens: int, who: str) -> None:
     """Raises InputError where the answers alone fill the model's positions."""
-    from lm_eval.models.utils import resolve_max_length
-
-    room = resolve_max_length(config, tokenizer)
+    room = positions(config, tokenizer)
     if max_new_tokens < 1 or max_new_tokens >= room:
         raise InputError(
             f"{who}: answers of up to {max_new_tokens} new tokens; give 1 to {room - 1}, the model has {room} positions"

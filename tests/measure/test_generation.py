@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from lm_eval.models.huggingface import HFLM
+from packaging.version import Version
 
 from cltk.errors import InputError, RunError
 from cltk.measure.decoding import Decoder, Row
@@ -21,6 +23,8 @@ from tests.conftest import sentences
 from tests.forward.causal_models import build
 
 LIMIT = 12
+
+OLD = Version(transformers.__version__) < Version("5.20")
 
 
 def asked(settings: dict[str, Any], documents: int = 14, header: int = 0, seed: int = 0) -> list[Any]:
@@ -182,6 +186,8 @@ WINDOWS = [
 @pytest.mark.parametrize("kind", WINDOWS)
 def test_families_of_models(kind: str, tokenizer: Any) -> None:
     """Windows of 8 tokens, caps, experts, scaled embeddings; a header longer than the window."""
+    if OLD and kind == "gemma2":
+        pytest.skip("before transformers 5.20 its cached tokens differ from a plain pass: lm-eval's path is taken, and said")
     model = build(kind, eos_token_id=0, pad_token_id=1)
     model.generation_config.eos_token_id = 0
     settings = {"until": ["."], "max_gen_toks": LIMIT}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_serializer, model_validator
+from pydantic_core import PydanticSerializationError
 
 from cltk.data.conversations import Mask
-from cltk.errors import InputError
+from cltk.errors import InputError, Leave
 from cltk.measure.sampling import check_sample
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -20,6 +21,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     later: ClassVar[tuple[str, ...]] = ()  # keys younger than the first records: no part of a digest while not given
+
+    def model_dump(self, **settings: Any) -> dict[str, Any]:
+        """As pydantic's, which calls an interrupt inside of `_dumped` an error of its own."""
+        try:
+            return super().model_dump(**settings)
+        except PydanticSerializationError as error:
+            name, _, text = str(error).rpartition("`: ")[2].partition(":")
+            if name in ("KeyboardInterrupt", "Leave"):
+                raise (Leave if name == "Leave" else KeyboardInterrupt)(text.strip()) from None
+            raise
 
     @model_serializer(mode="wrap")
     def _dumped(self, dump: Any) -> dict[str, Any]:

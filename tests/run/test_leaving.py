@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import model_serializer
 
 import cltk
 from cltk.cli import main
@@ -21,6 +22,7 @@ from cltk.run import cells, leaving
 from cltk.run.checkpoints import Keeper
 from cltk.run.records import read_json
 from cltk.run.reproduce import values_of
+from cltk.run.spec_data import Section
 from tests.conftest import TINY
 
 ROOT = Path(cltk.__file__).parent.parent
@@ -201,3 +203,20 @@ def test_the_job_script_passes_signals_on_and_asks_for_its_place_again(number: i
     assert job.wait(30) == 75
     job.stdout.close()
     assert (tmp_path / "asked").read_text() == "requeue 12_3\n"
+
+
+@pytest.mark.parametrize("struck", [KeyboardInterrupt(), Leave("SIGTERM")])
+def test_an_interrupt_while_a_configuration_is_written_down_stays_one(struck: BaseException) -> None:
+    """Found by a blow: pydantic makes an error of its own of whatever is raised inside of a serializer."""
+
+    class Inner(Section):
+        @model_serializer(mode="wrap")
+        def _dumped(self, dump: Any) -> dict[str, Any]:
+            raise struck
+
+    class Outer(Section):
+        inner: Inner = Inner()
+
+    with pytest.raises(type(struck)) as caught:
+        Outer().model_dump()
+    assert str(caught.value) == str(struck)

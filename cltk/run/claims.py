@@ -86,6 +86,7 @@ def _free(out: Path) -> bool:
 
 
 def release(held: Iterable[Path]) -> None:
+    """Gives back what was taken; others may take it from here on."""
     for file in held:
         give(file)
 

@@ -15,14 +15,12 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import TINY
+
 pytestmark = pytest.mark.slow
-YAML = """\
-model: {pretrained: tiny-llama}
-data:
-  train: {path: new.jsonl, prompt: question, completion: answer}
-  validation: 0.15
-  heldout: 0.2
-  max_length: 64
+YAML = (
+    TINY
+    + """\
 train: {max_steps: 4, per_device_train_batch_size: 4, save_strategy: "no", logging_steps: 2, report_to: REPORTER}
 evals:
   retain: [{text: old.jsonl, name: old_text, limit: 12}]
@@ -31,6 +29,7 @@ evals:
 grid: {seed: [0, 1]}
 keep_model: false
 """
+)
 CELLS = ["plain_seed=0", "plain_seed=1"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from datetime import timedelta
@@ -10,12 +11,14 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # its functions' defaults hold the group there is at its import, for ever: none yet
 
 from cltk.errors import CltkError, RunError
 
 T = TypeVar("T")
 R = TypeVar("R")
 PATIENCE = 60.0  # seconds that a failed rank waits for the others
+GRACE = 0.5  # seconds for the threads of a group that something still holds
 _regrouped = 0  # how often
 
 
@@ -25,6 +28,18 @@ def join() -> None:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available())
+
+
+def leave(code: int) -> None:
+    """At the end of a command: end the group, so that none of its threads holds anything of Python's at Python's end.
+
+    A thread of gloo's that still has a tensor to drop when the interpreter ends aborts a process that had done its work
+    ("terminate called without an active exception", pytorch/pytorch#190489 and #179291). A rank that failed alone could wait
+    for the others in NCCL, which has no such threads.
+    """
+    if together() and (code == 0 or dist.get_backend() == "gloo"):
+        dist.destroy_process_group()
+        time.sleep(GRACE)  # meshes of sharded models keep the group and its threads: what they have to drop they drop now
 
 
 def regroup(problem: str) -> str:
@@ -72,9 +87,7 @@ def as_one(work: Callable[[], int]) -> int:
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
         try:
-            code = max(gathered(work()))
-            dist.destroy_process_group()  # a thread of gloo's that lives on at the end of Python aborts the process
-            return code
+            return max(gathered(work()))
         except Exception as error:
             if dist.distributed_c10d._get_default_store().add("cltk/over", 1) > 1:
                 raise SystemExit(getattr(error, "exit_code", 1)) from None

@@ -21,6 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries below draw bars of their own; one progress line is enough
     options = parser().parse_args(arguments)
+    code = _work(options)
+    if "cltk.ranks" in sys.modules:
+        sys.modules["cltk.ranks"].leave(code)
+    return code
+
+
+def _work(options: argparse.Namespace) -> int:
     try:
         with speech.heard(speech.level(options)):
             return options.command(options) or 0

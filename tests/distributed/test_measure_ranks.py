@@ -38,7 +38,7 @@ sys.exit(main(sys.argv[1:]))
 def call(folder: Path, ranks: int, *words: str, by: str = "") -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CLTK_CACHE": str(folder / f"cache{ranks}{by}")}
     several = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *several, *([by] if by else ["-m", "cltk"]), "measure", *words]
+    command = [sys.executable, *several, *([by] if by else ["-m", "tests.distributed.sharding"]), "measure", *words]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from cltk.cli import options as shared
 from cltk.cli import showing
 from cltk.cli.options import Command
+from cltk.cli.texts import HOW, text_tasks
 from cltk.errors import InputError
 
 
@@ -24,8 +25,9 @@ def _add_measure(command: Command) -> None:
     sub.add_argument("tuned", nargs="+", help="folder, hub id or asset:NAME; of several each is compared with BASE")
     shared.names_option(sub)
     sub.add_argument(
-        "--text", action="append", default=[], metavar="FILE", help="held-out text whose NLL is compared; repeatable"
-    )
+        "--text", action="append", default=[], metavar="FILE",
+        help=f"held-out text whose NLL is compared, repeatable: a file, {HOW % 'text'}",
+    )  # fmt: skip
     shared.selection_options(sub)
     sub.add_argument(
         "--until",
@@ -94,7 +96,6 @@ def measure(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     from cltk.measure.compare import measure as compare
-    from cltk.measure.evaluate import TextTask
     from cltk.measure.selection import whole_limit
     from cltk.models import on
     from cltk.progress import Bar
@@ -102,11 +103,7 @@ def _measure(options: argparse.Namespace) -> int:
     from cltk.report.measurement import measured, moved
 
     kept = keeper(options)
-    stems = [Path(file).stem for file in options.text]
-    texts = []
-    for stem, file in zip(stems, options.text, strict=True):
-        name = stem if stems.count(stem) == 1 else str(Path(file).with_suffix(""))
-        texts.append(TextTask.read(name, file, limit=whole_limit(options.limit)))
+    texts = text_tasks(options.text, whole_limit(options.limit), options.sample_seed)
     with on(options.device), Bar() as bar:
         results = compare(
             options.base, list(options.tuned), options.tasks, options.limit, options.num_fewshot, options.include_path,

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from cltk.cli.options import Command, apart, device_option, json_option, put_json, to_stdout
+from cltk.cli.texts import HOW, memory
 from cltk.errors import InputError
 from cltk.progress import console
 
@@ -15,7 +16,7 @@ def add(command: Command) -> None:
     """Options of what prepares a training."""
     sub = command("fisher", fisher, "compute the diagonal Fisher information of a model on old-domain text")
     sub.add_argument("model", help="folder, hub id or asset:NAME")
-    sub.add_argument("--memory", required=True, help="old-domain text: a file, asset:NAME/FILE or hub id")
+    sub.add_argument("--memory", required=True, help=f"old-domain text: a file, asset:NAME/FILE, hub id, {HOW % 'path'}")
     sub.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     sub.add_argument("--samples", type=int, help="sequences to use; all when not given")
     sub.add_argument("--kind", choices=["mc", "empirical", "exact", "mas"], default="mc")
@@ -58,7 +59,7 @@ def fisher(options: argparse.Namespace) -> int:
         raise InputError(f"--out {options.out}: the file must end in .safetensors")
     with on(options.device):
         model, tokenizer = load_model(options.model)
-    rows = memory_view(options.memory, tokenizer, options.block, options.samples)
+    rows = memory_view(memory(options.memory), tokenizer, options.block, options.samples)
     total = min(len(rows), options.samples or len(rows))
     partial = options.out.with_suffix(".partial.safetensors")
     with Bar() as bar:

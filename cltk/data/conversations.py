@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,6 +16,8 @@ from cltk.errors import InputError
 
 Mask = Literal["last", "assistant", "all"]
 MASKS = ("last", "assistant", "all")
+log = logging.getLogger(__name__)
+_told: set[str] = set()  # templates that were warned of
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -59,6 +62,8 @@ class ConversationEncoder:
             self.faults.without.add(index, str(error))
             return None
         cut = {name: ids[: self.faults.max_length] for name, ids in found.items()}
+        if index == 0:
+            _warn_without_end(one, found, self.tokenizer, self.faults.where)
         if not counts(cut):
             self.faults.too_long(index, next((i for i, label in enumerate(found["labels"]) if label != IGNORED), 0))
             return None
@@ -82,6 +87,20 @@ def conversations(
     found = ConversationEncoder(tokenizer, faults, columns, mask=mask)(rows)
     faults.check()
     return found
+
+
+def _warn_without_end(one: Conversation, row: Row, tokenizer: Any, where: str) -> None:
+    """Say once where nothing counts behind an answer: some templates end it with the next turn's beginning (trl#5988)."""
+    content = str(one.messages[one.turns()[-1]].get("content") or "").strip() if one.turns() else ""
+    counted = [label for label in row["labels"] if label != IGNORED]
+    template = str(tokenizer.get_chat_template(tools=one.tools))
+    if content and template not in _told and tokenizer.decode(counted).rstrip().endswith(content):
+        _told.add(template)
+        log.warning(
+            "%s: the chat template ends an answer with no token that counts, so that the model does not learn to stop; save a"
+            " template whose {%% generation %%} block holds the end of the turn",
+            where,
+        )
 
 
 def counts(row: Row) -> bool:

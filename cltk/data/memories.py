@@ -8,11 +8,11 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from cltk.data.conversations import ConversationEncoder, counts, encode, question_ids
+from cltk.data.conversations import ConversationEncoder, Mask, counts, encode, question_ids
 from cltk.data.faults import Faults
 from cltk.data.lazy import TokenRows
-from cltk.data.messages import conversation, spoken
-from cltk.data.opening import Reading, kind_of, listed, opened
+from cltk.data.messages import Conversation, conversation, spoken
+from cltk.data.opening import Reading, check_fits, kind_of, listed, opened
 from cltk.data.pairs import PairEncoder
 from cltk.data.readers import Row, Rows
 from cltk.data.rows import BATCH, IGNORED, batched, cut_blocks, fill, text_of, token_row
@@ -43,8 +43,7 @@ def memory_view(memory: Any, tokenizer: Any, block: int = 256, limit: int | None
     """
     how, rows, where, first = opened(memory, "memory")
     kind = kind_of(first, how)
-    if kind == "text" and how.mask not in (None, "all"):
-        raise InputError(f"{where}: mask: {how.mask}: its rows are plain text, which has no turns")
+    check_fits(kind, how, where)
     if kind == "tokens":
         found = listed(rows)
         return TokenRows(found, where, min(len(found), limit or len(found)))
@@ -100,19 +99,18 @@ def _encoder(first: Row, kind: str, how: Reading, tokenizer: Any, faults: Faults
     if kind == "messages":
         columns = spoken(first, how.prompt, how.completion, how.messages) or ("messages",)
         return ConversationEncoder(tokenizer, faults, columns, mask=how.mask)
-    return PairEncoder(
-        tokenizer, faults, how.prompt or "prompt", how.completion or "completion", chat_template=how.chat_template,
-        completion_only=how.mask != "all",
-    )  # fmt: skip
+    return PairEncoder(tokenizer, faults, *_columns(how), chat_template=how.chat_template, completion_only=how.mask != "all")
 
 
-def whole_row(row: Any, tokenizer: Any, where: str) -> Row:
+def whole_row(row: Any, tokenizer: Any, where: str, index: int, mask: Mask | None = None) -> Row:
     """A text, pair or conversation as it is, as one token row: labels where only an answer counts."""
-    kind = kind_of(row, Reading(""))
+    how = Reading("", mask=mask)
+    kind = kind_of(row, how)
+    faults = Faults(where, WHOLE, rows=index)
+    check_fits(kind, how, faults.place(index))
     if kind == "text":
-        return {"input_ids": tokenizer(text_of(row, where))["input_ids"]}
-    faults = Faults(where, WHOLE)
-    found = _encoder(row, kind, Reading(""), tokenizer, faults)([row])[0]
+        return {"input_ids": tokenizer(text_of(row, faults.place(index)))["input_ids"]}
+    found = _encoder(row, kind, how, tokenizer, faults)([row])[0]
     faults.check()
     return found or {}
 
@@ -124,9 +122,8 @@ def said(memory: Any) -> Iterator[str]:
     if kind == "text":
         yield from _texts(rows, how, where)
     elif kind == "pairs":
-        asked, answered = how.prompt or "prompt", how.completion or "completion"
         for i, row in enumerate(rows):
-            yield " ".join(fill(name, row, f"{where}, row {i}") for name in (asked, answered))
+            yield " ".join(fill(name, row, f"{where}, row {i}") for name in _columns(how))
     elif kind == "messages":
         columns = spoken(first, how.prompt, how.completion, how.messages)
         for i, row in enumerate(rows):
@@ -137,6 +134,7 @@ def text_rows(texts: Any, tokenizer: Any, length: int, where: str, *, whole: boo
     """One token row a text, cut on the right to `length`: prompts and examples, which `memory_rows` would join into blocks.
 
     Of a conversation the row is what is asked, up to where the assistant answers, and no label counts; with `whole` all of it.
+    With `chat_template: true` a text, or a pair's prompt, is a user's turn.
 
     Args:
         texts: as for `memory_rows`; rows that hold input_ids are taken as they are.
@@ -146,29 +144,43 @@ def text_rows(texts: Any, tokenizer: Any, length: int, where: str, *, whole: boo
     """
     how, rows, where, first = opened(texts, where, "is empty; give texts")
     kind = kind_of(first, how)
+    check_fits(kind, how, where, prompts=not whole)
     if kind == "tokens":
         return [token_row(row, f"{where}, row {i}") for i, row in enumerate(rows)]
     if tokenizer is None:
         raise InputError(f"{where}: texts need a tokenizer; give the trainer a processing_class or pass rows with input_ids")
-    if kind == "messages":
-        ids = [_asked(row, how, tokenizer, f"{where}, row {i}", whole) for i, row in enumerate(rows)]
+    turns = kind == "messages" or how.chat_template
+    if turns:
+        ids = [_turns(row, kind, how, tokenizer, f"{where}, row {i}", whole) for i, row in enumerate(rows)]
     elif kind == "pairs":
-        asked = how.prompt or "prompt"
-        ids = [tokenizer(fill(asked, row, f"{where}, row {i}"))["input_ids"] for i, row in enumerate(rows)]
+        said = _columns(how)[: 1 + whole]
+        ids = [
+            tokenizer("".join(fill(name, row, f"{where}, row {i}") for name in said))["input_ids"] for i, row in enumerate(rows)
+        ]
     else:
         ids = [tokenizer(text)["input_ids"] for text in _texts(rows, how, where) if text.strip()]
     if not ids:
         raise InputError(f"{where}: holds no text")
-    if kind != "messages" and tokenizer.eos_token_id is not None:  # some tokenizers close a text, which a prompt must not be
+    if not turns and tokenizer.eos_token_id is not None:  # some tokenizers close a text, which a prompt must not be
         ids = [one[:-1] if len(one) > 1 and one[-1] == tokenizer.eos_token_id else one for one in ids]
-    if kind == "messages" and not whole:
+    if turns and not whole:
         return [{"input_ids": one[:length], "labels": [IGNORED] * len(one[:length])} for one in ids]
     return [{"input_ids": one[:length]} for one in ids]
 
 
-def _asked(row: Row, how: Reading, tokenizer: Any, where: str, whole: bool) -> list[int]:
-    columns = spoken(row, how.prompt, how.completion, how.messages) or ("messages",)
-    if not whole:
-        columns = tuple(name for name in columns if name in row) or columns  # prompts need no completion
-        return question_ids(conversation(row, columns, where), tokenizer, where)
-    return list(encode(conversation(row, columns, where), tokenizer, "all", where)["input_ids"])
+def _columns(how: Reading) -> tuple[str, str]:
+    return how.prompt or "prompt", how.completion or "completion"
+
+
+def _turns(row: Any, kind: str, how: Reading, tokenizer: Any, where: str, whole: bool) -> list[int]:
+    if kind == "messages":
+        columns = spoken(row, how.prompt, how.completion, how.messages) or ("messages",)
+        if not whole:
+            columns = tuple(name for name in columns if name in row) or columns  # prompts need no completion
+        one = conversation(row, columns, where)
+    elif kind == "pairs":
+        texts = [fill(name, row, where) for name in _columns(how)[: 1 + whole]]
+        one = Conversation([{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=False)])
+    else:
+        one = Conversation([{"role": "user", "content": next(_texts([row], how, where))}])
+    return list(encode(one, tokenizer, "all", where)["input_ids"]) if whole else question_ids(one, tokenizer, where)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cltk.data.readers import Row
-from cltk.data.rows import NoText, as_text, text_of
+from cltk.data.rows import NoText, as_text, fill, text_of
 from cltk.errors import InputError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -78,6 +78,28 @@ def spoken(
         return (whole[0],)
     pair = (prompt or "prompt", completion or "completion")
     return pair if any(is_messages(row.get(name)) for name in pair) else ()
+
+
+def renamed(
+    row: Row, where: str, prompt: str | None = None, completion: str | None = None, messages: str | None = None
+) -> Row:  # fmt: skip
+    """The row with what is said under the names that are found without being told: `messages`, or `prompt` and `completion`.
+
+    Args:
+        prompt, completion: columns of text or of messages, or templates. messages: a column.
+
+    Raises:
+        InputError: a column that is missing; both ways are named.
+    """
+    if messages and (prompt or completion):
+        raise InputError(f"{where}: a conversation (messages) has no prompt and completion; give the one or the other")
+    if messages:
+        if messages not in row:
+            raise InputError(f"{where}: column {messages!r} is missing; the columns are {', '.join(map(str, row))}")
+        return {**row, "messages": row[messages]}
+    rest = {key: value for key, value in row.items() if key not in (*COLUMNS, "text")}
+    named = {"prompt": prompt or "prompt", "completion": completion or "completion"}
+    return rest | {key: row[name] if is_messages(row.get(name)) else fill(name, row, where) for key, name in named.items()}
 
 
 def conversation(row: Row, columns: Sequence[str], where: str) -> Conversation:

@@ -15,7 +15,8 @@ from cltk.data.rows import IGNORED, Collator
 from cltk.errors import InputError
 from cltk.forward.probe import by_ranks, evaluating, length_batches, logits_where
 from cltk.measure.stats import paired_mean
-from cltk.measure.texts import TextTask, by_windows, check_ids, counted, positions, token_rows
+from cltk.measure.texts import TextTask, check_ids, token_rows
+from cltk.measure.windows import by_windows, counted, positions
 
 KL_TOKENS = 1024  # of a batch
 

@@ -62,9 +62,9 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def given(text: TextTask) -> list[Any]:
-    """What a text's digest is made of: ids and labels, or the rows' text, and where these are cut."""
+    """What a text's digest is made of: ids and labels, or the rows' text, where these are cut and what of them counts."""
     rows = [
         [list(row["input_ids"]), list(row.get("labels", []))] if "input_ids" in row else row_key(row, f"{text.name}, row {i}")
         for i, row in enumerate(text.rows)
     ]
-    return rows if text.max_length is None else [*rows, {"max_length": text.max_length}]
+    return rows + [{key: value} for key in ("max_length", "mask") if (value := getattr(text, key)) is not None]

@@ -26,7 +26,8 @@ from cltk.measure.prompting import own_randomness
 from cltk.measure.scores import Scores
 from cltk.measure.selection import with_notes
 from cltk.measure.templates import by_documents
-from cltk.measure.texts import WINDOW, by_windows, labels_of, read_text
+from cltk.measure.texts import read_text
+from cltk.measure.windows import WINDOW, by_windows, labels_of
 from cltk.models.origin import arguments
 
 ABSENT = "no digest of its weights, no kept answers and no shared contexts"

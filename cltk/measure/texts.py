@@ -10,17 +10,17 @@ from functools import partial
 from math import log
 from typing import Any
 
+from cltk.data.conversations import Mask
 from cltk.data.memories import whole_row
-from cltk.data.messages import row_key
+from cltk.data.messages import renamed, row_key
 from cltk.data.readers import Row, open_rows
-from cltk.data.rows import IGNORED, text_of
+from cltk.data.rows import text_of
 from cltk.errors import InputError
 from cltk.forward.probe import NLL_TOKENS, by_ranks, row_nll
 from cltk.measure.harness import Progress
 from cltk.measure.sampling import Sample, choose, described, spread
 from cltk.measure.scores import TaskScores
-
-WINDOW = 1024  # tokens that are read at once, where the model has so many positions
+from cltk.measure.windows import by_windows, counted, positions
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,17 @@ class TextTask:
     cluster: str | None = None  # column that groups dependent rows
     stratum: str | None = None  # column of the sources or subjects that samples are spread over
     note: str = ""  # which of a text's rows these are
+    mask: Mask | None = None  # which tokens of a conversation count; by default those of every answer
 
     @classmethod
     def read(
         cls, name: str, path: str, *, limit: float | None = None, cluster: str | None = None, stratum: str | None = None,
-        config: str | None = None, split: str | None = None, revision: str | None = None,
+        config: str | None = None, split: str | None = None, revision: str | None = None, prompt: str | None = None,
+        completion: str | None = None, messages: str | None = None, mask: Mask | None = None,
     ) -> TextTask:  # fmt: skip
         """From a file of texts, pairs or conversations, or a data set's configuration, split and revision.
+
+        `prompt` and `completion` (columns or templates) or `messages` name the columns, where these have other names.
 
         `limit` takes so many rows (or, below 1, that fraction), evenly spread, so that every part of the file is represented.
         """
@@ -50,7 +54,9 @@ class TextTask:
         for kind, column in (("cluster", cluster), ("stratum", stratum)):
             if column and (odd := next((row for row in rows if column not in row), None)) is not None:
                 raise InputError(f"{path}: {kind} column {column!r} is missing; the columns are {', '.join(odd)}")
-        return cls(name, rows, cluster=cluster, stratum=stratum)
+        if prompt or completion or messages:
+            rows = [renamed(row, f"{path}, row {i}", prompt, completion, messages) for i, row in enumerate(rows)]
+        return cls(name, rows, cluster=cluster, stratum=stratum, mask=mask)
 
     def sampled(self, sample: Sample, seed: int = 0) -> TextTask:
         """Random rows, whole clusters, spread over strata: `cltk.measure.sampling.choose`, seeded by seed and name."""
@@ -70,9 +76,11 @@ def token_rows(text: TextTask, tokenizer: Any) -> list[Row]:
     rows: list[Row] = []
     for i, row in enumerate(text.rows):
         if "input_ids" in row:
+            if text.mask is not None:
+                raise InputError(f"{text.name}: mask: {text.mask}: its rows are token ids, of which labels say what counts")
             found: Row = {key: list(map(int, row[key])) for key in ("input_ids", "labels") if key in row}
         else:
-            found = whole_row(row, tokenizer, f"{text.name}, row {i}")
+            found = whole_row(row, tokenizer, text.name, i, text.mask)
         rows.append({key: ids[: text.max_length] for key, ids in found.items()})
     return rows
 
@@ -100,58 +108,6 @@ def nothing_to_predict(text: TextTask) -> InputError:
     return InputError(
         f"text {text.name}: none of its {len(text.rows)} rows has two tokens, so that there is nothing to predict"
     )
-
-
-def counted(row: Row) -> int:
-    """Tokens of the row that are predicted and count."""
-    return sum(label != IGNORED for label in labels_of(row)[1:])
-
-
-def labels_of(row: Row) -> list[int]:
-    """The row's labels: its tokens, where it has none."""
-    return list(row["labels"] if "labels" in row else row["input_ids"])
-
-
-def positions(model: Any) -> int:
-    """Tokens that are read at once: `WINDOW`, or the model's positions where it has fewer."""
-    return min([WINDOW, *named_positions(model.config)])
-
-
-def named_positions(config: Any) -> list[int]:
-    """The positions that a config says the model has, under any of their names."""
-    config = config.get_text_config()
-    named = (getattr(config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
-    return [size for size in named if isinstance(size, int) and size > 1]
-
-
-def windows(row: Row, size: int) -> list[Row]:
-    """A row longer than `size` tokens as rows of at most `size`, every token counted once, as lm-eval's rolling windows.
-
-    Each window begins with the last token of the one before; the last one reads as much before it as fits.
-    """
-    ids, labels = row["input_ids"], labels_of(row)
-    if len(ids) <= size:
-        return [row]
-    out, done = [], 1  # tokens that are predicted, or have nothing before them
-    while done < len(ids):
-        end = min(done + size - 1, len(ids))
-        start = end - size
-        fresh = [IGNORED] * (done - start) + labels[done:end]
-        out.append({"input_ids": ids[start:end], "labels": fresh})
-        done = end
-    return [one for one in out if counted(one)]
-
-
-def by_windows(rows: Sequence[Row], size: int, score: Callable[[list[Row]], Sequence[float]]) -> list[float]:
-    """Mean over each row's counted tokens of what `score` gives as means over those of its windows."""
-    parts = [windows(row, size) for row in rows]
-    values = iter(score([one for part in parts for one in part]))
-    out = []
-    for part in parts:
-        counts = [counted(one) for one in part]
-        means = [next(values) for _ in part]
-        out.append(means[0] if len(part) == 1 else sum(m * n for m, n in zip(means, counts, strict=True)) / sum(counts))
-    return out
 
 
 def check_ids(name: str, rows: Sequence[Row], model: Any) -> None:
@@ -224,7 +180,7 @@ def _notes(text: TextTask, kept: Sequence[int], tokenizer: Any) -> list[str]:
     if len(kept) < len(text.rows):
         notes.append(f"{len(text.rows) - len(kept)} of {len(text.rows)} rows have no token to predict and are left out")
     if text.max_length is not None:
-        whole = token_rows(TextTask(text.name, [text.rows[i] for i in kept]), tokenizer)
+        whole = token_rows(replace(text, rows=[text.rows[i] for i in kept], max_length=None), tokenizer)
         if cut := sum(len(row["input_ids"]) > text.max_length for row in whole):
             notes.append(f"{cut} of {len(text.rows)} rows are measured on their first {text.max_length} tokens")
     return notes

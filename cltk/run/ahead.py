@@ -12,7 +12,7 @@ from cltk.data.tables import lengths
 from cltk.errors import InputError
 from cltk.forward.positions import check_length
 from cltk.measure.evaluate import Suite
-from cltk.measure.texts import named_positions
+from cltk.measure.windows import named_positions
 from cltk.ranks import ranks
 from cltk.run.arguments import training_arguments
 from cltk.run.methods import nearest

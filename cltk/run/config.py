@@ -76,7 +76,7 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
         return f"{files.get(known, file)}" + (f":{line}" if line else "")
 
     secrets.refuse(data, where)
-    experiment = _model(Experiment, data, (), where)
+    experiment = model_of(Experiment, data, (), where)
     check_stages(experiment, where)
     check_names(experiment, where)
     cells = []
@@ -84,7 +84,7 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
         changed = data
         for key, value in values.items():
             changed = _set(changed, key, value, where)
-        config = experiment if not values else _model(Experiment, changed, ("grid",), where)
+        config = experiment if not values else model_of(Experiment, changed, ("grid",), where)
         check_names(config, lambda keys: where(("grid",)))
         check_mitigators(config.mitigators, file.parent, lambda keys, inside=at_mitigators: where((*inside, *keys)))
         train = checked(config.train, partial(_placed, where, values))
@@ -119,7 +119,8 @@ def _placed(where: Where, axes: dict[str, Any], keys: Keys) -> str:
     return where(("grid",) if in_grid else ("train", *keys))
 
 
-def _model(cls: type[BaseModel], data: Any, above: Keys, where: Where) -> Any:
+def model_of(cls: type[BaseModel], data: Any, above: Keys, where: Where) -> Any:
+    """Plain data as a section. Raises InputError: the first key at fault, behind its place."""
     try:
         return cls.model_validate(data)
     except ValidationError as error:

@@ -69,13 +69,18 @@ def memories(entries: list[Any]) -> list[Read]:
 
 def text_task(entry: TextSpec, evals: EvalSpec, folder: Path) -> TextTask:
     """The rows of a text that are measured: by its own limit or sample, else by the sample of all measures."""
-    path = resolve_path(entry.text, folder, "evals.text")
-    text = TextTask.read(
-        entry.label, path, limit=entry.limit, cluster=entry.cluster, stratum=entry.stratum,
-        config=entry.config, split=entry.split, revision=entry.revision,
-    )  # fmt: skip
+    text = read_text(entry, resolve_path(entry.text, folder, "evals.text"), entry.label)
     sample = entry.sample or (evals.sample if entry.limit is None else None)
     return text if sample is None else text.sampled(sample, evals.sample_seed or 0)
+
+
+HOW = ("cluster", "stratum", "config", "split", "revision", "prompt", "completion", "messages", "mask")
+
+
+def read_text(entry: TextSpec, path: str, name: str, limit: float | None = None) -> TextTask:
+    """The rows of a text, all or by its limit (`limit` where it has none); not its sample."""
+    how: dict[str, Any] = {key: getattr(entry, key) for key in HOW}
+    return TextTask.read(name, path, limit=entry.limit if entry.limit is not None else limit, **how)
 
 
 def prompting(evals: EvalSpec, folder: Path, trust: bool) -> dict[str, Any]:

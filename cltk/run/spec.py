@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 
+from cltk.data.conversations import Mask
 from cltk.run.spec_data import Count, DataSpec, Sample, Section
 from cltk.run.spec_judge import JudgeSpec
 
@@ -52,11 +53,15 @@ class TaskSpec(Section):
 class TextSpec(Section):
     """Held-out text, pairs or conversations whose token NLL is measured (of the answers)."""
 
-    later = ("config", "split", "revision")
+    later = ("config", "split", "revision", "prompt", "completion", "messages", "mask")
     text: str = Field(description="file, asset:NAME/FILE or hub id")
     config: str | None = Field(None, description="the configuration of a hub data set")
     split: str | None = Field(None, description="the split of a data set, or a part of one")
     revision: str | None = Field(None, description="a commit, tag or branch of a hub data set")
+    prompt: str | None = Field(None, description="column or template of what is asked, where it has another name")
+    completion: str | None = Field(None, description="column or template of what is answered")
+    messages: str | None = Field(None, description="column of conversations, where it has another name")
+    mask: Mask | None = Field(None, description="what counts of a conversation, as data.mask")
     name: str | None = Field(None, description="the row's name in tables; the file's name when not given")
     limit: Count | None = Field(None, description="N rows, evenly spread over the file")
     sample: Sample | None = Field(None, description="N random rows, or a fraction of them, instead of evals.sample")
@@ -67,6 +72,8 @@ class TextSpec(Section):
     def _one_choice(self) -> Self:
         if self.limit is not None and self.sample is not None:
             raise ValueError("limit takes evenly spread rows and sample random ones; give one of the two")
+        if self.messages and (self.prompt or self.completion):
+            raise ValueError("a conversation (messages) has no prompt and completion; give the one or the other")
         return self
 
     @property

@@ -17,7 +17,8 @@ from cltk.cli import main
 from cltk.errors import InputError
 from cltk.measure.divergence import divergence, row_kl
 from cltk.measure.evaluate import Suite, TextTask
-from cltk.measure.texts import scored_bytes, windows
+from cltk.measure.texts import scored_bytes
+from cltk.measure.windows import windows
 from tests.conftest import sentences
 
 

@@ -157,13 +157,15 @@ class Reader:
     def _encoder(self, faults: Faults) -> PairEncoder | ConversationEncoder:
         first = next(iter(self.rows))
         mask = self.spec.mask if self.spec.completion_only else "all"
-        if columns := spoken(first, self.columns.prompt, self.columns.completion, self.columns.messages):
-            return ConversationEncoder(self.tokenizer, faults, columns, mask=mask)
-        if {"chosen", "rejected"} <= set(first) and self.completion not in first:
+        columns = spoken(first, self.columns.prompt, self.columns.completion, self.columns.messages)
+        if {"chosen", "rejected"} <= set(first) and not {self.completion, *columns[-1:]} & set(first):
             raise InputError(
                 f"{self.where}: its rows are preference pairs (chosen, rejected), and `cltk run` trains on answers: attach the"
-                " methods to TRL's DPOTrainer in a script of your own, or train on the chosen ones (completion: chosen)"
+                " methods to TRL's DPOTrainer in a script of your own, or train on the chosen ones"
+                f" ({'completion' if self.prompt in first else 'messages'}: chosen)"
             )
+        if columns:
+            return ConversationEncoder(self.tokenizer, faults, columns, mask=mask)
         return PairEncoder(
             self.tokenizer, faults, self.prompt, self.completion, chat_template=self.spec.chat_template,
             completion_only=mask != "all",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,31 @@ def report(
         InputError: no records, or a damaged one; `lm_eval` without lm-eval's files beside every record; a README in the
             place of a model card that is none of ours.
     """
+    with _uncollected():
+        return _report(runs, markdown, html, latex, lm_eval, model_card, show)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Thousands of records are millions of objects that stay: the collector would walk them again and again, in vain."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+def _report(
+    runs: str | Path | Sequence[dict[str, Any] | str | Path],
+    markdown: str | Path | None,
+    html: str | Path | None,
+    latex: str | Path | None,
+    lm_eval: str | Path | None,
+    model_card: str | Path | None,
+    show: bool,
+) -> str:
     summaries = summarize(read_entries(runs))
     if lm_eval is not None:
         export.write(summaries, Path(lm_eval))

@@ -37,6 +37,21 @@ def products(onednn: bool) -> Iterator[None]:
         settings.fp32_precision = before
 
 
+@contextmanager
+def by_torch() -> Iterator[None]:
+    """Inside `products(True)`: torch's own products after all, for small ones whose shapes change from call to call: oneDNN
+    compiles a kernel for every new shape."""
+    settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    if settings is None or settings.fp32_precision != "bf16":
+        yield
+        return
+    settings.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = "bf16"
+
+
 def available() -> bool:
     """Whether this build of torch has the setting."""
     return hasattr(torch.backends.mkldnn, "matmul") and torch.backends.mkldnn.is_available()

@@ -23,7 +23,7 @@ from cltk.measure.slots import Slots, attending, filled
 from cltk.measure.tree_forward import TreeForward, UnsupportedModelError
 from cltk.measure.tree_proof import EXTRA, WIDE, check_close
 
-WATCHED, SOON = 2, 16  # rows of a group whose first tokens are compared with a plain forward
+WATCHED, SOON = 2, 16  # which row of a group is compared with a plain forward, and after how many tokens
 TRIED = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, NotImplementedError)  # by an odd model
 ROOM_CPU, ROOM_SHARE = 2**29, 0.4  # bytes of keys and values: on the CPU, and of a GPU's free memory
 
@@ -77,8 +77,7 @@ class Decoder:
             some = [rows[i] for i in members]
             behind = start > 0
             if len(some[0].prompt) > self._checked.get(behind, -1):
-                for row in some[:WATCHED]:
-                    row.watched = True
+                some[:WATCHED][-1].watched = True  # the second: a row that another stands before
                 self._checked[behind] = len(some[0].prompt)
             try:
                 yield from self._agreed(start, some)

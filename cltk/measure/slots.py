@@ -10,7 +10,7 @@ Shapes: B rows, T tokens a row in this forward, P prefix tokens, L longest slot,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from cltk.forward import products
 from cltk.measure.tree_forward import UnsupportedModelError
 
 Pair = tuple[Tensor, Tensor]  # keys and values
@@ -150,8 +151,9 @@ def attending(slots: Slots, positions_BT: Tensor, keys: int) -> Iterator[None]:
         if name := next((name for name in UNKNOWN if given.get(name) is not None), None):
             raise UnsupportedModelError(f"its attention has {name}")
         prefix = slots.prefix[int(module.layer_idx)] if slots.prefix else None
-        scaling = given.get("scaling")
-        return attention(query, key, value, attention_mask, scaling, prefix, given.get("softcap")), None
+        how = attention_mask, given.get("scaling"), prefix, given.get("softcap")
+        with products.by_torch() if query.shape[2] == 1 else nullcontext():  # the slots are longer with every token
+            return attention(query, key, value, *how), None
 
     changed: tuple[Any, ...] = (ALL_MASK_ATTENTION_FUNCTIONS._local_mapping, ALL_ATTENTION_FUNCTIONS._local_mapping)
     saved = [dict(one) for one in changed]

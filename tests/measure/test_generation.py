@@ -243,6 +243,34 @@ def test_a_header_is_computed_once(tiny: Any, tokenizer: Any) -> None:
     assert sum(tokens) < 0.45 * sum(prompts)  # two of the prompts are computed again, to compare
 
 
+@pytest.mark.parametrize("header", [0, 9])
+def test_attention_of_single_tokens_compiles_no_kernel_for_every_length(
+    header: int, tiny: Any, tokenizer: Any, monkeypatch: Any
+) -> None:
+    """oneDNN computes what the layers multiply; the keys of a step, one more each time, are left to torch."""
+    from cltk.forward import products
+    from cltk.measure import slots
+
+    if not products.available():
+        pytest.skip("this torch has no setting for oneDNN's products")
+    setting, seen, whole = torch.backends.mkldnn.matmul, set(), slots.attention
+    before = setting.fp32_precision
+
+    def attention(query: Any, *given: Any) -> Any:
+        seen.add((query.shape[2] == 1, setting.fp32_precision))
+        return whole(query, *given)
+
+    monkeypatch.setattr(products, "chosen", lambda model: True)
+    monkeypatch.setattr(slots, "attention", attention)
+    model = louder(tiny())
+    model.lm_head.register_forward_pre_hook(lambda *_: seen.add(("head", setting.fp32_precision)))
+    PrefixLM(model, tokenizer).generate_until(asked({"until": [], "max_gen_toks": 3}, 5, header), disable_tqdm=True)
+    assert {one for one in seen if one[0] is True} == {(True, "ieee")}
+    assert ("head", "bf16") in seen
+    assert ((False, "bf16") in seen) == (header > 0)
+    assert setting.fp32_precision == before
+
+
 def test_groups_share_what_is_worth_it() -> None:
     head, other = list(range(100)), list(range(500, 600))
     many = [[*head, i, i] for i in range(6)] + [[*other, i] for i in range(5)]

@@ -131,7 +131,9 @@ def _one_by_one(commands: dict[str, list[str]], rounds: int) -> dict[str, list[d
 def write(name: str, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """What was run, on what, and what came out: to --out, else to results/NAME.json, and nowhere with --quick."""
     kept = {
-        key: value for key, value in vars(arguments).items() if key in ("model", "dtype", "rows", "rounds", "quick", "onednn")
+        key: value
+        for key, value in vars(arguments).items()
+        if key in ("model", "dtype", "stock_dtype", "rows", "rounds", "quick", "onednn", "tokens")
     }
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
     file = arguments.out or (None if arguments.quick else RESULTS / f"{name}.json")

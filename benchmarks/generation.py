@@ -1,12 +1,14 @@
 """Generated texts: lm-eval's HFLM with each fixed batch size against cltk's PrefixLM, the same weights, prompts and settings.
 
-    python benchmarks/generation.py                                  # SmolLM2, float32; gsm8k and prompts like IFEval's
-    python benchmarks/generation.py --dtype bfloat16 --stock-dtype float32 --out benchmarks/results/generation-bf16.json
-    python benchmarks/generation.py --quick                          # a random model, few prompts, writes nothing
+    python benchmarks/generation.py --only drawn      # SmolLM2, float32: gsm8k, other examples for every question, as lm-eval
+    python benchmarks/generation.py --only same       # gsm8k behind the same 5 examples, as gsm8k_cot has them
+    python benchmarks/generation.py --only ifeval     # prompts like IFEval's, in the chat template
+    python benchmarks/generation.py --only drawn --dtype bfloat16 --stock-dtype float32
+    python benchmarks/generation.py --quick           # a random model, few prompts, writes nothing
 
-Each side is a process of its own, and all take turns; the rival is the batch size that was fastest. Prints a Markdown table and
-writes results/generation.json. gsm8k: 5 examples drawn anew for every question, as lm-eval's task has them, and the same 5 for
-all, as gsm8k_cot has. Tokens are those of the finished texts.
+Each side is a process of its own, and all take turns: cltk and every batch size, then cltk and the batch size that was fastest,
+the rival. Prints rows of a Markdown table and writes results/generation-KIND[-DTYPE].json; without --only all three.
+Tokens are those of the finished texts.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from typing import Any
 
 import driver
 
-BATCHES = (4, 8, 16, 32)
-KINDS = ("gsm8k, examples drawn", "gsm8k, the same examples", "like IFEval")
+BATCHES = (8, 16)
+KINDS = {"drawn": "gsm8k, examples drawn", "same": "gsm8k, the same examples", "ifeval": "like IFEval"}
 TOPICS = "a lighthouse; the water cycle; a lost dog; renewable energy; a chess game; breakfast; the moon; a library; rain; bees"
 FORMS = ("an essay", "a poem", "a short letter", "a product description", "a list of tips", "a dialogue")
 RULES = (
@@ -67,8 +69,8 @@ def requests(kind: str, asked: argparse.Namespace, tokenizer: Any) -> list[Any]:
     """lm-eval's requests of this kind."""
     made = (
         [(f"{'word ' * n}", {"until": ["."], "max_gen_toks": 40}) for n in range(3, 3 + asked.documents)] if asked.quick
-        else instructions(asked.documents, asked.tokens, tokenizer) if kind == KINDS[2]
-        else gsm8k(asked.documents, kind == KINDS[0])
+        else instructions(asked.documents, asked.tokens, tokenizer) if kind == "ifeval"
+        else gsm8k(asked.documents, kind == "drawn")
     )  # fmt: skip
     return [SimpleNamespace(args=pair, task_name=kind) for pair in made]
 
@@ -109,44 +111,61 @@ def work(asked: argparse.Namespace) -> None:
 
 def row(kind: str, answers: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """cltk against the batch size that was fastest."""
+    best = rival(answers)
     seconds = {side: statistics.median(a["seconds"] for a in found) for side, found in answers.items()}
-    best = min((side for side in seconds if side != "cltk"), key=lambda side: seconds[side])
     ours, theirs = answers["cltk"][-1], answers[best][-1]
     pairs = list(zip(ours["answer"]["texts"], theirs["answer"]["texts"], strict=True))
+    turns = [a["seconds"] / b["seconds"] for a, b in zip(answers[best], answers["cltk"], strict=True)]
     return {
-        "kind": kind, "documents": len(pairs), "batch_size": int(best), "seconds": seconds,
-        "ratio": statistics.median(a["seconds"] / b["seconds"] for a, b in zip(answers[best], answers["cltk"], strict=True)),
-        "tokens": ours["answer"]["tokens"], "mib": {side: found[-1]["mib"] for side, found in answers.items()},
+        "kind": KINDS[kind], "documents": len(pairs), "batch_size": int(best), "seconds": seconds,
+        "ratio": statistics.median(turns), "ratios": turns, "tokens": ours["answer"]["tokens"],
+        "mib": {side: max(a["mib"] for a in found) for side, found in answers.items()},
         "equal_texts": sum(a == b for a, b in pairs),
     }  # fmt: skip
 
 
+def rival(answers: dict[str, list[dict[str, Any]]]) -> str:
+    """The batch size that was fastest in the first turn."""
+    return min((side for side in answers if side != "cltk"), key=lambda side: float(answers[side][0]["seconds"]))
+
+
+def measured(kind: str, asked: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """All sides once; cltk and the rival in the turns after."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--documents", str(asked.documents), "--worker"]
+    commands = {side: [*command, f"{side}/{kind}"] for side in ("cltk", *asked.batches.split(","))}
+    answers = driver.alternate(commands, 1, together=False)
+    two = {side: commands[side] for side in ("cltk", rival(answers))}
+    for side, found in driver.alternate(two, asked.rounds - 1, together=False).items():
+        answers[side] += found
+    return answers
+
+
 def main() -> None:
     parser = driver.arguments_of(__doc__)
+    parser.set_defaults(rounds=2)
     parser.add_argument("--stock-dtype", help="of HFLM's weights (default: --dtype)")
-    parser.add_argument("--documents", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=1280, help="new tokens at most, of the prompts like IFEval's")
-    parser.add_argument("--only", default="", help="kinds whose name holds this")
+    parser.add_argument("--documents", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=384, help="new tokens at most, of the prompts like IFEval's")
+    parser.add_argument("--only", choices=KINDS, help="this kind alone")
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)), help="HFLM's batch sizes")
     asked = parser.parse_args()
     if asked.worker:
         work(asked)
         return
+    if asked.out and not asked.only:
+        parser.error("--out takes one kind: give --only too")
     if asked.quick:
-        asked.rounds, asked.documents, asked.batches = 1, 12, "4,8"
-    rows = []
-    for kind in (kind for kind in KINDS if asked.only in kind):
-        command = [sys.executable, __file__, *sys.argv[1:], "--documents", str(asked.documents), "--worker"]
-        sides = ["cltk", *asked.batches.split(",")]
-        rows.append(row(kind, driver.alternate({side: [*command, f"{side}/{kind}"] for side in sides}, asked.rounds, False)))
-        found = rows[-1]
+        asked.documents, asked.batches = 12, "4,8"
+    for kind in [asked.only] if asked.only else KINDS:
+        found = row(kind, measured(kind, asked))
+        best = str(found["batch_size"])
+        ours, theirs, mib = found["seconds"]["cltk"], found["seconds"][best], found["mib"]
         print(
-            f"| {kind} | {found['seconds']['cltk']:.1f} s | {found['seconds'][str(found['batch_size'])]:.1f} s (batch"
-            f" {found['batch_size']}) | **{found['ratio']:.2f}** | {found['tokens'] / found['seconds']['cltk']:.0f} tokens/s |"
-            f" {found['mib']['cltk']:.0f} / {found['mib'][str(found['batch_size'])]:.0f} MiB |"
-            f" {found['equal_texts']} of {found['documents']} texts equal |", flush=True,
+            f"| {found['kind']} | {theirs:.1f} (batch {best}) | {ours:.1f} | **{found['ratio']:.1f}** |"
+            f" {found['tokens'] / ours:.0f} | {mib[best]:.0f} | {mib['cltk']:.0f} |"
+            f" {found['equal_texts']} of {found['documents']} |", flush=True,
         )  # fmt: skip
-    driver.write("generation", asked, rows)
+        driver.write("-".join(["generation", kind, *([asked.dtype] * (asked.dtype != "float32"))]), asked, [found])
 
 
 if __name__ == "__main__":

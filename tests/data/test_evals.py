@@ -23,6 +23,7 @@ DOCUMENTS = {  # task: (documents, cluster column)
     "local_commonsense_qa": (1221, "question_concept"),
     "local_copa": (100, None),
     "local_gsm8k": (1319, None),
+    "local_gsm8k_nll": (1319, None),
     "local_harmless": (50, None),
     "local_hellaswag": (10042, "source_id"),
     "local_ifeval": (541, None),

@@ -37,7 +37,7 @@ FOLDER = Path(__file__).parent.parent / "evals" / "tasks"
 
 
 def work(arguments: argparse.Namespace) -> None:
-    from transformers import Trainer, TrainingArguments, set_seed
+    from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
     tokenizer = tokenizer_of(arguments.model)
     model = load(arguments.model, arguments.dtype)
@@ -56,6 +56,7 @@ def work(arguments: argparse.Namespace) -> None:
             trainer = Trainer(
                 model, args, Collator(pad_id(tokenizer)), train_dataset=rows, eval_dataset=rows[:8], processing_class=tokenizer
             )
+            trainer.remove_callback(PrinterCallback)  # the standard output is for answers
             watch = Timed(TASKS, every=steps, sample=sample, include_path=FOLDER) if arguments.worker == "watched" else None
             if watch is not None:
                 cltk.attach(trainer, [watch])

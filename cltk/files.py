@@ -22,6 +22,7 @@ SILENCE = 180.0  # seconds without a heartbeat behind which a lease is free: NFS
 BEAT = 30.0  # seconds between heartbeats
 POLL = 1.0  # seconds between two looks at what another process has
 WHOLE = ".lease"  # of a folder, in it
+LEASES = ".locks"  # of what lies in a folder, in it
 _leases: dict[str, SoftFileLease] = {}
 _WORDS = {  # libraries in C++ and Rust raise no OSError; their texts, and what they mean
     "no space left": errno.ENOSPC, "file too large": errno.EFBIG, "quota exceeded": errno.EDQUOT,
@@ -68,6 +69,14 @@ def write_text(path: Path, text: str) -> None:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def seen(file: Path, seconds: float = 5.0) -> bool:
+    """Whether a file of another process is there, or appears: a network file system shows it late."""
+    end = time.monotonic() + seconds
+    while not (there := file.exists()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return there
 
 
 def sync(path: Path) -> None:

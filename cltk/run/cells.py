@@ -181,7 +181,7 @@ class Work:
             watch.paired = self._evaluate(stage, *self.inputs.model(stage), f"{name}: start model", watch.suite)
         trained = train_cell(
             stage, model, tokenizer, self.inputs.data(stage), [*mitigators, *([watch] if watch else [])], checkpoints,
-            cache=self.out / "cache", tell=progress(self.say, name), choices=self.choices.get(stage.stage),
+            cache=self.out / "cache", tell=progress(self.say, name), choices=self.choices.get(stage.stage), folder=self.out,
         )  # fmt: skip
         self.loggers = trained.loggers
         gc.collect()  # the trainer holds the optimizer's state, and itself

@@ -9,6 +9,7 @@ Trainer forgets things when it resumes; `Keeper` keeps them in `complete.json` a
     tokens, seconds          spent before
     finished                 that training had ended: else Trainer would take a step more than max_steps
     choices                  what speed measured: another choice would train other bits
+    ranks                    processes that trained: others would take other batches and find no random states
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,9 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from cltk.errors import InputError, Leave
-from cltk.files import check_held, sync
+from cltk.files import SILENCE, check_held, seen, sync
 from cltk.models import file_digest
-from cltk.ranks import agreed, first, gathered
+from cltk.ranks import agreed, decided, first, gathered, ranks
 from cltk.run import leaving
 from cltk.run.machine import MEASURED as MEASURED
 from cltk.run.records import read_json, write_json
@@ -42,6 +44,18 @@ def seal(folder: Path, kept: dict[str, Any]) -> None:
     for path in [*files.values(), *{file.parent for file in files.values()}, folder.parent]:
         sync(path)
     write_json(folder / SEAL, {"files": {name: file_digest(file) for name, file in files.items()}, "kept": kept})
+
+
+def sealed_by_all(folder: Path, kept: dict[str, Any], written: Sequence[Sequence[str]]) -> None:
+    """`seal`, once this rank sees the files that every rank sees; a network file system shows them late.
+
+    Raises:
+        InputError: it never does.
+    """
+    for name in sorted({name for names in written for name in names}):
+        if not seen(folder / name, SILENCE):
+            raise InputError(f"{folder}: the first rank does not see {name}; all machines of a run must share its --out")
+    seal(folder, kept)
 
 
 def opened(folder: Path) -> dict[str, Any]:
@@ -88,6 +102,27 @@ def newest(output: Path) -> tuple[Path, dict[str, Any]] | None:
             os.replace(folder, aside)
             say("%s; the checkpoint is set aside as %s, and training goes on from an older one or the start", error, aside.name)
     return None
+
+
+def taken_up(output: Path) -> tuple[Path | None, dict[str, Any]]:
+    """`newest` for all ranks alike: the first looks, and every one must see what it found. (None, {}) where there is none.
+
+    Raises:
+        InputError: on all ranks; one does not see it, or so many ranks as there are did not write it.
+    """
+    folder, kept = decided(lambda: newest(output) or (None, {}))
+    if folder is None:
+        return None, {}
+    blind = [rank for rank, there in enumerate(gathered(seen(folder / SEAL))) if not there]
+    if blind:
+        raise InputError(f"{folder}: rank {blind[0]} does not see it; all machines of a run must share its --out")
+    world, wrote = ranks()[1], kept.get("ranks", ranks()[1])
+    if wrote != world and not kept["finished"]:
+        raise InputError(
+            f"{folder}: was written by {wrote} processes and {world} would go on, with other batches; start {wrote}, or begin"
+            " the training anew (cltk clean --unfinished --yes)"
+        )
+    return folder, kept
 
 
 def _free(path: Path) -> Path:
@@ -157,11 +192,13 @@ class Keeper(TrainerCallback):
             "step": state.global_step, "tokens": sum(gathered(int(self.counter.trained))), "seconds": self.seconds,
             "loss": trainer.accelerator.gather(trainer._tr_loss).mean().item(), "loss_sum": trainer._total_loss_scalar,
             "logged": trainer._globalstep_last_logged, "finished": bool(control.should_training_stop), "choices": self.choices,
+            "ranks": ranks()[1],
         }  # fmt: skip
-        agreed(None)  # every rank has written its part
         folder = self.output / f"checkpoint-{state.global_step}"
+        agreed(None)  # every rank has written its part, and no temporary file is left
+        written = gathered(list(_files(folder)))
         if state.is_world_process_zero and folder.is_dir():
-            seal(folder, kept)
+            sealed_by_all(folder, kept, written)
             rotate_checkpoints(str(self.output), self.limit, state.best_model_checkpoint)
         if self.leaving:
             agreed(None)  # nobody ends the others before it is sealed

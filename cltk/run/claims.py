@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 from cltk import files
 from cltk.errors import InputError, LeaseLostError
 from cltk.files import give, holder, leased, locked, take
-from cltk.ranks import agreed, first
+from cltk.ranks import agreed, first, gathered, ranks
 from cltk.run import leaving, records
 from cltk.run.kept import FAILED
 
 if TYPE_CHECKING:
     from cltk.run.experiment import ExperimentRun
 
-PLACE = ".locks"
+PLACE = files.LEASES
 TRIES = 5  # of files.POLL seconds
 Tell = Callable[[str, int, int, str], None]
 Step = tuple[str, int, str]  # what became of a cell that waits: "mine", "done", "failed" (and why); or "wait"
@@ -73,6 +73,24 @@ def check_free(out: Path) -> None:
     raise InputError(
         f"{out}: another run works in this folder ({holder(out / files.WHOLE)}); wait for it, or choose another --out"
     )
+
+
+def check_shared(out: Path) -> None:
+    """Raises InputError, on every rank, where one of them looks at another folder of this name: of another machine.
+
+    Each would write its own part of a checkpoint there, and a resumed training would miss the others'.
+    """
+    if ranks()[1] == 1:
+        return
+    file = out / PLACE / f"seen-{agreed(f'{files.HOST}-{os.getpid()}')}"
+    if first():
+        files.write_text(file, "")
+    agreed(None)
+    blind = [rank for rank, there in enumerate(gathered(files.seen(file))) if not there]
+    if first():
+        file.unlink(missing_ok=True)
+    if blind:
+        raise InputError(f"--out {out}: rank {blind[0]} does not see what the first writes there; all machines must share it")
 
 
 def _free(out: Path) -> bool:

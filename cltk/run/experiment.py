@@ -21,7 +21,7 @@ from cltk.run.apart import check_apart, models
 from cltk.run.arguments import check_sharding
 from cltk.run.cells import Tell, Work
 from cltk.run.checked import check_trust
-from cltk.run.claims import Queue, alone, check_free
+from cltk.run.claims import Queue, alone, check_free, check_shared
 from cltk.run.config import load_config
 from cltk.run.during import check_watch
 from cltk.run.inputs import Inputs
@@ -154,6 +154,7 @@ class ExperimentRun:
                 if first():
                     print(line, file=sys.stderr)
             decided(lambda: check_free(self.out))
+            check_shared(self.out)
             self._clean(say, mine)
             failed = self._work(self._with_references(todo), say, ray, wait)
             self._sweep()

@@ -7,11 +7,15 @@ from functools import cache
 
 import torch
 
-from cltk.forward.products import onednn_error, onednn_gain, products
+from cltk.forward.products import CLOSE, available, onednn_error, onednn_gain, products
 
-__all__ = ["MEASURED", "faster_in_bfloat16", "keep_memory", "onednn_error", "onednn_gain", "products", "runs_fused"]
+__all__ = [
+    "GAIN", "MEASURED", "faster_in_bfloat16", "faster_onednn", "keep_memory", "onednn_error", "onednn_gain", "products",
+    "runs_fused",
+]  # fmt: skip
 
 MEASURED = ("autocast", "onednn")  # choices of `speed` that the machine's mood can change
+GAIN = 1.15  # how many times as fast a product must be for oneDNN to be taken
 
 
 @cache
@@ -20,6 +24,11 @@ def faster_in_bfloat16(device: str) -> bool:
     from cltk.measure.settings import fast_dtype
 
     return fast_dtype(device) == torch.bfloat16
+
+
+def faster_onednn() -> bool:
+    """Whether float32 products through oneDNN are float32 on this machine's processor, and faster (measured once a process)."""
+    return available() and onednn_error() <= CLOSE and onednn_gain() >= GAIN
 
 
 @cache

@@ -154,7 +154,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": versions,
         "git_commit": _commit(),
-        "device": torch.cuda.get_device_name() if cuda else f"CPU {_processor()}, {torch.get_num_threads()} threads",
+        "device": processor("cuda") if cuda else f"CPU {processor('cpu')}, {torch.get_num_threads()} threads",
         "platform": platform.platform(),
         "products": products.named("cuda" if cuda else "cpu"),
         "processes": ranks()[1],
@@ -185,7 +185,12 @@ def _launcher() -> list[str]:
     return ["torchrun", *(["--nnodes", str(nodes)] if nodes > 1 else []), "--nproc-per-node", here]
 
 
-def _processor() -> str:
+def processor(device: str) -> str:
+    """The model of the GPU ("cuda"), or of the CPU, as its maker calls it."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n")
     except OSError:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,6 +29,9 @@ from cltk.forward.packing import PackedCollator, label_head
 from cltk.forward.products import available
 from cltk.run import machine
 from cltk.run.proven import TOLERANCE, Choice, attention_choice, head_choice, packing_choice, sample_rows
+
+if TYPE_CHECKING:
+    from cltk.run.agreed_speed import Measured
 
 WIDEST = {"cpu": 512, "cuda": 4096}  # tokens of a packed row
 WIDEST_BY_SEQUENCE = 4096  # where only its mask grows with the row's square
@@ -69,10 +72,10 @@ class Speed:
             yield
 
 
-def choose(model: Any, tokenizer: Any, config: Any) -> Speed:
+def choose(model: Any, tokenizer: Any, config: Any, found: Measured | None = None) -> Speed:
     """Decide everything for this model, machine and experiment (`config`: cltk.run.config.Experiment).
 
-    The model's weights, mode and all random states are left as they are.
+    What `found` says was measured is not measured again. The model's weights, mode and all random states are left as they are.
 
     Raises:
         InputError: something is set to true that is not exact here; the message says why.
@@ -86,9 +89,9 @@ def choose(model: Any, tokenizer: Any, config: Any) -> Speed:
         attention_choice(wanted.attention, packing, model, rows, train),
         _grouping(wanted.grouping, packing, wanted.packing, train),
         head_choice(wanted.label_head, model, rows, train),
-        _autocast(wanted.autocast, next(model.parameters()).dtype, device, train),
+        _autocast(wanted.autocast, next(model.parameters()).dtype, device, train, found),
         _fused(wanted.fused, device, train),
-        _onednn(wanted.onednn, device),
+        _onednn(wanted.onednn, device, found),
         _allocator,
     ]
     speed = Speed(tuple(choices), {})
@@ -128,7 +131,7 @@ def _grouping(wanted: Any, packing: Choice, packing_wanted: Any, train: dict[str
     return Choice("grouping", True, "instead of packing; another random order of the same rows")
 
 
-def _autocast(wanted: Any, dtype: torch.dtype, device: str, train: dict[str, Any]) -> Choice:
+def _autocast(wanted: Any, dtype: torch.dtype, device: str, train: dict[str, Any], found: Measured | None) -> Choice:
     given = next((key for key in ("bf16", "fp16") if key in train), None)
     if given:
         return Choice("autocast", False, f"train.{given}: {str(train[given]).lower()} decides")
@@ -138,9 +141,8 @@ def _autocast(wanted: Any, dtype: torch.dtype, device: str, train: dict[str, Any
         return Choice("autocast", True, "speed.autocast: true")
     if dtype != torch.float32:
         return Choice("autocast", False, f"the weights are {str(dtype).removeprefix('torch.')}")
-    if machine.faster_in_bfloat16(device):
-        return Choice("autocast", True, "bfloat16 products are faster on this machine")
-    return Choice("autocast", False, "bfloat16 products are not faster on this machine")
+    faster, where = (found.bfloat16, found.where) if found else (machine.faster_in_bfloat16(device), "on this machine")
+    return Choice("autocast", faster, f"bfloat16 products are {'' if faster else 'not '}faster {where}")
 
 
 def _fused(wanted: Any, device: str, train: dict[str, Any]) -> Choice:
@@ -155,16 +157,19 @@ def _fused(wanted: Any, device: str, train: dict[str, Any]) -> Choice:
     return Choice("fused", True, "one kernel for the whole AdamW step")
 
 
-def _onednn(wanted: Any, device: str) -> Choice:
+def _onednn(wanted: Any, device: str, found: Measured | None = None) -> Choice:
     if wanted is False:
         return Choice("onednn", False, "speed.onednn: false")
     if device != "cpu" or not available():
         reason = f"training is on {device}" if device != "cpu" else "this build of torch has no such setting"
     elif (error := machine.onednn_error()) > TOLERANCE:
         reason = f"a product differs from float64 by {error:.0e}"
+        reason += f", and the folder's other cells have it on ({found.where})" if found and found.onednn else ""
+    elif found and wanted == "auto":
+        return Choice("onednn", found.onednn, f"a product is {'' if found.onednn else 'not '}float32 and faster {found.where}")
     else:
         ratio = machine.onednn_gain()
-        if wanted is True or ratio >= 1.15:
+        if wanted is True or ratio >= machine.GAIN:
             return Choice("onednn", True, f"a product equals float64's to {error:.0e}, and takes 1/{ratio:.2f} of the time")
         return Choice("onednn", False, f"a product takes 1/{ratio:.2f} of the time: not faster")
     if wanted is True:

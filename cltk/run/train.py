@@ -11,7 +11,7 @@ from typing import Any
 from cltk.data.readers import Row
 from cltk.data.rows import IGNORED, Collator, pad_id
 from cltk.errors import RunError
-from cltk.ranks import agreed, decided, first, gathered
+from cltk.ranks import decided, first, gathered
 from cltk.run import leaving
 from cltk.run.arguments import training_arguments
 from cltk.run.plans import Cell
@@ -50,10 +50,12 @@ class DivergedError(RunError):
 def train_cell(
     cell: Cell, model: Any, tokenizer: Any, prepared: Prepared, mitigators: Sequence[Any], output: Path,
     *, cache: Path | None = None, tell: Tell | None = None, choices: dict[str, bool] | None = None,
+    folder: Path | None = None,
 ) -> Trained:  # fmt: skip
     """Fine-tune `model` in place. Continues from the newest whole checkpoint in `output` when there is one.
 
-    `choices` are taken instead of what `speed: auto` would measure; a checkpoint's own go before them.
+    `choices` are taken instead of what `speed: auto` would measure; a checkpoint's own go before them. Of trainings with one
+    `folder` the first measures for all of them.
 
     Raises:
         DivergedError: a gradient was not finite; the last good weights are saved in `output`/last_good.
@@ -64,19 +66,16 @@ def train_cell(
 
     from cltk.forward.packing import collate_training
     from cltk.hosts.trainer import attach
-    from cltk.run.checkpoints import MEASURED, Keeper, newest, settled
+    from cltk.run.checkpoints import MEASURED, Keeper, settled, taken_up
     from cltk.run.loggers import Loggers
-    from cltk.run.speed import choose, say
     from cltk.run.streams import Stream
     from cltk.run.trouble import explained
 
-    checkpoint, kept = agreed((newest(output) if first() else None) or (None, {}))
+    checkpoint, kept = taken_up(output)
     whole = kept.get("finished") or not checkpoint or any(checkpoint.glob("*optim*"))  # of `leaving` it has the optimiser
     if cell.config.train.get("save_only_model") and not whole:
         checkpoint, kept = None, {}  # without the optimiser's state it would be another training
-    speed = decided(lambda: choose(model, tokenizer, settled(cell.config, {"choices": choices or {}, **kept})))
-    if first():
-        say(speed)
+    speed = _speed(settled(cell.config, {"choices": choices or {}, **kept}), model, tokenizer, folder)
     given = {**speed.arguments, **cell.config.train}
     called = [given.get("run_name"), cell.name, cell.stage]  # a run of its own in W&B, MLflow and others
     given["run_name"] = "/".join(filter(None, called))
@@ -119,6 +118,18 @@ def train_cell(
         {**(plan.notes if plan else {}), "speed": speed.notes(), **prepared.notes()},
         loggers,
     )  # fmt: skip
+
+
+def _speed(config: Any, model: Any, tokenizer: Any, folder: Path | None) -> Any:
+    """What `speed` comes to: decided by the first rank, and said."""
+    from cltk.run.agreed_speed import of_folder
+    from cltk.run.speed import choose, say
+
+    device = next(model.parameters()).device.type
+    speed = decided(lambda: choose(model, tokenizer, config, of_folder(folder, config.speed, device)))
+    if first():
+        say(speed)
+    return speed
 
 
 def place_curves(trainer: Any, folder: Path) -> None:

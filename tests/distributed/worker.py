@@ -8,7 +8,8 @@ ENGINE is single, ddp, fsdp2, zero1, zero2 or zero3; FOLDER holds the start mode
 `scale-HOST-METHOD-ACCUMULATION`: one SGD step of rate 1 in a host of tests/hosts/test_scale.py, METHOD one of none, own (the
 host's loss once more), nothing (token weights of 0); or `held-METHOD`: the bytes of all tensors behind the first optimiser
 step, METHOD a case or plain; or `watch-on`, `watch-off`: with a watch on FOLDER/tasks and a text, or without; or
-`resumed-METHOD`: the weights of four steps, and those of a training that a new object takes up behind the second.
+`resumed-METHOD`: the weights of four steps, and those of a training that a new object takes up behind the second; or `torn`:
+a training of `cltk run`'s in peace, and one that is taken up where two checkpoints are torn.
 """
 
 from __future__ import annotations
@@ -193,6 +194,45 @@ def resumed(engine: str, folder: Path, method: str) -> dict[str, Any]:
     return {"weights": weights, "again": again, "steps": (steps, steps_again), "kept": kept}
 
 
+def torn(engine: str, folder: Path) -> dict[str, Any]:
+    """What `cltk run` trains with checkpoints, in peace and behind two torn ones: final weights, steps, what lies there."""
+    from cltk.run.checkpoints import SEAL
+    from cltk.run.plans import Cell
+    from cltk.run.spec import Experiment
+    from cltk.run.train import Prepared, train_cell
+    from tests.distributed import sharding
+
+    if engine == "fsdp2":
+        sharding.devices()
+    model, tokenizer, rows = start(folder)
+    given: dict[str, Any] = {
+        "max_steps": 6, "learning_rate": 3e-3, "per_device_train_batch_size": UNION // 2, "save_strategy": "steps",
+        "save_steps": 2, "save_total_limit": 3, "ddp_backend": "gloo",
+    }  # fmt: skip
+    config = Experiment.model_validate({
+        "model": {"pretrained": "-"}, "data": {"train": {"path": "-"}}, "train": given | settings(engine),
+        "speed": {"autocast": False, "onednn": False},
+    })  # fmt: skip
+    peace, again = (folder / engine / name / "checkpoints" for name in ("peace", "torn"))
+
+    def trained(output: Path) -> dict[str, Any]:
+        methods = [] if engine.startswith("zero") else [STATEFUL["ema"](OLD)]
+        prepared = Prepared(rows[:64], rows[64:], rows[64:])
+        found = train_cell(Cell("ema", {}, config), copy.deepcopy(model), tokenizer, prepared, methods, output)
+        left = sorted(path.name for path in output.iterdir())
+        return {"weights": final_weights(found.model), "steps": found.steps, "tokens": found.tokens, "left": left}
+
+    first = trained(peace)
+    if dist.get_rank() == 0:
+        shutil.copytree(peace, again)
+        (again / "checkpoint-6" / SEAL).unlink()  # rank 1 was killed while it wrote
+        for step in (6, 4):  # and of the one before its part is cut
+            part = max((again / f"checkpoint-{step}").rglob("*_1[._]*"), key=lambda file: file.stat().st_size)
+            part.write_bytes(part.read_bytes()[:-1])
+    dist.barrier()
+    return {"peace": first, "again": trained(again)}
+
+
 def train(engine: str, folder: Path, job: str) -> Any:
     """The trainer after the job. Raises InputError or RunError: the engine cannot do it."""
     if job.startswith("penalty-"):
@@ -235,6 +275,8 @@ def outcome(engine: str, folder: Path, job: str) -> dict[str, Any]:
         if job.startswith("held-"):
             return {"held": held(engine, folder, job.removeprefix("held-"))}
         try:
+            if job == "torn":
+                return torn(engine, folder)
             if job.startswith("resumed-"):
                 return resumed(engine, folder, job.removeprefix("resumed-"))
             trainer = train(engine, folder, job)

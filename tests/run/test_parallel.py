@@ -31,6 +31,7 @@ from cltk.run.records import read_json
 from cltk.run.reproduce import values_of
 
 ROOT = Path(cltk.__file__).parent.parent
+SOURCES = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +94,7 @@ def test_the_start_model_is_scored_once_for_all_cells(experiment: Path) -> None:
 
 
 def cltk_run(*arguments: str, module: str = "cltk", **environment: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCES, **environment}
     command = [sys.executable, "-m", module, "run", *arguments]
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -173,7 +174,7 @@ def launched(launcher: str, *arguments: str, module: str = "cltk", **environment
         "accelerate": f"accelerate.commands.launch {ACCELERATE} {free_port()}",
     }[launcher]
     command = [sys.executable, "-m", *start.split(), "-m", module, "run", *arguments]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCES, **environment}
     done = subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=500)
     assert done.returncode == 0, done.stdout[-5000:]
 
@@ -267,6 +268,18 @@ def test_ranks_that_find_different_speeds_train_alike(experiment: Path, engine: 
     record = read_json(next(Path("out").glob("plain*/record.json")))
     assert record["train"]["notes"]["speed"] == first["speed"]
     assert ["speed: autocast" in output for _, output in done] == [True, False]  # said once
+
+
+@pytest.mark.slow
+def test_a_failed_cell_under_deepspeed_leaves_the_next_one(experiment: Path) -> None:
+    """DeepSpeed keeps a copy of the process group that is given up behind the failure."""
+    pytest.importorskip("deepspeed")
+    head = experiment.read_text().split("grid:")[0].replace("per", ZERO.replace("STAGE", "2"), 1)
+    experiment.write_text(head + "grid: {train.learning_rate: [1.0e+30, 1.0e-3]}\nkeep_model: false\n")
+    for code, output in ranks("experiment.yaml", "--out", "out", DS_ACCELERATOR="cpu", DS_BUILD_OPS="0"):
+        assert code == 1, output[-3000:]
+    assert [read_json(file)["kind"] for file in Path("out").glob("*/failed.json")] == ["DivergedError"]
+    assert len(list(Path("out").glob("*/record.json"))) == 1
 
 
 @pytest.mark.slow

@@ -50,7 +50,8 @@ $(OLD): setup.cfg pyproject.toml constraints-oldest.txt
 # the engines of DeepSpeed on two processes, where it installs (nothing is compiled); some minutes, so not in `make test`
 deepspeed: $(DEV)
 	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(PIP) --no-build-isolation "deepspeed>=0.19"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -p no:cacheprovider tests/distributed -k "zero or deepspeed"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -p no:cacheprovider tests/distributed tests/run/test_parallel.py \
+		-k "zero or deepspeed"
 
 check: $(DEV)
 	$(BIN)/ruff check .

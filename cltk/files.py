@@ -21,8 +21,7 @@ CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 SILENCE = 180.0  # seconds without a heartbeat behind which a lease is free: NFS shows attributes up to a minute late
 BEAT = 30.0  # seconds between heartbeats
 POLL = 1.0  # seconds between two looks at what another process has
-WHOLE = ".lease"  # of a folder, in it
-LEASES = ".locks"  # of what lies in a folder, in it
+WHOLE, LEASES = ".lease", ".locks"  # of a folder, and of what lies in it
 _leases: dict[str, SoftFileLease] = {}
 _WORDS = {  # libraries in C++ and Rust raise no OSError; their texts, and what they mean
     "no space left": errno.ENOSPC, "file too large": errno.EFBIG, "quota exceeded": errno.EDQUOT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
@@ -62,8 +61,6 @@ def regroup(problem: str) -> str:
     if store.add(f"{name}/failed", 1) == 1:
         store.set(f"{name}/problem", problem)
     dist.destroy_process_group()
-    if groups := sys.modules.get("deepspeed.utils.groups"):  # keeps a copy of the group that is gone
-        groups._WORLD_GROUP = None  # type: ignore[attr-defined]
     store.set(f"{name}/{rank}", "here")
     try:
         store.wait([f"{name}/{one}" for one in range(world)], timedelta(seconds=PATIENCE))

@@ -106,7 +106,7 @@ def train_cell(
     under_way: Any = lambda: trainer.state.global_step + 1  # noqa: E731
     with explained(cell.config, output, model.config, under_way), speed.running(trainer.model), leaving.steady():
         try:
-            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except BaseException:
             loggers.close()
             raise

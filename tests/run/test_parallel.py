@@ -271,18 +271,6 @@ def test_ranks_that_find_different_speeds_train_alike(experiment: Path, engine: 
 
 
 @pytest.mark.slow
-def test_a_failed_cell_under_deepspeed_leaves_the_next_one(experiment: Path) -> None:
-    """DeepSpeed keeps a copy of the process group that is given up behind the failure."""
-    pytest.importorskip("deepspeed")
-    head = experiment.read_text().split("grid:")[0].replace("per", ZERO.replace("STAGE", "2"), 1)
-    experiment.write_text(head + "grid: {train.learning_rate: [1.0e+30, 1.0e-3]}\nkeep_model: false\n")
-    for code, output in ranks("experiment.yaml", "--out", "out", DS_ACCELERATOR="cpu", DS_BUILD_OPS="0"):
-        assert code == 1, output[-3000:]
-    assert [read_json(file)["kind"] for file in Path("out").glob("*/failed.json")] == ["DivergedError"]
-    assert len(list(Path("out").glob("*/record.json"))) == 1
-
-
-@pytest.mark.slow
 def test_what_one_rank_refuses_all_refuse(experiment: Path) -> None:
     """Rank 0 finds that oneDNN is not exact, the others that it is; nobody waits for ever."""
     experiment.write_text("speed: {onednn: true}\n" + experiment.read_text().split("grid:")[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cltk.cli.options import Command
+from cltk.cli.options import Command, json_option, put_json, to_stdout
 
 
 def add(command: Command) -> None:
@@ -15,11 +15,18 @@ def add(command: Command) -> None:
     sub.add_argument("out", type=Path, help="a folder that is new or empty")
     sub.add_argument("--base", help="the model it was trained on (default: the one that its config names)")
     sub.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="default: the base's")
+    json_option(sub)
 
 
 def merge(options: argparse.Namespace) -> int:
     """`cltk merge`: W + (alpha / r) B A in the place of W."""
     from cltk.models.merging import merge as write
 
-    print(write(options.adapter, options.out, base=options.base, dtype=options.dtype))
+    where = write(options.adapter, options.out, base=options.base, dtype=options.dtype)
+    if not to_stdout(options.json):
+        print(where)
+    if options.json is not None:
+        from cltk.models import stored_digest
+
+        put_json(options.json, {"path": str(where), "adapter": options.adapter, "digest": stored_digest(where)})
     return 0

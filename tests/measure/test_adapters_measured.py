@@ -88,7 +88,9 @@ def by_lm_eval(**args: Any) -> dict[str, float]:
 
 def test_unmerged_and_merged_give_the_same_and_lm_eval_s(capsys: Any) -> None:
     adapter("low-rank")
-    assert main(["merge", "low-rank", "whole"]) == 0
+    assert main(["merge", "low-rank", "whole", "--json", "-"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["path"], told["adapter"], told["digest"]) == ("whole", "low-rank", cltk.models.stored_digest("whole"))
     apart = cltk.measure("tiny-llama", "low-rank", **TASK, texts=_text())
     merged = cltk.measure("tiny-llama", "whole", **TASK, texts=_text())
     close(values(apart), values(merged))

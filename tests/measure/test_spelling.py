@@ -100,6 +100,7 @@ def test_models_may_stand_behind_the_tasks() -> None:
         (["--taks", "toy"], "did you mean --tasks?"),
         (["--use_cache", "x"], "--use_cache x: finished answers are kept"),
         (["--samples", "{}"], "--sample N draws documents"),
+        (["--trust_remote_code"], "--model-args trust_remote_code=true"),
         (["--model", "hf"], "cltk measure BASE TUNED"),
         (["-v", "DEBUG"], "unrecognized arguments: DEBUG"),
         (["--limit", "many"], "invalid number value: 'many'"),

@@ -14,7 +14,7 @@ HIDDEN = "***"
 NAMED = re.compile(
     r"(?i)^(?:\w*_)?(?:token|password|passwd|secret|credentials?|api_?key|(?:access|private|secret|account)_?key)$"
 )
-SPECIAL = re.compile(r"(?i)^(?:bos|eos|pad|unk|sep|cls|mask|image|audio|video|\w*special)_token$")  # of a tokeniser
+SPECIAL = re.compile(r"(?i)^(?:bos|eos|pad|unk|sep|cls|mask|image|audio|video|think_end|\w*special)_token$")  # of a tokeniser
 IN_ADDRESS = re.compile(
     r"(?i)\b(https?://)[^/\s@'\"]+@|\b([a-z][a-z0-9+.-]*://)[^/\s@:'\"]*:[^/\s@'\"]+@"
 )  # scheme://user:password@

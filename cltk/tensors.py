@@ -106,12 +106,15 @@ def dot(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
 
 
 def digest(tensors: Mapping[str, Tensor] | nn.Module) -> str:
-    """sha256 (hex) over names, dtypes, shapes and bytes in name order: equal weights, equal digest."""
+    """sha256 (hex) over names, dtypes, shapes and bytes in name order: equal weights, equal digest, wherever they are."""
+    model = tensors if isinstance(tensors, nn.Module) else None
     if isinstance(tensors, nn.Module):
         tensors = tensors.state_dict()
     sha = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach()
+        if tensor.is_meta and model is not None:
+            tensor = _offloaded(model, name)
         if hasattr(tensor, "full_tensor"):
             tensor = tensor.full_tensor()
         tensor = tensor.cpu().contiguous()
@@ -119,6 +122,18 @@ def digest(tensors: Mapping[str, Tensor] | nn.Module) -> str:
         if tensor.numel():  # numpy has no bfloat16: hash the bytes
             sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def _offloaded(model: nn.Module, name: str) -> Tensor:
+    """A weight that accelerate keeps in main memory or on disk between forwards. Raises InputError for any other."""
+    from accelerate.utils import align_module_device, has_offloaded_params
+
+    place, _, leaf = name.rpartition(".")
+    module = model.get_submodule(place)
+    if has_offloaded_params(module):
+        with align_module_device(module, "cpu"):
+            return getattr(module, leaf).detach().clone()
+    raise InputError(f"{type(model).__name__}: {name} has no values (meta device); load its weights first")
 
 
 def save_tree(path: Path, tree: dict[str, Any]) -> None:

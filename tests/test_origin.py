@@ -39,7 +39,7 @@ def test_arguments_are_read_as_lm_eval_reads_them() -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ({"revison": "main"}, "did you mean revision"), ({"enable_thinking": False}, "there are revision"),
+        ({"revison": "main"}, "did you mean revision"), ({"enable_thinking": True}, "needs think_end_token"),
         ({"dtype": "int3"}, "dtype .int3."),
         ({"dtype": 16}, "dtype must be str"),
         ({"trust_remote_code": "yes"}, "trust_remote_code must be bool"), ({"load_in_4bit": True}, "bitsandbytes"),

@@ -63,8 +63,9 @@ def _add_measure(command: Command) -> None:
     sub.add_argument("--scorer", choices=["prefix", "stock"], default="prefix")
     sub.add_argument(
         "--kl-rows", type=int, default=16, metavar="N",
-        help="rows of each text on which KL(base || tuned) is measured, both models in memory; 0: one at a time (default: 16)",
+        help="rows of each text on which KL(base || tuned) is measured; 0: none (default: 16)",
     )  # fmt: skip
+    sub.add_argument("--kl-apart", action="store_true", help="never both models in memory: predictions of BASE wait on disk")
     sub.add_argument("-o", "--output-path", type=Path, metavar="DIR", help="lm-eval's own result files of every model go here")
     sub.add_argument("-s", "--log-samples", action="store_true", help="with --output-path: every document's answers too")
     shared.json_option(sub, any_name=True)
@@ -113,7 +114,7 @@ def _measure(options: argparse.Namespace) -> int:
             confirm_run_unsafe_code=options.confirm_run_unsafe_code,
             sample=options.sample, sample_seed=options.sample_seed, until=options.until, every_task=options.every_task,
             members=options.members, scorer=options.scorer,
-            kl_rows=options.kl_rows, lost=showing.lost_wanted(options), progress=bar, keep=kept,
+            kl_rows=options.kl_rows, kl_apart=options.kl_apart, lost=showing.lost_wanted(options), progress=bar, keep=kept,
             model_args=options.model_args, base_args=options.base_args, tuned_args=options.tuned_args, backend=options.backend,
         )  # fmt: skip
     found = {name: result.to_json() for name, result in zip(options.tuned, results, strict=True)}

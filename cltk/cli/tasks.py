@@ -7,6 +7,7 @@ from typing import Any
 
 from cltk.cli import options as shared
 from cltk.cli.options import Command
+from cltk.errors import InputError
 
 
 def add(command: Command) -> None:
@@ -18,6 +19,9 @@ def add(command: Command) -> None:
     sub.add_argument(
         "--chat-template", "--apply-chat-template", metavar="MODEL", help="show the prompt in the chat template of this model"
     )
+    sub.add_argument(
+        "--model-args", metavar="NAME=VALUE,...", help="with --chat-template: of that model (enable_thinking, revision, ...)"
+    )
     sub.add_argument("--document", type=int, default=0, metavar="I", help="whose prompt is shown (default: 0)")
     shared.json_option(sub)
 
@@ -28,15 +32,21 @@ def tasks(options: argparse.Namespace) -> int:
         return names(options)
     from cltk.measure.evaluate import Suite
     from cltk.measure.showing import about
+    from cltk.measure.thinking import check_thinking
     from cltk.models import load_tokenizer
+    from cltk.models.origin import Origin, arguments
 
-    tokenizer = load_tokenizer(options.chat_template) if options.chat_template else None
+    if options.model_args and not options.chat_template:
+        raise InputError("--model-args: is of the model whose chat template is shown; name it with --chat-template")
+    model = Origin.of(options.chat_template or "", arguments(options.model_args, "--model-args"))
+    tokenizer = load_tokenizer(model) if options.chat_template else None
     suite = Suite(
         [options.name], limit=options.limit, num_fewshot=options.num_fewshot, include_path=options.include_path,
         chat_template=tokenizer is not None, system_instruction=options.system_instruction,
         fewshot_as_multiturn=options.fewshot_as_multiturn, confirm_run_unsafe_code=options.confirm_run_unsafe_code,
         seed=options.seed,
     )  # fmt: skip
+    check_thinking(suite, {options.chat_template: tokenizer} if tokenizer is not None else {}, True)
     found = about(suite, options.document, tokenizer)
     shared.put_json(options.json, found)
     shown = shared.out(options.json)
@@ -47,7 +57,6 @@ def tasks(options: argparse.Namespace) -> int:
 
 def names(options: argparse.Namespace) -> int:
     """The table of tasks; lm-eval's own list, which takes seconds to read, only for a pattern."""
-    from cltk.errors import InputError
     from cltk.measure.showing import listed
     from cltk.report.tables import Table
 

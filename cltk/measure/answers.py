@@ -36,7 +36,14 @@ def score_tasks(
     documents = sum(one.count for one in suite.chosen.values())
     lm = make_lm(model, tokenizer, digest, batch_size, journal, progress and by_document(progress, documents), scorer)
     fits_positions(loaded["tasks"], model.config, tokenizer)
-    return answered(suite, lm, tokenizer, lambda: make_lm(model, tokenizer, digest, 1, None, None, "stock"))
+    found = answered(suite, lm, tokenizer, lambda: make_lm(model, tokenizer, digest, 1, None, None, "stock"))
+    if unended := getattr(lm, "unended", 0):
+        who = getattr(model, "name_or_path", "") or type(model).__name__
+        suite.notes.append(
+            f"{who}: {unended} generated texts do not come to {lm.think_end_token!r}: as by lm-eval, all of such a text is the"
+            " answer; leave room for it (gen_kwargs max_gen_toks)"
+        )
+    return found
 
 
 def answered(suite: Suite, lm: Any, tokenizer: Any, single: Callable[[], Any]) -> tuple[dict[str, TaskScores], dict[str, Any]]:

@@ -106,7 +106,7 @@ class Backend:
     def _check_secrets(self) -> None:
         header = self.args.get("header")
         secret = [f"header {key}" for key in (header if isinstance(header, Mapping) else {}) if KEYS.search(str(key))]
-        secret += [key for key in self.args if secrets.NAMED.match(key) and key not in ("think_end_token", "eos_token")]
+        secret += [key for key in self.args if secrets.NAMED.match(key) and not secrets.SPECIAL.match(key)]
         if secret:
             raise InputError(
                 f"backend {self.name}: {secret[0]}: results hold the arguments, so a key is given in the environment"

@@ -135,8 +135,8 @@ def described(model: Side, loaded: Any) -> dict[str, Any]:
 
 def _same(one: Origin, other: Origin) -> bool:
     """Whether two origins give the same weights in the same form."""
-    keys = ("dtype", "attn_implementation", "device_map", "load_in_4bit", "load_in_8bit", "quantization_config", "gguf_file")
-    if any(one.args.get(key) != other.args.get(key) for key in keys):
+    keys = ("dtype", "attn_implementation", "load_in_4bit", "load_in_8bit", "quantization_config", "gguf_file")
+    if one.spread != other.spread or any(one.args.get(key) != other.args.get(key) for key in keys):
         return False
     here = [os.path.realpath(where) if os.path.isdir(where) else where for where in map(locate_model, (one, other))]
     if here[0] == here[1]:

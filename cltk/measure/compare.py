@@ -7,28 +7,37 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, overload
 
 import torch
 
-from cltk import __version__, tensors
+from cltk import __version__
 from cltk.errors import InputError
 from cltk.measure.bench import Bench, described
-from cltk.measure.divergence import text_divergence
 from cltk.measure.early import check_models
 from cltk.measure.evaluate import Progress, Suite, TextTask
 from cltk.measure.forgetting import Result, compare
+from cltk.measure.in_looks import check_looks, in_looks
 from cltk.measure.lost import with_lost
 from cltk.measure.sampling import Sample
 from cltk.measure.scores import Scores
 from cltk.measure.served import backends, measure_by
 from cltk.measure.settings import options, whole_rows
-from cltk.measure.sides import Model, Side, called, common_dtype, config_of, named_model, score_model, scored, tokenizer_of, who
+from cltk.measure.sides import (
+    Model,
+    Side,
+    asked_of,
+    called,
+    common_dtype,
+    config_of,
+    named_model,
+    score_model,
+    scored,
+    tokenizer_of,
+)
+from cltk.measure.starts import Start
 from cltk.measure.templates import Templates, kind_of
-from cltk.models.adapters import SwitchedOff, acting
 from cltk.models.origin import arguments
-from cltk.ranks import agreed
 
 __all__ = ["common_dtype", "measure", "named_model", "score_model"]
 
@@ -62,6 +71,7 @@ def measure(
     scorer: str = "prefix",
     journal: bool = True,
     kl_rows: int = 16,
+    kl_apart: bool = False,
     lost: int = 0,
     progress: Progress | None = None,
     seed: int | str | Sequence[int] | None = None,
@@ -100,7 +110,10 @@ def measure(
         margins: {metric: margin} below which a loss does not matter; 0.01 when not given.
         scorer: "prefix", or "stock" for lm-eval's own HFLM.
         journal: whether finished requests are kept.
-        kl_rows: rows of each text on which forward KL(base || tuned) is measured, with both models in memory; 0 for none.
+        kl_rows: rows of each text on which forward KL(base || tuned) is measured; 0 for none.
+        kl_apart: never both models in memory for it: the base's predictions wait on disk, below the cache folder, 2 or 4 bytes
+            for each token and id (`cltk.measure.remembered`). So it is without asking with `device_map`, and where the device
+            has not the memory for both.
         seed: of Python, numpy, torch and the examples, as lm-eval's `--seed`.
         lost: of how many lost documents a task `.lost` has question and answers; none with `until`.
         keep: called with every model's name and scores as soon as they are there; not with `until`.
@@ -141,38 +154,38 @@ def measure(
     settings |= {"base": called(base), "dtype": (dtype := common_dtype(base, models, dtype))}
     bench = Bench(base, dtype)
     sides = [(base, "base"), *((one, f"tuned {i}" if i > 1 else "tuned") for i, one in enumerate(models, 1))]
-    asked = {who(model, side): tokenizer_of(model) for model, side in sides} if kind != "none" else {}
-    templates = Templates.of(kind, suite, asked)
+    templates = Templates.of(kind, suite, asked_of(sides, kind != "none"))
     check_models(suite, {side: (config_of(model), partial(tokenizer_of, model)) for model, side in sides})
-    _check_looks(until, every_task, len(models), templates)
-    made: dict[str, Any] = {"template": templates.template, "dtype": dtype, "batch_size": batch_size, "scorer": scorer}
+    check_looks(until, every_task, len(models), templates)
+    made: dict[str, Any] = {"wear": templates.wear, "dtype": dtype, "batch_size": batch_size, "scorer": scorer}
     score: Any = partial(scored, suite, **made, journal=journal, progress=progress, keep=keep)
-    kept: list[tuple[Any, Any]] = []  # the base, where its predictions are compared too: it is loaded once
+    start = Start(bench, models, suite.texts, kl_rows, kl_apart, progress)
     found, sources = [], dict[str, Any]()
     pre: Scores | None = None
     for model, side in sides[1:]:
         if until is not None:
-            kept, pair = [bench.first(models)], bench.load(model)
-            kept = [bench.start(kept[0])]
-            sources = {"base": described(base, kept[0][0])}
-            both = templates.worn(kept[0], pair)
-            result, pre = _in_looks(suite, both, until, every_task, margins, batch_size, scorer, progress)
+            first, *held = bench.first(models), bench.load(model)
+            start.kept = [bench.start(first)]
+            sources = {"base": described(base, first[0])}
+            both = templates.worn(start.kept[0], held[0])
+            result, pre = in_looks(suite, both, until, every_task, margins, batch_size, scorer, progress)
         else:
             if pre is None:
                 first, pre = score(base, "base", load=partial(bench.first, models))
                 sources = {"base": described(base, first[0])}
-                kept += [first] if suite.texts and kl_rows else []
+                start.keep(first)
                 del first
                 gc.collect()
-            pair, post = bench.beside(kept, partial(score, model, side, load=partial(bench.load, model)))
+            *held, post = bench.beside(start.kept, partial(score, model, side, load=partial(bench.load, model)))
             result = compare(*templates.paired(pre, post), margins=margins)
             result = with_lost(result, pre, post, lost)
-        moved, notes = _divergence([bench.start(one) for one in kept], pair, suite.texts, kl_rows, progress)
-        sources = {"base": sources["base"], "tuned": described(model, pair[0])}
-        how = {**settings, "tuned": called(model), "models": sources, "tasks": _asked(pre), **suite.prompting.exported(pair[1])}
+        moved, notes = start.divergence(held, model, templates.wear)
+        sources = {"base": sources["base"], "tuned": described(model, held[0][0])}
+        asked = {**suite.prompting.exported(templates.wear(held[0][1])), "tasks": _asked(pre)}
+        how = {**settings, "tuned": called(model), "models": sources, **asked}
         notes = [*bench.notes(model), *templates.notes, *suite.notes, *result.notes, *notes]
         found.append(replace(result, divergence=moved, notes=notes, settings=how))
-        del pair
+        del held
         gc.collect()
     return found if several else found[0]
 
@@ -185,50 +198,6 @@ def _named(base: Model, tuned: Sequence[Any], all_args: Any, base_args: Any, tun
     if not models:
         raise InputError("measure: name at least one tuned model")
     return first, models
-
-
-def _check_looks(until: float | None, every_task: bool, models: int, templates: Templates) -> None:
-    """Raises InputError for settings of looks without looks, and for looks that cannot be."""
-    if every_task and until is None:
-        raise InputError("every_task: says whose interval `until` is about; give until too")
-    if until is not None and models > 1:
-        raise InputError("until: the looks depend on the tuned model, so measure one at a time")
-    if until is not None and templates.apart:
-        raise InputError("until: both sides must be asked the same; take one side's chat template for both")
-
-
-def _divergence(
-    kept: list[tuple[Any, Any]], pair: tuple[Any, Any], texts: Sequence[TextTask], rows: int, progress: Progress | None
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Forward KL of the base, if it is kept, and a tuned model on the texts; and what a reader must know of it."""
-    if not texts or not rows:
-        return {}, []
-    if not kept:
-        return {}, ["KL is left out: the two models do not fit in memory together"]
-    return text_divergence(kept[0], pair, texts, rows, progress)
-
-
-def _in_looks(
-    suite: Suite, pairs: list[tuple[Any, Any]], until: float, every_task: bool, margins: Mapping[str, float] | None,
-    batch_size: Any, scorer: str, progress: Progress | None,
-) -> tuple[Result, Scores]:  # fmt: skip
-    """`stepwise` with a journal of its own: what a look has scored no later one scores again."""
-    from cltk.measure.journal import Journal
-    from cltk.measure.stepwise import stepwise
-
-    digests = [model.digest if isinstance(model, SwitchedOff) else tensors.digest(model) for model, _ in pairs]
-    with TemporaryDirectory() as folder:
-        books = [Journal(Path(folder) / f"{number}.jsonl") for number in range(2)]
-
-        def one(part: Suite, number: int) -> Scores:
-            how: dict[str, Any] = {"batch_size": batch_size, "journal": books[number], "progress": progress, "scorer": scorer}
-            with acting(pairs[number][0]) as model:
-                return agreed(part.evaluate(model, pairs[number][1], digest=digests[number], **how))
-
-        def score(part: Suite) -> tuple[Scores, Scores]:
-            return one(part, 0), one(part, 1)
-
-        return stepwise(suite, score, until, every_task=every_task, margins=margins)
 
 
 def _asked(scores: Scores) -> dict[str, dict[str, Any]]:

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from cltk.data.readers import Row
-from cltk.data.rows import IGNORED, Collator
 from cltk.errors import InputError
-from cltk.forward.probe import by_ranks, evaluating, length_batches, logits_where
+from cltk.forward.probe import by_ranks
+from cltk.measure.remembered import KL_TOKENS, Remembered, counted_batches, in_use, predictions, vocabulary
 from cltk.measure.stats import paired_mean
 from cltk.measure.texts import TextTask, check_ids, token_rows
-from cltk.measure.windows import by_windows, counted, positions
-
-KL_TOKENS = 1024  # of a batch
+from cltk.measure.windows import WINDOW, by_windows, counted, positions, windows
 
 
 def row_kl(
@@ -35,18 +33,12 @@ def row_kl(
     arXiv 2509.04259). Rows are those of `cltk.forward.probe.row_nll`. float32. Of models with vocabularies of other sizes
     (tokens were added, the embedding padded) it is the divergence over the ids that both have, each p summing to 1 over these.
     """
-    values = [0.0] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    collate, done = Collator(0), 0
-    with evaluating(start), evaluating(tuned):
-        for batch in length_batches(order, rows, batch_tokens):
-            inputs = collate([rows[i] for i in batch])
-            targets = inputs.pop("labels")[:, 1:]
-            kept = (targets != IGNORED).any(0).nonzero().squeeze(1)
-            mask = targets[:, kept] != IGNORED
-            logits, other = (_counted_logits(model, inputs, targets, mask) for model in (start, tuned))
+    values, done = [0.0] * len(rows), 0
+    with in_use(start), in_use(tuned):
+        for batch, inputs, targets, mask in counted_batches(rows, batch_tokens):
+            logits, other = (predictions(model, inputs, targets, mask) for model in (start, tuned))
             sums = torch.zeros(mask.shape, dtype=torch.float64)
-            sums[mask] = _kl(logits, other.to(logits.device)).cpu()
+            sums[mask] = _kl(logits.to(other.device), other).cpu()
             for i, total, n in zip(batch, sums.sum(1).tolist(), mask.sum(1).tolist(), strict=True):
                 values[i] = total / n if n else 0.0
             done += len(batch)
@@ -57,13 +49,6 @@ def row_kl(
 
 def _told_kl(start: Any, tuned: Any, rows: Sequence[Row], progress: Callable[[int, int], None] | None) -> list[float]:
     return row_kl(start, tuned, rows, progress=progress)
-
-
-def _counted_logits(model: Any, inputs: dict[str, Tensor], targets: Tensor, mask: Tensor) -> Tensor:
-    """Logits [N, V] that predict the counted targets, on the model's own device."""
-    device = next(model.parameters()).device
-    logits, _ = logits_where(model, {name: value.to(device) for name, value in inputs.items()}, targets.to(device))
-    return logits[mask.to(device)]
 
 
 def _kl(start_NV: Tensor, tuned_NV: Tensor, chunk: int = 256) -> Tensor:
@@ -110,9 +95,7 @@ def divergence(
     done, notes = {}, []
     size = min(positions(model) for model in (start, tuned))
     for name, rows in sets.items():
-        places = [i for i, row in enumerate(rows) if counted(row)]
-        if limit < len(places):
-            places = [places[i * len(places) // limit] for i in range(limit)]
+        places = chosen(rows, limit)
         if not places:
             continue
         tell = (lambda a, b, name=name: progress(f"KL on {name}", a, b, 0)) if progress else None
@@ -128,19 +111,50 @@ def divergence(
     return done, notes
 
 
+def chosen(rows: Sequence[Row], limit: int) -> list[int]:
+    """At most `limit` evenly spread rows of those with a token that counts."""
+    places = [i for i, row in enumerate(rows) if counted(row)]
+    return [places[i * len(places) // limit] for i in range(limit)] if limit < len(places) else places
+
+
+def remember(
+    pair: tuple[Any, Any], texts: Sequence[TextTask], limit: int, sizes: Sequence[int], progress: Any = None
+) -> Remembered:
+    """What `text_divergence` will ask of this model, kept, so that the tuned ones are compared without it.
+
+    Args:
+        sizes: the positions that each tuned model reads at once, where they are fewer than this one's.
+    """
+    model, tokenizer = pair
+    kept = Remembered(model)
+    for text in texts:
+        rows = token_rows(text, tokenizer)
+        tell = (lambda a, b, name=text.name: progress(f"base: predictions on {name}", a, b, 0)) if progress else None
+        try:
+            for size in sorted({min(positions(model), size) for size in [*sizes, WINDOW]}):
+                kept.show(model, [part for i in chosen(rows, limit) for part in windows(rows[i], size)], tell)
+        except InputError as error:
+            kept.left[text.name] = str(error)
+        except torch.OutOfMemoryError:
+            kept.left[text.name] = "the device has not the memory for the base's predictions"
+    return kept
+
+
 def text_divergence(
     start: tuple[Any, Any], tuned: tuple[Any, Any], texts: Sequence[TextTask], limit: int, progress: Any = None
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """`divergence` of two pairs (model, tokenizer) on each text, and a line for each text where there is none or a part.
 
-    Tokenisers that cut a text differently leave nothing to compare token by token.
+    Tokenisers that cut a text differently leave nothing to compare token by token. The start model may be `Remembered`.
     """
     found: dict[str, dict[str, Any]] = {}
     notes = []
-    sizes = [_vocabulary(model) for model, _ in (start, tuned)]
+    sizes, lost = [vocabulary(model) for model, _ in (start, tuned)], start[0].left if isinstance(start[0], Remembered) else {}
     for text in texts:
         rows = token_rows(text, start[1])
         try:
+            if text.name in lost:
+                raise InputError(lost[text.name])
             if rows != token_rows(text, tuned[1]):
                 raise InputError("the two tokenisers cut the text differently")
             check_ids(text.name, rows, tuned[0])
@@ -154,8 +168,3 @@ def text_divergence(
     if found and sizes[0] != sizes[1]:
         notes.append(f"KL is over the ids that both vocabularies have, of {sizes[0]} and {sizes[1]}")
     return found, notes
-
-
-def _vocabulary(model: Any) -> int:
-    """Ids that the model gives a logit."""
-    return int(model.get_output_embeddings().weight.shape[0])

@@ -16,7 +16,7 @@ import torch
 from cltk.forward import products
 from cltk.measure import named
 from cltk.measure.decoding import Decoder, Row
-from cltk.measure.greedy import Asked, Reader, check_plain, text_of
+from cltk.measure.greedy import Asked, Reader, check_plain, text_of, thinks_on
 from cltk.measure.named import Tell
 from cltk.measure.tree_forward import UnsupportedModelError
 from cltk.ranks import gathered, ranks, shared
@@ -24,6 +24,7 @@ from cltk.ranks import gathered, ranks, shared
 log = logging.getLogger(__name__)
 OFTEN = 1.0  # seconds between two writes of finished texts
 Stock = Callable[[list[Any]], list[str]]  # lm-eval's own generation
+Answer = dict[str, Any]  # "text", and "unended" where the model still thought
 
 
 def generate(lm: Any, stock: Callable[..., list[str]], requests: Sequence[Any], hidden: bool = False) -> list[str]:
@@ -70,8 +71,8 @@ class _Together:
         self.rank, self.world = (0, 1) if lm.named else ranks()
         self.keys = {i: _key(lm.digest, "decoded", requests[i]) for i in greedy}
         self.copies = Counter(self.keys.values())
-        self.found: dict[str, str] = {}
-        self.unwritten: dict[str, Any] = {}
+        self.found: dict[str, Answer] = {}
+        self.unwritten: dict[str, Answer] = {}
         self.tokens, self.written = 0, time.monotonic()
 
     def texts(self) -> dict[int, str]:
@@ -79,7 +80,7 @@ class _Together:
         lm = self.lm
         if lm.journal is not None:
             kept = {key: lm.journal.get(key) for key in self.copies}
-            self.found = {key: answer["text"] for key, answer in kept.items() if answer and "text" in answer}
+            self.found = {key: answer for key, answer in kept.items() if answer and "text" in answer}
         first = {key: i for i, key in reversed(self.keys.items()) if key not in self.found}
         rows = [self._row(i) for i in sorted(first.values())]
         if rows:
@@ -90,7 +91,8 @@ class _Together:
             with torch.inference_mode(), products.fast(lm.model):
                 for part in self._parts(rows):
                     self._decode(decoder, part)
-        return {i: self.found[key] for i, key in self.keys.items()}
+        lm.unended = getattr(lm, "unended", 0) + sum("unended" in self.found[key] for key in self.keys.values())
+        return {i: self.found[key]["text"] for i, key in self.keys.items()}
 
     def _row(self, i: int) -> Row:
         (context, _), asked = self.requests[i].args, self.greedy[i]
@@ -105,12 +107,13 @@ class _Together:
 
     def _decode(self, decoder: Decoder, part: list[Row]) -> None:
         """This rank's share, then every rank's texts on all; what one could not do is raised on all."""
-        fresh: dict[str, str] = {}
+        fresh: dict[str, Answer] = {}
         problem: Exception | None = None
         try:
             for row in decoder.run(part[self.rank :: self.world]):
                 key = self.keys[row.number]
-                fresh[key] = text_of(self.lm, row.new, row.asked)
+                fresh[key] = {"text": text_of(self.lm, row.new, row.asked)}
+                fresh[key] |= {"unended": True} if thinks_on(self.lm, row.new) else {}
                 self.tokens += len(row.new)
                 if self.world == 1:
                     self._keep({key: fresh[key]})
@@ -128,12 +131,11 @@ class _Together:
                 self._keep(texts)
         self._write()
 
-    def _keep(self, texts: Mapping[str, str]) -> None:
-        for key, text in texts.items():
-            self.found[key] = text
-            self.unwritten[key] = {"text": text}
+    def _keep(self, answers: Mapping[str, Answer]) -> None:
+        for key, answer in answers.items():
+            self.found[key] = self.unwritten[key] = answer
             for i in (i for i, one in self.keys.items() if one == key):
-                self.lm.cache_hook.add_partial("generate_until", self.requests[i].args, text)
+                self.lm.cache_hook.add_partial("generate_until", self.requests[i].args, answer["text"])
         self.tell(sum(self.copies[key] for key in self.found), len(self.requests), self.tokens)
         if time.monotonic() - self.written > OFTEN:
             self._write()

@@ -154,6 +154,12 @@ class Stops:
         return self._windows[text]
 
 
+def thinks_on(lm: Any, new: Sequence[int]) -> bool:
+    """Whether these tokens have no end of thinking, where there is one: lm-eval takes the thoughts for the answer."""
+    end = lm.think_end_token
+    return bool(end not in new if isinstance(end, int) else end and end not in lm.tok_decode(list(new)))
+
+
 def text_of(lm: Any, new: Sequence[int], asked: Asked) -> str:
     """The answer in these tokens, as HFLM cuts it: behind the end of thinking, before the first stop text."""
     tokens, think = list(new), lm.think_end_token

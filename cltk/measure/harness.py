@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from cltk.errors import InputError
+from cltk.models.thinking import thinking_of
 
 Progress = Callable[[str, int, int, int], None]  # what, done, total, tokens
 
@@ -16,10 +17,10 @@ def make_lm(model: Any, tokenizer: Any, digest: str, batch_size: Any, journal: A
     """The lm-eval model: shared prefixes by default, lm-eval's own forward passes with scorer="stock"."""
     from cltk.measure.scoring import PrefixLM, options
 
-    size = options(scorer, batch_size)
-    trees = scorer == "prefix"
+    given: dict[str, Any] = {"batch_size": options(scorer, batch_size), "trees": scorer == "prefix"}
+    kept: dict[str, Any] = {"journal": journal, "digest": digest, "progress": progress}
     with as_tied(model):
-        return PrefixLM(model, tokenizer, batch_size=size, journal=journal, digest=digest, progress=progress, trees=trees)
+        return PrefixLM(model, tokenizer, **given, **kept, **thinking_of(tokenizer).settings())
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 
 from cltk import models, tensors
 from cltk.forward import products
+from cltk.models.thinking import thinking_of
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval")
 PLACES = (
@@ -110,5 +111,7 @@ def _tokenizer(tokenizer: Any) -> str:
     settings = {
         name: getattr(tokenizer, name, None) for name in ("chat_template", "add_bos_token", "add_eos_token", "model_max_length")
     }
+    end = thinking_of(tokenizer).end  # texts are kept as they are cut
+    settings |= {} if end is None else {"think_end_token": end}
     parts = [type(tokenizer).__qualname__, made, settings, _plain(getattr(tokenizer, "special_tokens_map", {}))]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -29,6 +29,7 @@ class Answer(TypedDict, total=False):
     logprob: float
     greedy: bool
     text: str
+    unended: bool  # whether the text has no end of its thinking; absent where it has
 
 
 def request_key(weights: str, tokens: ArrayLike, scored: int) -> str:
@@ -178,6 +179,8 @@ def _answer(line: bytes) -> tuple[str, Answer] | None:
             row["key"],
             Answer(text=row["text"]) if "text" in row else Answer(logprob=row["logprob"], greedy=row["greedy"]),
         )
+        if "unended" in row:
+            answer["unended"] = row["unended"]
         typed = isinstance(key, str) and (
             isinstance(answer["text"], str) if "text" in answer else isinstance(answer["greedy"], bool)
         )

@@ -18,6 +18,7 @@ from cltk.measure.identity import identity
 from cltk.measure.prompting import own_randomness
 from cltk.measure.tasks import SHIPPED
 from cltk.measure.untouched import untouched
+from cltk.models.thinking import thinking_of
 
 Messages = list[dict[str, str]]
 
@@ -129,6 +130,7 @@ def _prompt(tokenizer: Any, question: Question, before: Sequence[str]) -> str:
         messages += [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
     messages.append({"role": "user", "content": question.turns[len(before)]})
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        told = thinking_of(tokenizer).told
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **told))
     except Exception as error:
         raise InputError(f"question {question.id}: the chat template cannot be filled ({error})") from None

@@ -87,7 +87,10 @@ def check_prefix(lm: Any, what: str) -> None:
 
 
 def check_pairs(lm: Any, requests: Sequence[Any]) -> None:
-    """Raise InputError for an empty context with an empty continuation, or with nothing to put in front of one."""
+    """Raise InputError for an empty context with an empty continuation, or with nothing to put in front of one; and where the
+    model is to think before it answers (lm-eval raises a ValueError)."""
+    if getattr(lm, "enable_thinking", None):
+        raise InputError("enable_thinking: is of generated answers; a task that compares log-probabilities cannot be asked")
     for number, request in enumerate(requests):
         context, continuation = request.args
         if context == "":

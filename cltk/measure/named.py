@@ -10,12 +10,20 @@ import torch
 from tqdm import tqdm
 
 from cltk.data import assets
+from cltk.measure.settings import options
+from cltk.models.thinking import Thinking
 
 Tell = Callable[[int, int, int], None]  # requests done, in all, tokens computed so far
 OTHERWISE = {  # HFLM's settings under which a forward is not the plain call of one model
     "mixed_precision_dtype": "mixed_precision_dtype asks for autocast",
     "tp_plan": "tp_plan splits every layer over processes",
 }
+
+
+def checked(batch_size: int | str, settings: Mapping[str, Any]) -> int | str:
+    """The batch size: see `options`. Raises InputError for HFLM's settings of thinking without an end, too."""
+    Thinking.of(settings).check("PrefixLM")
+    return options("prefix", batch_size)
 
 
 def located(pretrained: str, tokenizer: Any, settings: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:

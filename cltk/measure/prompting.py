@@ -16,6 +16,7 @@ import torch
 
 from cltk.errors import InputError
 from cltk.measure.trust import check_generation
+from cltk.models.thinking import thinking_of
 
 Seeds = tuple[int, int, int, int]
 SEEDS: Seeds = (0, 1234, 1234, 1234)  # lm-eval's own: of Python, numpy, torch, and the draw of examples
@@ -105,10 +106,12 @@ class Prompting:
             f"{name.replace('-', '_')}_version": metadata.version(name) for name in ("lm-eval", "transformers", "torch")
         }
         template = getattr(tokenizer, "chat_template", None) if self.chat_template else None
+        told = thinking_of(tokenizer).told if self.chat_template else {}
         return {
             "num_fewshot": self.num_fewshot, "system_instruction": self.system_instruction, "chat_template": template,
             "fewshot_as_multiturn": self.chat_template and self.fewshot_as_multiturn, "gen_kwargs": self.generation() or None,
             **dict(zip(("random_seed", "numpy_seed", "torch_seed", "fewshot_seed"), self.seeds, strict=True)), **versions,
+            **({"chat_template_args": told} if told else {}),
         }  # fmt: skip
 
     def check_template(self, tokenizer: Any, who: str) -> None:
@@ -124,7 +127,7 @@ class Prompting:
         from lm_eval.models.huggingface import HFLM
 
         self.check_template(tokenizer, "chat_template")
-        stub: Any = SimpleNamespace(tokenizer=tokenizer, chat_template_args={})
+        stub: Any = SimpleNamespace(tokenizer=tokenizer, chat_template_args=thinking_of(tokenizer).told)
         name = str(getattr(tokenizer, "name_or_path", "")).replace("/", "__")
         return {**self.arguments(), "chat_template": partial(HFLM.apply_chat_template, stub), "tokenizer_name": name}
 

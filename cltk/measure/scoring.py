@@ -63,7 +63,7 @@ class PrefixLM(HFLM):
             is one and the CPU elsewhere, when not given.
 
     Raises:
-        InputError: A journal without a digest, a batch size that is none.
+        InputError: A journal without a digest, a batch size that is none, thinking without an end.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class PrefixLM(HFLM):
     ) -> None:
         if journal is not None and not digest:
             raise InputError("PrefixLM: a journal needs `digest`, the digest of what decides an answer, in its keys")
-        batch_size = options("prefix", batch_size)
+        batch_size = named.checked(batch_size, settings)
         if isinstance(pretrained, str):
             pretrained, tokenizer, settings = named.located(pretrained, tokenizer, settings)
         elif tokenizer is not None and getattr(tokenizer, "pad_token_id", None) is None:

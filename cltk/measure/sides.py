@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,7 @@ from cltk.errors import InputError
 from cltk.measure.evaluate import Progress, Suite
 from cltk.measure.scores import Scores
 from cltk.measure.settings import fast_dtype
-from cltk.measure.templates import with_template
-from cltk.models import device, is_adapter, load_config, load_model, load_tokenizer, locate_model
+from cltk.models import device, is_adapter, load_config, load_model, load_tokenizer, locate_model, thinking
 from cltk.models.adapters import base_of, check_adapter, load_adapter
 from cltk.models.adapters import config_of as config_of_adapter
 from cltk.models.adapters import tokenizer_of as adapter_tokenizer
@@ -56,12 +56,20 @@ def named_model(model: Any, side: str, args: Mapping[str, Any] | None = None, ba
         return origin
     parts = list(model) if isinstance(model, list | tuple) else []
     if len(parts) == 2 and isinstance(parts[0], torch.nn.Module) and callable(parts[1]):
-        if args:
-            raise InputError(f"measure: {side} is loaded already; {', '.join(args)} would change nothing")
+        if late := [key for key in args or () if key not in thinking.KINDS]:
+            raise InputError(f"measure: {side} is loaded already; {', '.join(late)} would change nothing")
         _check_live(parts[0], side)
-        return parts[0], parts[1]
+        return parts[0], _told(parts[1], args or {}, side)
     kind = type(model).__name__ + (f" of {', '.join(type(part).__name__ for part in parts)}" if parts else "")
     raise InputError(f"measure: {side} is a {kind}; give (model, tokenizer), a folder, a hub id or asset:NAME")
+
+
+def _told(tokenizer: Any, args: Mapping[str, Any], side: str) -> Any:
+    """A live model's tokeniser, or a copy of it that carries what the model is told of thinking."""
+    if not args:
+        return tokenizer
+    told = Origin(side, args).thinking
+    return thinking.carrying(copy.deepcopy(tokenizer), told)
 
 
 def _check_live(model: torch.nn.Module, side: str) -> None:
@@ -85,12 +93,15 @@ def _adapter(origin: Origin, base: Any) -> Origin:
 
 def scored(
     suite: Suite, spec: Side, side: str, *, dtype: str, batch_size: Any, scorer: str, journal: bool, progress: Progress | None,
-    load: Callable[[], tuple[Any, Any]] | None = None, template: str | None = None,
+    load: Callable[[], tuple[Any, Any]] | None = None, wear: Callable[[Any], Any] = lambda tokenizer: tokenizer,
     keep: Callable[[str, Scores], None] | None = None,
 ) -> tuple[tuple[Any, Any], Scores]:  # fmt: skip
-    """A model, loaded (by `load`, where that is given) or live, and its scores. What is on disk is journaled in the cache."""
+    """A model, loaded (by `load`, where that is given) or live, and its scores. What is on disk is journaled in the cache.
+
+    `wear` gives the tokeniser that makes its prompts, from its own.
+    """
     model, tokenizer = load() if load else live(spec, dtype)
-    pair = model, with_template(tokenizer, template)
+    pair = model, wear(tokenizer)
     scores = _score(suite, *pair, dtype, batch_size, scorer, journal and not isinstance(spec, tuple), progress, side)
     if keep and first():
         keep(called(spec), scores)
@@ -100,6 +111,13 @@ def scored(
 def who(model: Model, side: str) -> str:
     """How messages call a model: its side, and its name where it has one."""
     return side if isinstance(model, tuple) else f"{side} {model}"
+
+
+def asked_of(sides: Sequence[tuple[Side, str]], templates: bool) -> dict[str, Any]:
+    """Who -> tokeniser of the (model, side), where a chat template makes the prompts or a side was told of thinking."""
+    told = [thinking.thinking_of(one[1]) if isinstance(one, tuple) else one.thinking for one, _ in sides]
+    asking = templates or any(one != thinking.Thinking() for one in told)
+    return {who(model, side): tokenizer_of(model) for model, side in sides} if asking else {}
 
 
 def config_of(model: Side) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 from cltk.data import assets
 from cltk.errors import InputError
 from cltk.models.origin import Origin
+from cltk.models.thinking import carrying
 
 Spec = str | Path | Origin
 
@@ -85,6 +86,8 @@ def load_model(spec: Spec, *, dtype: str = "float32", trust_remote_code: bool = 
             )  # fmt: skip
     except Exception as error:
         raise InputError(f"model {origin}: cannot be loaded ({first_line(error)})") from None
+    if next(model.parameters()).is_meta:
+        raise InputError(f"model {origin}: its embedding is on no device; leave room for it in device_map or max_memory")
     where: Any = device()
     log.info(f"{origin}: {str(model.dtype).removeprefix('torch.')} on {where}")
     return model if origin.placed else model.to(where), tokenizer
@@ -163,7 +166,7 @@ def load_config(spec: Spec, *, trust_remote_code: bool = False) -> Any:
 
 
 def load_tokenizer(spec: Spec, *, trust_remote_code: bool = False) -> Any:
-    """The tokeniser alone: what `--dry-run` needs to count tokens."""
+    """The tokeniser alone, with what its model was told of thinking: what `--dry-run` needs to count tokens."""
     from transformers import AutoTokenizer
 
     origin = Origin.of(spec, {"trust_remote_code": trust_remote_code})
@@ -172,9 +175,10 @@ def load_tokenizer(spec: Spec, *, trust_remote_code: bool = False) -> Any:
     try:
         with warnings.catch_warnings(), no_bars():
             warnings.simplefilter("ignore")
-            return AutoTokenizer.from_pretrained(where, trust_remote_code=origin.trust, **files)
+            found = AutoTokenizer.from_pretrained(where, trust_remote_code=origin.trust, **files)
     except Exception as error:
         raise InputError(f"model {origin}: its tokeniser cannot be loaded ({first_line(error)})") from None
+    return carrying(found, origin.thinking)
 
 
 def is_adapter(spec: Spec) -> bool:

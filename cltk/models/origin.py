@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cltk.errors import InputError
+from cltk.models.thinking import KINDS as THINKING
+from cltk.models.thinking import Thinking
 
 KINDS: dict[str, type | tuple[type, ...]] = {
     "revision": (str, int, float),
@@ -24,12 +26,16 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "tokenizer": str,
     "base": str,
     "device_map": (str, dict),
+    "parallelize": bool,
+    "max_memory": dict,
+    "offload_folder": str,
     "load_in_4bit": bool,
     "load_in_8bit": bool,
     "bnb_4bit_quant_type": str,
     "bnb_4bit_compute_dtype": str,
     "bnb_4bit_use_double_quant": bool,
     "quantization_config": dict,
+    **THINKING,
 }  # argument -> what it is; all but `base` are lm-eval's or transformers' own names
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
@@ -40,12 +46,13 @@ class Origin:
 
     Args:
         name: "asset:NAME", a folder, or a hub id.
-        args: revision, subfolder, gguf_file, attn_implementation, dtype, trust_remote_code, tokenizer (a name), device_map,
-            load_in_4bit and load_in_8bit (with bnb_4bit_...), quantization_config (transformers' mapping); `base`, the model
-            under an adapter. Names and meaning are lm-eval's.
+        args: revision, subfolder, gguf_file, attn_implementation, dtype, trust_remote_code, tokenizer (a name), device_map
+            (with transformers' max_memory and offload_folder; parallelize: auto), load_in_4bit and load_in_8bit (with
+            bnb_4bit_...), quantization_config (transformers' mapping); those of `Thinking`; `base`, the model under an
+            adapter. Names and meaning are lm-eval's.
 
     Raises:
-        InputError: an unknown argument, a value of another kind, or a revision of a folder.
+        InputError: an unknown argument, a value of another kind, thinking without an end, or a revision of a folder.
     """
 
     name: str
@@ -54,6 +61,7 @@ class Origin:
     def __post_init__(self) -> None:
         for key, value in self.args.items():
             _check(str(self), key, value)
+        self.thinking.check(f"model {self}")
         if self.revision and (self.name.startswith("asset:") or os.path.exists(self.name)):
             raise InputError(f"model {self.name}: revision={self.revision} is of models on a hub, and this is none of them")
 
@@ -76,6 +84,11 @@ class Origin:
         return str(self.args["revision"]) if self.args.get("revision") is not None else None
 
     @property
+    def thinking(self) -> Thinking:
+        """How it is asked to think."""
+        return Thinking.of(self.args)
+
+    @property
     def trust(self) -> bool:
         """Whether Python that comes with the model may run: the user's own word."""
         return bool(self.args.get("trust_remote_code", False))
@@ -83,7 +96,13 @@ class Origin:
     @property
     def placed(self) -> bool:
         """Whether loading itself puts the weights on their devices."""
-        return any(self.args.get(key) for key in ("device_map", "load_in_4bit", "load_in_8bit", "quantization_config"))
+        keys = ("load_in_4bit", "load_in_8bit", "quantization_config")
+        return self.spread is not None or any(self.args.get(key) for key in keys)
+
+    @property
+    def spread(self) -> str | dict[str, Any] | None:
+        """Which devices the parts go to, in transformers' form; None where one takes all."""
+        return self.args.get("device_map") or ("auto" if self.args.get("parallelize") else None)
 
     def files(self) -> dict[str, Any]:
         """What transformers takes to find config, weights and tokeniser."""
@@ -92,7 +111,10 @@ class Origin:
 
     def loading(self) -> dict[str, Any]:
         """What transformers' `from_pretrained` takes beside the files, dtype and trust."""
-        found = {key: self.args[key] for key in ("attn_implementation", "device_map") if self.args.get(key)}
+        found = {key: self.args[key] for key in ("attn_implementation", "offload_folder") if self.args.get(key)}
+        if self.spread is not None:
+            most = {int(key) if str(key).isdigit() else key: size for key, size in (self.args.get("max_memory") or {}).items()}
+            found |= {"device_map": self.spread, **({"max_memory": most} if most else {})}
         return found | ({"quantization_config": config} if (config := self._quantization()) is not None else {})
 
     def _quantization(self) -> Any:

@@ -15,6 +15,7 @@ from cltk.files import shipped
 from cltk.measure.early import check_models
 from cltk.measure.evaluate import Suite, TextTask
 from cltk.measure.tasks import names_in
+from cltk.measure.thinking import check_thinking
 from cltk.run import identity, records
 from cltk.run.judging import check_judge
 from cltk.run.methods import nearest
@@ -39,25 +40,27 @@ class Inputs:
     leaks: dict[Any, Any] = field(default_factory=dict)  # (learned, measured) -> what `cltk.run.leakage` found
 
     def tokenizer(self, cell: Cell) -> Any:
-        spec = cell.config.model
-        return models.load_tokenizer(self.path(spec.spec), trust_remote_code=spec.trust_remote_code)
+        return models.load_tokenizer(self._origin(cell))
 
     def model(self, cell: Cell) -> tuple[Any, Any]:
         """The start model and its tokeniser, loaded anew."""
-        spec = cell.config.model
-        return models.load_model(self.path(spec.spec), dtype=spec.dtype, trust_remote_code=spec.trust_remote_code)
+        return models.load_model(self._origin(cell), dtype=cell.config.model.dtype)
+
+    def _origin(self, cell: Cell) -> models.Origin:
+        return models.Origin.of(self.path(cell.config.model.spec), cell.config.model.args)
 
     def check_models(self, cell: Cell) -> None:
         """What the start model's config and tokeniser say of all that is measured; asked once of equal measurements."""
         if (key := self.measured(cell)) not in self._asked_of:
             check_models(self.suite(cell), {"the start model": (self.config(cell), partial(self.tokenizer, cell))})
+            if cell.config.model.told:
+                check_thinking(self.suite(cell), {"model": self.tokenizer(cell)}, cell.config.evals.chats)
             self._asked_of.add(key)
         check_judge(self, cell)
 
     def config(self, cell: Cell) -> Any:
         """The start model's config; None where it cannot be had."""
-        spec = cell.config.model
-        return models.load_config(self.path(spec.pretrained), trust_remote_code=spec.trust_remote_code)
+        return models.load_config(self._origin(cell))
 
     def data(self, cell: Cell) -> Prepared:
         """The rows of a cell that is one training; equal data sections are read and tokenised once."""

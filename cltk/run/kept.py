@@ -12,6 +12,7 @@ from cltk.errors import InputError
 from cltk.files import check_held, sync_tree
 from cltk.hosts.deepspeed import whole
 from cltk.measure.scores import Scores
+from cltk.models.origin import Origin
 from cltk.run import records
 from cltk.run.outcome import Leg
 from cltk.run.plans import Cell
@@ -51,8 +52,7 @@ def keep(leg: Leg, place: Path, tokenizer: Any, mitigators: list[Any]) -> None:
 
 def kept_model(cell: Cell, place: Path) -> tuple[Any, Any]:
     """The weights of a kept training and its tokeniser."""
-    spec = cell.config.model
-    return models.load_model(place / "model", dtype=spec.dtype, trust_remote_code=spec.trust_remote_code)
+    return models.load_model(Origin(str(place / "model"), cell.config.model.args), dtype=cell.config.model.dtype)
 
 
 def finished(place: Path) -> Leg:

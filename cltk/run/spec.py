@@ -5,35 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from cltk.data.conversations import Mask
 from cltk.run.spec_data import Count, DataSpec, Sample, Section
 from cltk.run.spec_judge import JudgeSpec
+from cltk.run.spec_model import ModelSpec
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
-
-
-class ModelSpec(Section):
-    """The start model; it is never written to."""
-
-    pretrained: str = Field(description="hub id, folder, or asset:NAME")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="what the weights are trained in")
-    trust_remote_code: bool = Field(False, description="whether Python that comes with the model may run")
-    revision: str | None = Field(None, description="branch, tag or commit on the hub; NAME@REVISION says the same")
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, serialize: Any) -> dict[str, Any]:
-        """Without the revision where there is none: digests of models that name none stay what they were."""
-        found = dict(serialize(self))
-        if self.revision is None:
-            found.pop("revision", None)
-        return found
-
-    @property
-    def spec(self) -> str:
-        """The name with its revision."""
-        return self.pretrained if self.revision is None else f"{self.pretrained}@{self.revision}"
 
 
 class TaskSpec(Section):
@@ -163,6 +142,11 @@ class EvalSpec(Section):
     kl_rows: Annotated[int, Field(ge=0)] = Field(16, description="rows of each text on which KL(start || tuned) is measured")
     margins: dict[str, float] = Field(default_factory=dict, description="{metric: loss that does not matter}")
     scorer: Literal["prefix", "stock"] = Field("prefix", description="contexts computed once, or lm-eval's own HFLM")
+
+    @property
+    def chats(self) -> bool:
+        """Whether anything is asked in the chat template."""
+        return self.chat_template or self.judge is not None
 
     @model_validator(mode="before")
     @classmethod

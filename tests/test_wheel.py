@@ -104,10 +104,5 @@ def test_commands_of_the_wheel(command: Any, tiny: Any, tokenizer: Any, tmp_path
     command("run", "small.yaml")
     assert list((tmp_path / "runs/small").glob("plain*/record.json"))
 
-
-@pytest.mark.slow
-def test_what_is_not_there_is_one_line(command: Any) -> None:
-    done = command("run", "quickstarts", code=2)
-    assert done.stderr.strip() == "cltk: quickstarts: no such file"
-    done = command("run", "llama2-7", code=2)
-    assert "no such file" in done.stderr
+    assert command("run", "quickstarts", code=2).stderr.strip() == "cltk: quickstarts: no such file"
+    assert "no such file" in command("run", "llama2-7", code=2).stderr

@@ -52,14 +52,15 @@ def test_killed_in_the_middle(study: Path) -> None:
 def test_killed_while_it_generates(study: Path) -> None:
     """Texts that were written are not made again, and those of one model serve both."""
     write_jsonl(study / "tasks" / "docs.jsonl", [{"q": f"{s} {i}"} for i, s in enumerate(sentences(160, 4))])
-    (study / "tasks" / "toy.yaml").write_text(
-        "task: toy\ndataset_path: json\ndataset_kwargs: {data_files: {validation: tasks/docs.jsonl}}\n"
-        "validation_split: validation\noutput_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{q}}'\n"
-        "generation_kwargs: {max_gen_toks: 80, until: ['zzz']}\nmetric_list: [{metric: exact_match}]\n"
-    )
+    for name, tokens in {"toy": 8, "long": 160}.items():  # texts of one length end in one step; these in two, far apart
+        (study / "tasks" / f"{name}.yaml").write_text(
+            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{validation: tasks/docs.jsonl}}}}\n"
+            "validation_split: validation\noutput_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{q}}'\n"
+            f"generation_kwargs: {{max_gen_toks: {tokens}, until: ['zzz']}}\nmetric_list: [{{metric: exact_match}}]\n"
+        )
 
     def command() -> subprocess.Popen[bytes]:
-        arguments = ["measure", "tiny-llama", "tiny-llama", "--tasks", "toy", "--include-path", "tasks"]
+        arguments = ["measure", "tiny-llama", "tiny-llama", "--tasks", "toy,long", "--include-path", "tasks"]
         return subprocess.Popen(
             [sys.executable, "-m", "cltk", *arguments], cwd=study, env={**os.environ, "CLTK_CACHE": str(study / "killed")},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -73,7 +74,7 @@ def test_killed_while_it_generates(study: Path) -> None:
     victim.wait()
     (journal,) = journals.glob("*.jsonl")
     before = journal.read_bytes()
-    assert 0 < before.count(b"\n") < 160
+    assert 0 < before.count(b"\n") < 320
     assert command().wait() == 0
     assert journal.read_bytes().startswith(before.rpartition(b"\n")[0])
-    assert journal.read_bytes().count(b"\n") == 160  # once for both models
+    assert journal.read_bytes().count(b"\n") == 320  # once for both models

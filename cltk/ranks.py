@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # its functions' defaults hold the group there is at its import, for ever: none yet
 
 from cltk.errors import CltkError, RunError
+
+if dist.is_available():
+    import torch.distributed.nn.functional  # its functions' defaults hold the group there is at its import, for ever: none yet
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -1,5 +1,6 @@
 """Reports on hand-made folders: numbers against brute force and statsmodels, and every way that scores can be missing."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import cltk
 from cltk.cli import main
 from cltk.errors import InputError
 from cltk.measure import stats
-from cltk.report import latex, page, tables
+from cltk.report import api, latex, page, tables
 from cltk.report.aggregate import summarize
 from cltk.report.measurement import measured
 from cltk.report.pairs import Study
@@ -203,6 +204,23 @@ def test_flat_results_with_and_without_scores(tmp_path, summaries):
     assert "eeds x documents needs the per-document scores" in text
     assert "ewc, replay: not compared with plain training: per-document scores are missing" in text
     assert "Against plain" not in text
+
+
+def test_the_collector_rests_during_a_report_alone(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(api, "summarize", lambda entries: seen.append(gc.isenabled()) or summarize(entries))
+    cltk.report(folder, show=False)
+    assert gc.isenabled()
+    with pytest.raises(InputError):
+        cltk.report(folder / "nothing", show=False)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        cltk.report(folder, show=False)
+        assert not gc.isenabled()  # as the caller had it
+    finally:
+        gc.enable()
+    assert seen == [False, False]
 
 
 def test_records_in_memory_have_no_scores_and_files_do(folder):

@@ -99,8 +99,10 @@ def dry_run(experiment: Any, mine: list[int]) -> int:
     from cltk.run.claims import under_way
     from cltk.run.cost import cost_in_tokens
     from cltk.run.methods import build_mitigators
+    from cltk.run.search import planned
 
     experiment.check()
+    trials = planned(experiment)
     leaks = experiment.leaks()
     print(f"{experiment.plan.file}: {len(experiment.cells)} cells -> {experiment.out}")
     for order, cell in enumerate(experiment.cells):
@@ -118,6 +120,8 @@ def dry_run(experiment: Any, mine: list[int]) -> int:
                 print(f"    {count} {what}")
         for entry in cell.config.mitigators:
             print(f"    {entry}")
+    for line in trials:
+        print(f"  {line}")
     first = experiment.cells[0]
     suite, tokenizer = experiment.inputs.suite(first), experiment.inputs.tokenizer(first)
     sizes = ", ".join(f"{name} {n}" for name, n in suite.sizes().items())

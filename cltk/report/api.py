@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cltk.report import card, export, judging, streams, tables
+from cltk.report import card, export, judging, search, streams, tables
 from cltk.report.aggregate import Summary, summarize
 from cltk.report.sources import read_entries
 
@@ -70,7 +70,8 @@ def _report(
     model_card: str | Path | None,
     show: bool,
 ) -> str:
-    summaries = summarize(read_entries(runs))
+    entries = read_entries(runs)
+    summaries = summarize(entries)
     if lm_eval is not None:
         export.write(summaries, Path(lm_eval))
     if model_card is not None:
@@ -78,6 +79,7 @@ def _report(
     found = [
         tables.overview(summaries),
         tables.against_plain(summaries),
+        *search.tables(entries),
         *streams.all_tables(summaries),
         *judging.of_records([entry.record for one in summaries for entry in one.entries]),
     ]

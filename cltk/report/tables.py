@@ -12,7 +12,7 @@ from cltk.report.aggregate import Summary
 from cltk.report.effects import Effect, is_accuracy, unit
 
 P = 'p: what the verdict rests on, of no change, or of a loss of the margin or more for "does not forget"'
-TEXTS = ("method", "task", "text", "verdict", "from", "available")  # columns of words; the others hold numbers
+TEXTS = ("method", "task", "text", "verdict", "from", "available", "values")  # columns of words; the others hold numbers
 
 
 @dataclass(frozen=True)

@@ -137,11 +137,17 @@ def check_margins(margins: Mapping[str, float], suite: Suite) -> None:
     Raises:
         InputError: it names the nearest.
     """
-    metrics = {"nll", "bits_per_byte"} if suite.texts else set()
-    for task in (suite.load() or {"tasks": {}})["tasks"].values():
-        metrics |= {*task.aggregation(), *(CHOICE if task.OUTPUT_TYPE == "multiple_choice" else ())}
+    metrics = metrics_of(suite)
     for metric, margin in margins.items():
         if not margin > 0:
             raise InputError(f"evals.margins.{metric}: must be above 0, got {margin}")
         if metric.split(",")[0] not in metrics:
             raise InputError(f"evals.margins.{metric}: nothing that is measured has this metric{nearest(metric, metrics)}")
+
+
+def metrics_of(suite: Suite) -> set[str]:
+    """The metrics of all that is measured, by their names without a filter."""
+    metrics = {"nll", "bits_per_byte"} if suite.texts else set()
+    for task in (suite.load() or {"tasks": {}})["tasks"].values():
+        metrics |= {*task.aggregation(), *(CHOICE if task.OUTPUT_TYPE == "multiple_choice" else ())}
+    return metrics

@@ -70,6 +70,8 @@ def check_names(experiment: Experiment, where: Where) -> None:
     ]
     named += [(("stages", i, "name"), stage.name) for i, stage in enumerate(experiment.stages)]
     taken = {} if experiment.stages else {"heldout": "the new task's held-out rows have it"}
+    if taken and (experiment.search or experiment.evals.split):
+        taken["validation"] = "the new task's validation rows have it"
     for keys, name in named:
         dotted = ".".join(map(str, keys))
         if name in taken:

@@ -22,6 +22,7 @@ from cltk.run.grid import product
 from cltk.run.methods import check_mitigators, method_name, nearest, signature_schema
 from cltk.run.overrides import overridden, put
 from cltk.run.plans import Cell, Plan, Where
+from cltk.run.search_plan import check_search, with_split
 from cltk.run.spec import Experiment
 from cltk.run.yaml import Keys, read_yaml
 
@@ -88,7 +89,7 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
         check_names(config, lambda keys: where(("grid",)))
         check_mitigators(config.mitigators, file.parent, lambda keys, inside=at_mitigators: where((*inside, *keys)))
         train = checked(config.train, partial(_placed, where, values))
-        config = config.model_copy(update={"train": train, "grid": {}, "base": None})
+        config = with_split(config.model_copy(update={"train": train, "grid": {}, "base": None}), experiment.search)
         if config.data is not None:
             check_stream(config.data, config.train, lambda key: where((key, "train") if key == "data" else (key,)))
         for i, stage in enumerate(config.stages):
@@ -99,6 +100,7 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
         raise InputError(f"{where(('grid',))}: grid: train.output_dir: all cells of a file go to one folder; use --out")
     check_files(experiment, file.parent, where)
     check_documents(cells, where)
+    check_search(experiment, cells, file.parent, where)
     duplicates = [cell.name for cell in cells if sum(cell.name == other.name for other in cells) > 1]
     if duplicates:
         raise InputError(f"{where(('grid',))}: grid: two cells have the name {duplicates[0]!r}; name them (name: value)")
@@ -156,7 +158,7 @@ def _names_at(cls: Any, keys: Keys) -> list[str]:
 
 def _set(data: dict[str, Any], dotted: str, value: Any, where: Where) -> dict[str, Any]:
     head, _, rest = dotted.partition(".")
-    if head not in Experiment.model_fields or head in ("grid", "base"):
+    if head not in Experiment.model_fields or head in ("grid", "base", "search"):
         raise InputError(f"{where(('grid', dotted))}: grid.{dotted}: unknown key{nearest(head, Experiment.model_fields)}")
     if not rest:
         return {**data, head: value}

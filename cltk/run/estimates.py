@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cltk.run.estimate import Estimate, Setup, estimate
+from cltk.run.plans import Cell, Plan
+from cltk.run.search_plan import searched, with_values
 from cltk.run.shape import meta_model, shape_of
 
 
@@ -25,7 +27,8 @@ def estimate_yaml(file: str | Path, model: str | None = None, **given: Any) -> l
         data = {**data, "train": {key: value for key, value in train.items() if key not in ("tf32", "bf16", "fp16")}}
     plan = validate(data, Path(file), lines, files)
     done: dict[str, Estimate] = {}
-    for cell in plan.cells:
+    cells, notes = largest(plan)
+    for cell in cells:
         spec = model or cell.config.model.spec
         local = plan.folder / spec
         found = setup_of(cell.config, bf16)
@@ -33,7 +36,24 @@ def estimate_yaml(file: str | Path, model: str | None = None, **given: Any) -> l
             estimate_model(str(local) if local.is_dir() else spec, replace(found, **given), cell.config.mitigators),
             method=cell.method,
         ))  # fmt: skip
-    return list(done.values())
+    return [replace(one, notes=(*one.notes, *notes.get(one.method, []))) for one in done.values()]
+
+
+def largest(plan: Plan) -> tuple[list[Cell], dict[str, list[str]]]:
+    """The cells, those of a search with the largest values that it may try; method -> what to know of its trials."""
+    search = plan.experiment.search
+    if search is None:
+        return plan.cells, {}
+    most = {
+        key: max(one.extremes) if all(isinstance(value, int | float) for value in one.extremes) else one.extremes[0]
+        for key, one in search.over.items()
+    }
+    own = searched(plan.cells, search)
+    note = (
+        f"{own[0].method}: with the largest values of search.over; {search.trials} trials, and the chosen setting with"
+        f" {len(own)} seeds, take the time of {search.trials + len(own)} trainings and the memory of one"
+    )
+    return [with_values(cell, most, plan.folder) if cell in own else cell for cell in plan.cells], {own[0].method: [note]}
 
 
 def setup_of(config: Any, bf16: bool) -> Setup:

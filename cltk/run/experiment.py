@@ -30,6 +30,7 @@ from cltk.run.leakage import check_leaks
 from cltk.run.methods import build_mitigators
 from cltk.run.parts import check_part
 from cltk.run.plans import Cell, Plan
+from cltk.run.search import settle
 from cltk.run.tidy import CACHE, sweep
 from cltk.run.trouble import explained, failure_of
 
@@ -144,7 +145,8 @@ class ExperimentRun:
         join()
         say = tell if tell and first() else _silent
         failed: dict[int, str] = {}
-        mine = range(len(self.cells)) if only is None else only
+        searched = settle(self, say, ray, only, wait)
+        mine = [at for at in range(len(self.cells)) if only is None or at in only]
         if todo := agreed([order for order in self.missing() if order in mine]):
             self.check()
             check_folder(self.out, "--out")
@@ -157,16 +159,18 @@ class ExperimentRun:
             check_shared(self.out)
             self._clean(say, mine)
             failed = self._work(self._with_references(todo), say, ray, wait)
-            self._sweep()
+            self.sweep_up()
         else:
             self._clean(say, mine)
             if (self.out / CACHE).is_dir():  # a run that was killed behind its last record
-                self._sweep()
+                self.sweep_up()
         if failed:
             names = ", ".join(self.cells[order].name for order in failed)
             raise RunError(
                 f"{len(failed)} of {len(self.cells)} cells failed ({names}); the first: {next(iter(failed.values()))}"
             )
+        if searched:
+            raise RunError(searched)
         files = [self.folder(self.cells[order]) / records.RECORD for order in mine]
         return [records.read_record(file) for file in files if wait or file.exists()]
 
@@ -187,7 +191,7 @@ class ExperimentRun:
         needed = [self.folder(one) for order in todo for one in self.inputs.references(self.cells[order])]
         return [order for order in self.missing() if order in todo or self.folder(self.cells[order]) in needed]
 
-    def _sweep(self) -> None:
+    def sweep_up(self) -> None:
         """With the last record what cells shared goes; another YAML of this folder may still need its own."""
         if not agreed(self.missing()):
             with suppress(InputError), alone(self.out):  # whoever is last does it

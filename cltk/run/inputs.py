@@ -14,6 +14,7 @@ from cltk.errors import InputError
 from cltk.files import shipped
 from cltk.measure.early import check_models
 from cltk.measure.evaluate import Suite, TextTask
+from cltk.measure.splitting import part_of
 from cltk.measure.tasks import names_in
 from cltk.measure.thinking import check_thinking
 from cltk.run import identity, records
@@ -21,7 +22,7 @@ from cltk.run.judging import check_judge
 from cltk.run.methods import nearest
 from cltk.run.plans import Cell, Plan
 from cltk.run.prepare import Prepared, prepare_data
-from cltk.run.sources import YAML, contents, memories, prompting, suite_file, text_task
+from cltk.run.sources import YAML, contents, memories, prompting, suite_file, texts_of
 from cltk.run.spec import TaskSpec, TextSpec
 from cltk.run.spec_data import Source
 
@@ -71,13 +72,10 @@ class Inputs:
 
     def suite(self, cell: Cell) -> Suite:
         """All that is measured: held-out NLL of every new task, the entries to learn and those to retain."""
-        key = self.measured(cell)
+        key, evals = self.measured(cell), cell.config.evals
         if key not in self.suites:
-            evals = cell.config.evals
-            texts = [TextTask(one.stage or "heldout", self.data(one).heldout) for one in cell.trainings]
-            for entry in self.entries([*evals.retain, *evals.learn]):
-                if isinstance(entry, TextSpec):
-                    texts.append(text_task(entry, evals, self.plan.folder))
+            new = [TextTask(one.stage or cell.side, getattr(self.data(one), cell.side)) for one in cell.trainings]
+            texts = [*new, *texts_of(self.entries([*evals.retain, *evals.learn]), evals, self.plan.folder)]
             harness = self.harness(cell)
             self.suites[key] = harness.with_texts(texts) if harness else Suite([], texts=texts)
         return self.suites[key]
@@ -85,7 +83,7 @@ class Inputs:
     def harness(self, cell: Cell) -> Suite | None:
         """The lm-eval tasks of the suite alone, for which no row is read; None where there are none."""
         evals = cell.config.evals
-        settings = evals.model_dump(exclude={"retain", "learn", *identity.AFTER})
+        settings = evals.model_dump(exclude={"retain", "learn", "split", *identity.AFTER})
         listed = self.entries([*evals.retain, *evals.learn])
         samples = {self.named(entry.task): entry.sample or evals.sample for entry in listed if isinstance(entry, TaskSpec)}
         tasks = [self.named(entry.task) for entry in listed if isinstance(entry, TaskSpec)]
@@ -95,7 +93,10 @@ class Inputs:
                 tasks, limit=evals.limit, sample={name: one for name, one in samples.items() if one} or None,
                 sample_seed=evals.sample_seed or 0, members=evals.members, **prompting(evals, self.plan.folder, self.trust),
             )  # fmt: skip
-        return self.suites.get(key)
+        part = f"{key} {evals.split}" if evals.split else key
+        if evals.split and key in self.suites and part not in self.suites:
+            self.suites[part] = part_of(self.suites[key], *evals.split.part)
+        return self.suites.get(part)
 
     def measured(self, cell: Cell) -> str:
         """The digest of the measurement: cells with the same one share Perf_pre."""
@@ -122,7 +123,7 @@ class Inputs:
         """The measures of the gain: held-out NLL of every new task, then evals.learn."""
         names = self.rows(cell, cell.config.evals.learn)
         inside = [name for group in self.suite(cell).groups() if group.name in names for name in group.members]
-        return [*(one.stage or "heldout" for one in cell.trainings), *names, *inside]
+        return [*(one.stage or cell.side for one in cell.trainings), *names, *inside]
 
     def rows(self, cell: Cell, listed: Sequence[str | TaskSpec | TextSpec]) -> list[str]:
         """The rows that entries of `evals` have in the results."""

@@ -55,7 +55,7 @@ def record(inputs: Inputs, cell: Cell, order: int, pre: Scores, legs: list[Leg])
         "environment": records.environment(), "leakage": [asdict(leak) for leak in leaks(inputs, [cell])],
         "train": _training(cell, legs),
         **{role: without_samples(result) for role, result in results.items()},
-        **({"documents": part.to_json(pre)} if part else {}),
+        **({"documents": part.to_json(pre)} if part else {}), **({"search": cell.search} if cell.search else {}),
         **({"stream": stream(cell, inputs.streamed(cell), [pre, *(leg.scores for leg in legs)])} if cell.config.stages else {}),
     }  # fmt: skip
 

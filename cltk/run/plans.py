@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,19 @@ class Cell:
     labels: dict[str, Any]  # grid key -> value or its name
     config: Experiment  # without grid
     stage: str = ""  # of one training of a stream
+    search: dict[str, Any] = field(default_factory=dict)  # what a search says of it in its record; no number follows from it
 
     @property
     def data(self) -> DataSpec:
         """The new task of a cell that is one training."""
         assert self.config.data is not None
         return self.config.data
+
+    @property
+    def side(self) -> str:
+        """Which rows of the new task are measured."""
+        split = self.config.evals.split
+        return "validation" if split is not None and split.measure == "validation" else "heldout"
 
     @property
     def trainings(self) -> list[Cell]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cltk import models
 from cltk.data.readers import locate, read_rows
 from cltk.errors import InputError
-from cltk.measure.evaluate import TextTask
+from cltk.measure.evaluate import Suite, TextTask
+from cltk.measure.splitting import part_of
 from cltk.run import records
 from cltk.run.methods import PATH_KEYS, PATH_LISTS, resolve_path
 from cltk.run.spec import EvalSpec, TaskSpec, TextSpec
@@ -81,6 +83,14 @@ def read_text(entry: TextSpec, path: str, name: str, limit: float | None = None)
     """The rows of a text, all or by its limit (`limit` where it has none); not its sample."""
     how: dict[str, Any] = {key: getattr(entry, key) for key in HOW}
     return TextTask.read(name, path, limit=entry.limit if entry.limit is not None else limit, **how)
+
+
+def texts_of(entries: Sequence[TaskSpec | TextSpec], evals: EvalSpec, folder: Path) -> list[TextTask]:
+    """The texts among the entries, of the part of them that `evals.split` asks for."""
+    texts = [text_task(entry, evals, folder) for entry in entries if isinstance(entry, TextSpec)]
+    if evals.split is None or not texts:
+        return texts
+    return part_of(Suite([], texts=texts, sample_seed=evals.sample_seed or 0), *evals.split.part).texts
 
 
 def prompting(evals: EvalSpec, folder: Path, trust: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from cltk.data.conversations import Mask
 from cltk.run.spec_data import Count, DataSpec, Sample, Section
 from cltk.run.spec_judge import JudgeSpec
 from cltk.run.spec_model import ModelSpec
+from cltk.run.spec_search import SearchSpec, SplitSpec
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
@@ -119,7 +120,7 @@ class DuringSpec(Section):
 class EvalSpec(Section):
     """What is measured before and after."""
 
-    later = ("judge",)
+    later = ("judge", "split")
     retain: list[Entry] = Field(default_factory=list, description="lm-eval tasks, groups, tags, patterns, suite files, texts")
     learn: list[Entry] = Field(default_factory=list, description="more measures of the gain, beside held-out NLL")
     limit: Count | None = Field(None, description="the first documents of each lm-eval task")
@@ -130,6 +131,7 @@ class EvalSpec(Section):
     documents: DocumentsSpec | None = Field(None, description="score part of the documents; predict the others")
     during: DuringSpec | None = Field(None, description="measure the old tasks while training, too")
     judge: JudgeSpec | None = Field(None, description="have a judge grade or compare the answers of both models")
+    split: SplitSpec | None = Field(None, description="measure one of two parts of the documents; `search` sets it itself")
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     include_path: str | None = Field(None, description="folder of task YAML; its !function runs Python")
     chat_template: bool = Field(False, description="apply the tokenizer's chat template")
@@ -170,6 +172,9 @@ class EvalSpec(Section):
             raise ValueError(
                 f"limit takes the first documents and {where} random ones; give one of the two (null undoes a base's)"
             )
+        for name in ("documents", "during") if self.split is not None else ():
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} and split (or a search) each choose documents in their own way; give one of the two")
         return self
 
 
@@ -201,6 +206,7 @@ class StageSpec(Section):
 class Experiment(Section):
     """One experiment: a cell for every combination of the grid."""
 
+    later = ("search",)
     base: str | None = Field(None, description="a YAML file whose keys hold where this one has none")
     model: ModelSpec
     data: DataSpec | None = Field(None, description="the new task; a stream has `stages` instead")
@@ -211,4 +217,5 @@ class Experiment(Section):
     evals: EvalSpec = Field(default_factory=lambda: EvalSpec())
     speed: SpeedSpec = Field(default_factory=lambda: SpeedSpec())
     grid: dict[str, list[Any] | dict[str, Any]] = Field(default_factory=dict, description="key -> values, or name -> value")
+    search: SearchSpec | None = Field(None, description="the best setting of a method within a budget, on validation documents")
     keep_model: bool = Field(True, description="whether the fine-tuned weights are kept")

@@ -1,0 +1,358 @@
+"""`search:`: Optuna's trials as cells, resumed or not, on validation documents that the report does not have.
+
+What people met: a study that goes on repeats its first trials (optuna#3255, #3526), or runs n_trials more (optuna#2638); trials
+of a killed process stay "running" (optuna#3215, #4234); every rank draws its own values (transformers#18609); the best
+value is that of the documents it was chosen on (keras-tuner#1018, srs-benchmark#351); the last training and not the best one is
+what is left (transformers#23150); the metric is a column that happened to be the last (huggingface/notebooks#13).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cltk
+from cltk.cli import main
+from cltk.errors import InputError, RunError
+from cltk.measure.splitting import halves
+from cltk.run.config import load_config
+from cltk.run.estimates import estimate_yaml
+from cltk.run.experiment import ExperimentRun, load
+from cltk.run.records import read_record
+from cltk.run.sampler import RANDOM, Past, best, suggest
+from cltk.run.search import verdict
+from cltk.run.spec_search import SpaceSpec
+from tests.conftest import TINY
+
+needs_optuna = pytest.mark.skipif("not __import__('importlib').util.find_spec('optuna')", reason="pip install optuna")
+
+BASE = (
+    TINY
+    + """\
+train: {learning_rate: 3.0e-3, max_steps: 2, per_device_train_batch_size: 4, save_strategy: "no"}
+evals:
+  retain: [toy, {text: old.jsonl, name: old_text, limit: 24, cluster: document}]
+  include_path: tasks
+  kl_rows: 0
+keep_model: false
+speed: {autocast: false, onednn: false}
+"""
+)
+SEARCH = (
+    BASE
+    + """\
+mitigators: [l2_sp: {strength: 0.1}]
+search:
+  over:
+    train.learning_rate: {log: [1.0e-4, 1.0e-1]}
+    mitigators.l2_sp.strength: {log: [1.0e-3, 10.0]}
+  trials: 4
+  budget: {old_text: 0.5}
+"""
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(study)
+    monkeypatch.setenv("CLTK_CACHE", str(study / "cache"))
+
+
+def write(text: str = SEARCH, **changes: str) -> Path:
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    Path("x.yaml").write_text(text)
+    return Path("x.yaml")
+
+
+def trials(out: str = "out") -> list[dict[str, Any]]:
+    found = [read_record(file) for file in Path(out, "search").glob("*/record.json")]
+    return sorted(found, key=lambda record: record["search"]["trial"])
+
+
+def told(records: list[dict[str, Any]]) -> list[Any]:
+    return [[one["search"]["values"], one["digests"]["tuned_model"], one["learn"]["rows"]] for one in records]
+
+
+# the sampler, against Optuna alone
+
+
+@needs_optuna
+def test_a_known_landscape_as_optuna_alone_finds_it() -> None:
+    """gain log10 x, lost x / 10, budget 1: the best is x = 10. The loop below is Optuna's own, with `set_constraint`."""
+    import optuna
+
+    space = {"x": SpaceSpec(log=[1e-3, 1e3])}
+    past: list[Past] = []
+    for number in range(30):
+        x = suggest(space, past, number)["x"]
+        past.append(Past({"x": x}, math.log10(x), {"lost": x / 10 - 1}))
+    at = best(past)
+    assert at is not None
+    assert 5 < past[at].values["x"] <= 10
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    for number in range(30):
+        study.sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=RANDOM, multivariate=True)
+        trial = study.ask()
+        x = trial.suggest_float("x", 1e-3, 1e3, log=True)
+        trial.set_constraint("lost", x / 10 - 1)
+        study.tell(trial, math.log10(x))
+    theirs = [trial.params["x"] for trial in study.trials]
+    assert [one.values["x"] for one in past][:RANDOM] == pytest.approx(theirs[:RANDOM], rel=1e-3)
+    assert study.best_trial.params["x"] == pytest.approx(past[at].values["x"], rel=0.5)
+
+
+@needs_optuna
+def test_values_are_of_their_kind_and_in_their_range() -> None:
+    space = {
+        "r": SpaceSpec(log=[1, 64]), "s": SpaceSpec(linear=[0.0, 1.0]), "o": SpaceSpec(choices=["adamw_torch", "sgd"]),
+        "e": SpaceSpec(log=[3.14159e-5, 3.14160e-5]),
+    }  # fmt: skip
+    for number in range(8):
+        found = suggest(space, [], number)
+        assert isinstance(found["r"], int)
+        assert 1 <= found["r"] <= 64
+        assert 0 <= found["s"] <= 1
+        assert found["o"] in ("adamw_torch", "sgd")
+        assert 3.14159e-5 <= found["e"] <= 3.14160e-5  # rounding does not leave the range
+    assert suggest(space, [], 3) == suggest(space, [], 3) != suggest(space, [], 4)
+
+
+def test_the_best_is_within_and_the_first_of_equals() -> None:
+    past = [Past({}, 3.0, {"a": 0.1}), Past({}, 1.0, {"a": 0.0}), Past({}, 2.0, {"a": -1.0}), Past({}, 2.0, {"a": -2.0})]
+    assert best(past) == 2
+    assert best(past[:1]) is None
+
+
+# the documents
+
+
+def test_the_parts_are_apart_and_clusters_whole() -> None:
+    labels = [f"c{i // 3}" for i in range(60)]
+    for seed in range(20):
+        first, second = halves("t", 60, 0.4, seed, labels)
+        assert sorted([*first, *second]) == list(range(60))
+        assert not {labels[i] for i in first} & {labels[i] for i in second}
+        assert len(first) == 24
+    for total, named in ((1, ()), (4, ["one"] * 4)):
+        with pytest.raises(InputError, match=r"t: of its .* none is left for the (test|validation) part"):
+            halves("t", total, 0.5, 0, named)
+
+
+def test_what_is_searched_on_is_not_reported() -> None:
+    """By the rows and documents themselves: of a text with clusters, of a task, and of the new task."""
+    sides = {}
+    for name in ("validation", "test"):
+        text = BASE.replace("  kl_rows: 0\n", f"  kl_rows: 0\n  split: {{measure: {name}}}\n")
+        experiment = cltk.load(write(text), "out")
+        cell = experiment.cells[0]
+        suite = experiment.inputs.suite(cell)
+        loaded = suite.load()["tasks"]["toy"]
+        old = next(one for one in suite.texts if one.name == "old_text")
+        new = suite.texts[0]
+        sides[name] = (
+            {json.dumps(row) for row in suite.chosen["toy"].of(loaded.eval_docs)}, {row["document"] for row in old.rows},
+            {str(row["input_ids"]) for row in new.rows}, new.name, experiment.inputs.measured(cell),
+        )  # fmt: skip
+        assert any("part of a split" in note for note in suite.about()["toy"])
+    (docs, clusters, rows, name, key), (others, apart, held, other, elsewhere) = sides["validation"], sides["test"]
+    assert not docs & others
+    assert len(docs | others) == 12
+    assert not clusters & apart
+    assert not rows & held
+    assert (name, other) == ("validation", "heldout")
+    assert key != elsewhere
+
+
+# trials
+
+
+@needs_optuna
+def test_a_search_end_to_end_and_again(capsys: pytest.CaptureFixture[str]) -> None:
+    file = write()
+    assert main(["run", str(file), "--out", "out", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "search of l2_sp: 4 trials (0 have a record)" in said
+    assert "train.learning_rate: log 0.0001 to 0.1" in said
+    assert not Path("out").exists()
+
+    assert main(["run", str(file), "--out", "out"]) == 0
+    found, (final,) = trials(), [read_record(one) for one in Path("out").glob("*/record.json")]
+    verdicts = [verdict(record, record["search"]) for record in found]
+    assert len(found) == 4
+    assert len({json.dumps(record["search"]["values"]) for record in found}) == 4
+    for record, (gain, over) in zip(found, verdicts, strict=True):
+        row = next(row for row in record["learn"]["rows"] if row["task"] == "validation")
+        text = next(row for row in record["retain"]["rows"] if (row["task"], row["metric"]) == ("old_text", "nll"))
+        assert gain == pytest.approx(row["pre"] - row["post"])
+        assert over == {"old_text/nll": pytest.approx((text["post"] - text["pre"]) / 0.5 - 1)}
+        assert record["config"]["train"]["learning_rate"] == record["search"]["values"]["train.learning_rate"]
+        assert record["config"]["mitigators"][0]["l2_sp"]["strength"] == record["search"]["values"]["mitigators.l2_sp.strength"]
+        assert record["labels"]["trial"] == record["search"]["trial"]
+    inside = [at for at, (_, over) in enumerate(verdicts) if over["old_text/nll"] <= 0]
+    won = max(inside, key=lambda at: verdicts[at][0] or 0)
+    assert final["search"]["trial"] == won
+    assert final["search"]["validation"]["gain"] == verdicts[won][0]
+    assert final["config"]["train"]["learning_rate"] == found[won]["search"]["values"]["train.learning_rate"]
+    assert final["digests"]["tuned_model"] == found[won]["digests"]["tuned_model"]  # the same training, on other documents
+    assert {row["task"] for row in final["learn"]["rows"]} == {"heldout"}
+    assert not Path("out/search/cache").exists()
+    said = capsys.readouterr().out
+    assert "chosen on the validation documents" in said
+
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("record.json")}
+    assert main(["run", str(file), "--out", "out"]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in Path("out").rglob("record.json")}
+    capsys.readouterr()
+    assert main(["run", str(file), "--out", "out", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"trial {won}: train.learning_rate=" in said
+    assert "within the budget" in said
+    assert main(["report", "out/search"]) == 0
+    said = capsys.readouterr().out
+    assert "Trials" in said
+    assert "within" in said
+
+
+@needs_optuna
+def test_a_killed_search_goes_on_as_if_it_had_not_been(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in a trial, gone on with, and then made longer: the trials are those of one that ran through."""
+    monkeypatch.setattr("cltk.run.sampler.RANDOM", 2)  # the third trial looks at the others
+    changes = {"retain: [toy, ": "retain: [", "limit: 24": "limit: 12"}
+    file = write(**changes)
+    load(file, "whole").run()
+    attempt, seen = ExperimentRun.attempt, []
+
+    def dying(self: ExperimentRun, order: int, say: Any) -> str:
+        seen.append(order)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return attempt(self, order, say)
+
+    monkeypatch.setattr(ExperimentRun, "attempt", dying)
+    write(**changes, **{"trials: 4": "trials: 3"})
+    with pytest.raises(KeyboardInterrupt):
+        load(file, "cut").run()
+    assert len(trials("cut")) == 2
+    load(file, "cut").run()
+    assert told(trials("cut")) == told(trials("whole"))[:3]
+    write(**changes)
+    load(file, "cut").run()
+    assert told(trials("cut")) == told(trials("whole"))
+
+
+@needs_optuna
+def test_none_within_says_which_is_nearest_and_the_others_run() -> None:
+    """At a learning rate of 1 the tiny model loses all it knew."""
+    grid = "grid:\n  mitigators:\n    plain: []\n    l2: [l2_sp: {strength: 0.1}]\n"
+    text = SEARCH.replace("mitigators: [l2_sp: {strength: 0.1}]\n", grid).replace("trials: 4", "trials: 1\n  method: l2")
+    file = write(
+        text.replace("mitigators.l2_sp.strength: {log: [1.0e-3, 10.0]}", "").replace("log: [1.0e-4, 1.0e-1]", "choices: [1.0]")
+    )
+    with pytest.raises(RunError, match=r"search: none of 1 trials is within the budget; the nearest is trial 0, with .* times"):
+        load(file, "out").run()
+    (only,) = [read_record(one) for one in Path("out").glob("*/record.json")]
+    assert only["method"] == "plain"
+    assert {row["task"] for row in only["learn"]["rows"]} == {"heldout"}
+    assert "search" not in only
+
+
+@needs_optuna
+def test_a_trial_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = ExperimentRun.attempt
+
+    def failing(self: ExperimentRun, order: int, say: Any) -> str:
+        return "boom" if self.out.name == "search" and order == 1 else attempt(self, order, say)
+
+    monkeypatch.setattr(ExperimentRun, "attempt", failing)
+    with pytest.raises(RunError, match="1 of 3 trials failed; the first: boom"):
+        load(write(**{"trials: 4": "trials: 3\n  parallel: 3"}), "out").run()
+    assert [record["search"]["trial"] for record in trials()] == [0, 2]
+    assert len(list(Path("out").glob("*/record.json"))) == 1  # of those that are there the best was chosen
+
+
+def test_an_estimate_takes_the_largest_values_and_counts_the_trainings() -> None:
+    text = (
+        BASE
+        + "mitigators: [lora: {r: 2}]\nsearch:\n  over: {mitigators.lora.r: {log: [1, 16]}}\n  trials: 7\n"
+        + "  budget: {macro: 1}\n"
+    )
+    (found,) = estimate_yaml(write(text))
+    (alone,) = estimate_yaml(write(text.partition("search:")[0].replace("r: 2", "r: 16")))
+    assert found.trained == alone.trained > 0
+    assert "take the time of 8 trainings and the memory of one" in " ".join(found.notes)
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("  budget: {old_text: 0.5}\n", "", "x.yaml:15: search.budget: this key is required"),
+        ("old_text: 0.5", "old_text: 0", "x.yaml:20: search.budget.old_text: .* greater than 0"),
+        ("train.learning_rate: {log", "train.learning_rat: {log", "x.yaml:17: train.learning_rat: unknown .*'learning_rate'"),
+        (
+            "l2_sp.strength: {log",
+            "l2_sp.strenght: {log",
+            "x.yaml:18: l2_sp.strenght: unknown argument; did you mean 'strength'",
+        ),
+        ("l2_sp.strength: {log", "ewc.strength: {log", "x.yaml:18: search.over.mitigators.ewc.strength: the method has l2_sp"),
+        ("train.learning_rate: {", "data.max_length: {", "x.yaml:17: search.over.data.max_length: cannot be searched"),
+        ("[1.0e-3, 10.0]", "[0, 10.0]", "x.yaml:18: .*a log range begins above 0"),
+        ("{log: [1.0e-3, 10.0]}", "{linear: [-1.0, 10.0]}", "x.yaml:18: l2_sp: strength is -1.0"),
+        ("{log: [1.0e-3, 10.0]}", "{lag: [1.0e-3, 10.0]}", "x.yaml:18: .*lag: unknown key; did you mean 'log'"),
+        ("{log: [1.0e-3, 10.0]}", "{choices: [1, 1]}", "x.yaml:18: .*stands twice"),
+        ("  kl_rows: 0\n", "  during: {every: 1}\n  kl_rows: 0\n", "x.yaml:11: evals.during: cannot stand beside `search`"),
+        ("  trials: 4", "  trials: 4\n  method: ewc", "search.method: no cell has the method 'ewc'"),
+        ("keep_model: false", "grid: {train.warmup_steps: [0, 1]}", "the grid gives l2_sp several train.warmup_steps"),
+        ("name: old_text", "name: validation", "the name 'validation' is taken"),
+    ],
+)
+def test_what_the_file_says_wrong_is_one_line(old: str, new: str, line: str) -> None:
+    with pytest.raises(InputError, match=line) as caught:
+        load_config(write(**{old: new}))
+    assert "\n" not in str(caught.value)
+
+
+@needs_optuna
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("old_text: 0.5", "old_txt: 0.5", "x.yaml: search.budget.old_txt: nothing old has this name; did you mean 'old_text'"),
+        ("  trials: 4", "  trials: 4\n  gain: toy", "x.yaml: search.gain: 'toy' is not learned"),
+        ("limit: 24", "limit: 1", "old_text: of its 1 clusters none is left for the .* part .search.validation"),
+    ],
+)
+def test_what_only_the_inputs_show_is_said_before_weights(
+    old: str, new: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cltk.models.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    assert main(["run", str(write(**{old: new})), "--out", "out"]) == 2
+    said = capsys.readouterr().err
+    assert __import__("re").search(line, said), said
+    assert "Traceback" not in said
+
+
+def test_without_optuna_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cltk.run.sampler.find_spec", lambda name: None)
+    for more in ([], ["--dry-run"]):
+        assert main(["run", str(write()), "--out", "out", *more]) == 2
+        assert "x.yaml: search: needs Optuna; pip install 'cltk-forgetting[search]'" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@needs_optuna
+@pytest.mark.parametrize("option", [["--ray"], ["--cells", "1/2"], ["--no-wait"]])
+def test_a_search_is_not_cut_into_shares(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(write(**{"keep_model: false": "grid: {seed: [0, 1]}"})), "--out", "out", *option]) == 2
+    assert "the trials of `search` follow from one another" in capsys.readouterr().err

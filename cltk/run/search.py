@@ -145,7 +145,8 @@ class Search:
 
     def work(self, say: Tell) -> dict[int, str]:
         """All trials, in rounds of `parallel`; what went wrong, by trial."""
-        cells, failed = self.trials.plan.cells, {}
+        cells = self.trials.plan.cells
+        failed: dict[int, str] = {}
         for begin in range(0, self.spec.trials, self.spec.parallel):
             numbers = range(begin, min(begin + self.spec.parallel, self.spec.trials))
             past = list(self.past(cells).values())
@@ -223,7 +224,8 @@ def planned(run: ExperimentRun) -> list[str]:
         return []
     search = Search(run)
     search.check()
-    spec, done = search.spec, []
+    spec = search.spec
+    done: list[Cell] = []
     for number in range(spec.trials):
         if (cell := search.trial(number, None)) is None:
             break

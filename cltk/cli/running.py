@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
     from cltk.run.experiment import load
     from cltk.run.leaving import heeding
     from cltk.run.records import read_json
+    from cltk.run.search import check_whole
     from cltk.run.shares import chosen
 
     if options.ray and "=" in options.ray:
@@ -66,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run and options.json:
         raise InputError("--json: a dry run has no records; drop one of the two")
     if options.dry_run:
+        check_whole(experiment, options.ray, mine, not options.no_wait)
         return dry_run(experiment, mine)
     with apart(options.json):
         with heeding():
@@ -84,7 +86,7 @@ def _work(experiment: Any, mine: list[int], options: argparse.Namespace) -> None
     from cltk.progress import Bar
     from cltk.run.speed import tune_allocator
 
-    if not set(experiment.missing()) & set(mine):
+    if experiment.plan.experiment.search is None and not set(experiment.missing()) & set(mine):
         print(f"{len(mine)} of {len(mine)} cells have a record in {experiment.out}: nothing to do")
         experiment.run(only=mine)
         return

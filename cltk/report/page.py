@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cltk.report import figures, judging, streams, tables
+from cltk.report import figures, judging, search, streams, tables
 from cltk.report.aggregate import Summary
 from cltk.report.curves import curves, traces
 from cltk.report.effects import Effect, unit
@@ -21,7 +21,15 @@ from cltk.report.provenance import provenance
 
 ROWS = 2_000  # of a table below the main one; Markdown has all
 BAD, GOOD, OPEN = ("bad", "▲"), ("good", "●"), ("open", "○")
-TONES = {"forgets": BAD, "does": GOOD, "cannot": OPEN, "learns": GOOD, "shows": OPEN}  # by a verdict's first word
+TONES = {
+    "forgets": BAD,
+    "does": GOOD,
+    "cannot": OPEN,
+    "learns": GOOD,
+    "shows": OPEN,
+    "within": GOOD,
+    "over": BAD,
+}  # by a verdict's first word
 
 
 @dataclass(frozen=True)
@@ -54,15 +62,16 @@ class Picture:
 def render(study: Study) -> str:
     """The page, as text. The same study gives the same bytes."""
     summaries = study.summaries
+    entries = [entry for one in summaries for entry in one.entries]
     heads, rows = main_table(summaries)
     return environment().get_template("page.html.j2").render(
         light=figures.LIGHT, dark=figures.DARK, title=title(summaries), answer=answer(summaries), lines=lines(summaries),
         heads=heads, rows=rows, note=tables.note(summaries), pictures=pictures(summaries),
         area=area_table(study), costs=streams.costs(summaries),
-        streams=[*streams.all_tables(summaries), *judging.of_records([e.record for one in summaries for e in one.entries])],
+        streams=[*search.tables(entries), *streams.all_tables(summaries), *judging.of_records([e.record for e in entries])],
         against=tables.against_plain(summaries), details=tables.details(summaries),
         by_seed=tables.seeds(summaries), most=ROWS, words=tables.TEXTS, flows=flows(study), listed=LISTED, tone=tone,
-        **provenance([entry.record for summary in summaries for entry in summary.entries]),
+        **provenance([entry.record for entry in entries]),
     )  # fmt: skip
 
 

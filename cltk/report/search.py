@@ -7,7 +7,7 @@ from typing import Any
 
 from cltk.report.sources import Entry, Record
 from cltk.report.tables import Table
-from cltk.run.search import verdict
+from cltk.run.search_verdict import verdict
 
 
 def tables(entries: Sequence[Entry]) -> list[Table]:
@@ -26,7 +26,7 @@ def _trials(records: Sequence[Record]) -> Table:
         within = "within" if all(excess <= 0 for excess in over.values()) else "over"
         rows.append([str(search["trial"]), record["method"], _values(search["values"]), _number(gain), _share(over), within])
     searches = {record["search"]["study"] for record in records}
-    note = f"budget {_budgets(records[0]['search'])}; all on validation documents" + (
+    note = f"budget {_budgets(records)}; all on validation documents" + (
         f"; trials of {len(searches)} searches" if len(searches) > 1 else ""
     )
     return Table("Trials", ["trial", "method", "values", "gain", "of the budget", "verdict"], rows, note)
@@ -44,7 +44,7 @@ def _chosen(records: Sequence[Record]) -> Table:
             _number(won["gain"]), _number(gain), _number(better), _share(won["over"]), _share(over), within,
         ])  # fmt: skip
     note = (
-        f"budget {_budgets(records[0]['search'])}. The setting was chosen on the validation documents as the best of its"
+        f"budget {_budgets(records)}. The setting was chosen on the validation documents as the best of its"
         " trials, so its numbers there are too good (optimism: their gain less that of the test); only those of the test"
         " documents, which no trial saw, say what to expect, and the verdict is theirs"
     )
@@ -52,9 +52,12 @@ def _chosen(records: Sequence[Record]) -> Table:
     return Table("Chosen by a search", [*heads, "of the budget, validation", "of the budget, test", "verdict"], rows, note)
 
 
-def _budgets(search: dict[str, Any]) -> str:
-    held = "the upper end of the 95 % interval" if search["by"] == "interval" else "the estimate"
-    return f"{', '.join(f'{name} {most:g}' for name, most in search['budget'].items())}, held by {held}"
+def _budgets(records: Sequence[Record]) -> str:
+    found = []
+    for search in (record["search"] for record in records):
+        held = "the upper end of the 95 % interval" if search["by"] == "interval" else "the estimate"
+        found.append(f"{', '.join(f'{name} {most:g}' for name, most in search['budget'].items())}, held by {held}")
+    return "; or ".join(dict.fromkeys(found))
 
 
 def _values(values: dict[str, Any]) -> str:

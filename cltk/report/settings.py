@@ -53,7 +53,7 @@ def settings(entries: Sequence[Entry], new: str, old: str | None) -> dict[str, t
 def _scored(record: Mapping[str, Any]) -> str:
     """Which documents a record says that it is about."""
     evals = record.get("config", {}).get("evals") or {}
-    said = [f"{key} {evals[key]}" for key in ("limit", "sample", "sample_seed") if evals.get(key) is not None]
+    said = [f"{key} {evals[key]}" for key in ("limit", "sample", "sample_seed", "split") if evals.get(key) is not None]
     return ", ".join(said) or "all documents"
 
 

@@ -137,7 +137,7 @@ def check_margins(margins: Mapping[str, float], suite: Suite) -> None:
     Raises:
         InputError: it names the nearest.
     """
-    metrics = metrics_of(suite)
+    metrics = {metric for found in metrics_of(suite).values() for metric in found}
     for metric, margin in margins.items():
         if not margin > 0:
             raise InputError(f"evals.margins.{metric}: must be above 0, got {margin}")
@@ -145,9 +145,12 @@ def check_margins(margins: Mapping[str, float], suite: Suite) -> None:
             raise InputError(f"evals.margins.{metric}: nothing that is measured has this metric{nearest(metric, metrics)}")
 
 
-def metrics_of(suite: Suite) -> set[str]:
-    """The metrics of all that is measured, by their names without a filter."""
-    metrics = {"nll", "bits_per_byte"} if suite.texts else set()
-    for task in (suite.load() or {"tasks": {}})["tasks"].values():
-        metrics |= {*task.aggregation(), *(CHOICE if task.OUTPUT_TYPE == "multiple_choice" else ())}
-    return metrics
+def metrics_of(suite: Suite) -> dict[str, list[str]]:
+    """Row -> its metrics, by their names without a filter; of all that is measured."""
+    tasks = (suite.load() or {"tasks": {}})["tasks"]
+    found = {
+        name: [*task.aggregation(), *(CHOICE if task.OUTPUT_TYPE == "multiple_choice" else ())] for name, task in tasks.items()
+    }
+    for group in suite.groups():
+        found[group.name] = list(dict.fromkeys(metric for name in group.members for metric in found[name]))
+    return found | {text.name: ["nll", "bits_per_byte"] for text in suite.texts}

@@ -158,7 +158,9 @@ def _names_at(cls: Any, keys: Keys) -> list[str]:
 
 def _set(data: dict[str, Any], dotted: str, value: Any, where: Where) -> dict[str, Any]:
     head, _, rest = dotted.partition(".")
-    if head not in Experiment.model_fields or head in ("grid", "base", "search"):
+    if head == "search":
+        raise InputError(f"{where(('grid', dotted))}: grid.{dotted}: a grid does not vary a search; give it a file of its own")
+    if head not in Experiment.model_fields or head in ("grid", "base"):
         raise InputError(f"{where(('grid', dotted))}: grid.{dotted}: unknown key{nearest(head, Experiment.model_fields)}")
     if not rest:
         return {**data, head: value}

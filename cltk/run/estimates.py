@@ -50,8 +50,8 @@ def largest(plan: Plan) -> tuple[list[Cell], dict[str, list[str]]]:
     }
     own = searched(plan.cells, search)
     note = (
-        f"{own[0].method}: with the largest values of search.over; {search.trials} trials, and the chosen setting with"
-        f" {len(own)} seeds, take the time of {search.trials + len(own)} trainings and the memory of one"
+        f"{own[0].method}: with the largest values of search.over; {search.count} trials, and the chosen setting with"
+        f" {len(own)} seeds, take the time of {search.count + len(own)} trainings and the memory of one"
     )
     return [with_values(cell, most, plan.folder) if cell in own else cell for cell in plan.cells], {own[0].method: [note]}
 

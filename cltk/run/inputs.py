@@ -72,12 +72,11 @@ class Inputs:
 
     def suite(self, cell: Cell) -> Suite:
         """All that is measured: held-out NLL of every new task, the entries to learn and those to retain."""
-        key, evals = self.measured(cell), cell.config.evals
-        if key not in self.suites:
+        if (key := self.measured(cell)) not in self.suites:
+            evals = cell.config.evals
             new = [TextTask(one.stage or cell.side, getattr(self.data(one), cell.side)) for one in cell.trainings]
             texts = [*new, *texts_of(self.entries([*evals.retain, *evals.learn]), evals, self.plan.folder)]
-            harness = self.harness(cell)
-            self.suites[key] = harness.with_texts(texts) if harness else Suite([], texts=texts)
+            self.suites[key] = harness.with_texts(texts) if (harness := self.harness(cell)) else Suite([], texts=texts)
         return self.suites[key]
 
     def harness(self, cell: Cell) -> Suite | None:

@@ -9,6 +9,7 @@ from typing import Any
 from cltk.errors import InputError
 from cltk.run.yaml import Keys, read_value
 
+AXES = ("grid", "search.over")  # mappings whose keys are dotted
 OTHERS = {  # what others call it, and what it is called here
     "lr": "train.learning_rate", "train.lr": "train.learning_rate", "learning_rate": "train.learning_rate",
     "batch_size": "train.per_device_train_batch_size", "train.batch_size": "train.per_device_train_batch_size",
@@ -23,17 +24,18 @@ def overridden(
 ) -> tuple[dict[str, Any], dict[Keys, int], dict[Keys, Path]]:
     """The file's data, and where its keys stand, with `key=value` in the place of what the file says.
 
-    `key` is dotted (`train.learning_rate`, `evals.retain.0`); what follows `grid.` is the name of an axis; `value` is YAML. A
-    key that came from here has the line 0.
+    `key` is dotted (`train.learning_rate`, `evals.retain.0`); what follows `grid.` or `search.over.` is the name of an axis;
+    `value` is YAML. A key that came from here has the line 0.
 
     Raises:
-        InputError: it is no KEY=VALUE, the value is no YAML, or the grid sets the key in every cell.
+        InputError: it is no KEY=VALUE, the value is no YAML, or the grid, or a search, sets the key in every cell.
     """
     for text in overrides:
         key, mark, value = text.partition("=")
         if not mark or not key:
             raise InputError(f"{text}: expected KEY=VALUE, such as train.learning_rate=1.0e-5")
-        keys = ["grid", key.removeprefix("grid.")] if key.startswith("grid.") else key.split(".")
+        inside = next((one for one in AXES if key.startswith(f"{one}.")), "")
+        keys = [*inside.split("."), key.removeprefix(f"{inside}.")] if inside else key.split(".")
         if keys[0] == "base":
             raise InputError(f"{text}: base: another base is another file; give that")
         if key in OTHERS and (key != "model" or not value.startswith("{")):
@@ -41,12 +43,20 @@ def overridden(
         axis = next((one for one in _axes(data.get("grid")) if f"{key}.".startswith(f"{one}.")), None)
         if axis is not None and keys[0] != "grid":
             raise InputError(f"{text}: the grid sets {axis} in every cell; give grid.{axis}=[...], or --only")
+        if key in _searched(data) and "mitigators" not in _axes(data.get("grid")):
+            raise InputError(f"{text}: the search sets it; give search.over.{key}={{choices: [...]}}, or search=null")
         placed: Keys = tuple(int(one) if one.isdigit() else one for one in keys)
         data = put(data, keys, read_value(value, text), text)
         new = [placed[:n] for n in range(1, len(placed) + 1) if n == len(placed) or placed[:n] not in lines]
         lines = {at: line for at, line in lines.items() if at[: len(placed)] != placed} | dict.fromkeys(new, 0)
         files = files | dict.fromkeys(new, Path(text))
     return data, lines, files
+
+
+def _searched(data: dict[str, Any]) -> list[str]:
+    """The keys that a search sets."""
+    over = search.get("over") if isinstance(search := data.get("search"), dict) else None
+    return list(over) if isinstance(over, dict) else []
 
 
 def _axes(grid: Any) -> list[str]:

@@ -7,6 +7,7 @@ is kept in a database, so no trial can be left in it as running (optuna#3215, #4
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from cltk.run.spec_search import SpaceSpec
 
 RANDOM = 5  # trials before the first that looks at the others
 DIGITS = 4  # of a value that is drawn
+AGAIN = 20  # times that TPE is asked for values that no trial had
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,20 @@ def check_optuna() -> None:
         raise InputError("needs Optuna; pip install 'cltk-forgetting[search]'")
 
 
-def suggest(space: Mapping[str, SpaceSpec], past: Sequence[Past], seed: int) -> dict[str, Any]:
-    """The values of a trial: equal arguments, equal values.
+def suggest(
+    space: Mapping[str, SpaceSpec], past: Sequence[Past], seed: int, tried: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """The values of a trial, of which `space` has some that nobody tried: equal arguments, equal values.
 
     TPE (Bergstra et al. 2011; with constraints: arXiv 2606.09889) over all keys together; at random while fewer than `RANDOM`
-    trials are known. Numbers of a range are rounded to 4 digits.
+    trials are known. Numbers of a range are rounded to 4 digits. What was tried is drawn again (optuna#2021: TPE on few choices
+    repeats the best of them), at random where TPE knows no other.
 
     Args:
         space: key -> its values.
         past: the trials that are known; a larger gain is better, and what is over a budget is worse than all within.
         seed: of this trial.
+        tried: the values of all trials before, those that failed too; they are not drawn once more.
 
     Raises:
         InputError: Optuna is not installed.
@@ -61,8 +67,16 @@ def suggest(space: Mapping[str, SpaceSpec], past: Sequence[Past], seed: int) -> 
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for one in past:
         study.add_trial(optuna.trial.create_trial(params=one.values, distributions=found, value=one.gain, constraints=one.over))
-    drawn = study.ask(found).params
-    return {key: _rounded(drawn[key], space[key]) for key in space}
+    for _ in range(AGAIN):
+        drawn = study.ask(found).params
+        values = {key: _rounded(drawn[key], space[key]) for key in space}
+        if values not in tried:
+            return values
+    rng = random.Random(seed)
+    while True:
+        values = {key: _any(one, rng) for key, one in space.items()}
+        if values not in tried:
+            return values
 
 
 def best(past: Sequence[Past]) -> int | None:
@@ -79,6 +93,14 @@ def _distribution(space: SpaceSpec) -> Any:
     low, high = space.ends
     whole = isinstance(low, int) and isinstance(high, int)
     return IntDistribution(low, high, log=bool(space.log)) if whole else FloatDistribution(low, high, log=bool(space.log))
+
+
+def _any(space: SpaceSpec, rng: random.Random) -> Any:
+    if space.choices is not None:
+        return rng.choice(space.choices)
+    low, high = space.ends
+    whole = isinstance(low, int) and isinstance(high, int)
+    return rng.randint(int(low), int(high)) if whole else rng.uniform(low, high)  # more of them than 4 digits have
 
 
 def _rounded(value: Any, space: SpaceSpec) -> Any:

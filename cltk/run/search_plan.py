@@ -14,6 +14,7 @@ from cltk.run.needs import split
 from cltk.run.overrides import put
 from cltk.run.plans import Cell, Where
 from cltk.run.spec import Experiment
+from cltk.run.spec_data import Source
 from cltk.run.spec_search import SearchSpec, SplitSpec
 from cltk.run.yaml import Keys
 
@@ -86,6 +87,12 @@ def check_search(experiment: Experiment, cells: Sequence[Cell], folder: Path, wh
             raise InputError(f"{where(('evals', key))}: evals.{key}: cannot stand beside `search`, which splits the documents")
     if not experiment.evals.retain:
         raise InputError(f"{own}: evals.retain is empty, so that nothing is forgotten and no budget binds; name old tasks")
+    for data in (cell.data for cell in cells):
+        sources = [one for one in (data.validation, data.heldout) if isinstance(one, Source)]
+        if len({(one.path, one.name, one.split, one.revision) for one in sources}) < len(sources):
+            raise InputError(
+                f"{where(('data', 'heldout'))}: data.heldout: is data.validation, on which the search chooses; give other rows"
+            )
     methods = list(dict.fromkeys(cell.method for cell in cells))
     at = f"{where(('search', 'method'))}: search.method"
     if search.method is None and len(methods) > 1:

@@ -42,6 +42,14 @@ class SpaceSpec(Section):
         return self.log or self.linear or []
 
     @property
+    def count(self) -> float:
+        """How many values there are; infinite for a range of numbers that are not whole."""
+        if self.choices is not None:
+            return len(self.choices)
+        low, high = self.ends
+        return high - low + 1 if isinstance(low, int) and isinstance(high, int) else math.inf
+
+    @property
     def extremes(self) -> list[Any]:
         """What must be allowed so that everything is: both ends, or all choices."""
         return self.choices or self.ends
@@ -81,3 +89,8 @@ class SearchSpec(Section):
     validation: Fraction = Field(0.5, description="share of the measured documents for the search; the report has the others")
     parallel: Count = Field(1, description="trials that are drawn together, without the results of one another")
     seed: int = Field(0, description="of the sampler; trial n has the seed + n")
+
+    @property
+    def count(self) -> int:
+        """Trials; no more than there are settings, as none is tried twice."""
+        return int(min(self.trials, math.prod(space.count for space in self.over.values())))

@@ -18,14 +18,14 @@ import pytest
 import cltk
 from cltk.cli import main
 from cltk.errors import InputError, RunError
-from cltk.measure.splitting import halves
+from cltk.measure.splitting import halves, whole
 from cltk.run.config import load_config
 from cltk.run.estimates import estimate_yaml
 from cltk.run.experiment import ExperimentRun, load
 from cltk.run.records import read_record
 from cltk.run.sampler import RANDOM, Past, best, suggest
-from cltk.run.search import verdict
-from cltk.run.spec_search import SpaceSpec
+from cltk.run.search_verdict import check_budgets, verdict
+from cltk.run.spec_search import SearchSpec, SpaceSpec
 from tests.conftest import TINY
 
 needs_optuna = pytest.mark.skipif("not __import__('importlib').util.find_spec('optuna')", reason="pip install optuna")
@@ -125,6 +125,22 @@ def test_values_are_of_their_kind_and_in_their_range() -> None:
     assert suggest(space, [], 3) == suggest(space, [], 3) != suggest(space, [], 4)
 
 
+@needs_optuna
+@pytest.mark.parametrize("choices", [[1, 2, 3], [0.5, "auto", 2]])
+def test_no_setting_is_tried_twice(choices: list[Any]) -> None:
+    """Optuna alone comes back to the best of three at once (optuna#2021)."""
+    spec = SearchSpec(over={"a": SpaceSpec(choices=choices), "b": SpaceSpec(linear=[1, 2])}, trials=50, budget={"macro": 1.0})
+    assert spec.count == 6
+    past: list[Past] = []
+    for number in range(spec.count):
+        values = suggest(spec.over, past, number, [one.values for one in past])
+        past.append(Past(values, 1.0 if values["a"] == choices[0] else 0.0))
+    assert len({json.dumps(one.values) for one in past}) == 6
+    narrow = {"e": SpaceSpec(log=[3.14159e-5, 3.14160e-5])}  # of which 4 digits make two numbers
+    tried = [{"e": 3.14159e-5}, {"e": 3.14160e-5}]
+    assert suggest(narrow, [], 0, tried) not in tried
+
+
 def test_the_best_is_within_and_the_first_of_equals() -> None:
     past = [Past({}, 3.0, {"a": 0.1}), Past({}, 1.0, {"a": 0.0}), Past({}, 2.0, {"a": -1.0}), Past({}, 2.0, {"a": -2.0})]
     assert best(past) == 2
@@ -144,6 +160,20 @@ def test_the_parts_are_apart_and_clusters_whole() -> None:
     for total, named in ((1, ()), (4, ["one"] * 4)):
         with pytest.raises(InputError, match=r"t: of its .* none is left for the (test|validation) part"):
             halves("t", total, 0.5, 0, named)
+
+
+def test_equal_documents_are_in_one_part() -> None:
+    """Every text stands twice, in a cluster of its own each time; two tasks on the same documents are cut alike."""
+    texts = [f"text {i % 20}" for i in range(40)]
+    for labels in ([], [f"c{i}" for i in range(40)]):
+        together = whole(texts, labels)
+        assert len(set(together)) == 20
+        for seed in range(10):
+            parts = [{texts[i] for i in part} for part in halves("t", 40, 0.5, seed, together)]
+            assert not parts[0] & parts[1]
+    assert whole(texts, [f"c{i // 20}" for i in range(40)]) == ["c0"] * 40
+    assert whole(texts[:20]) == []
+    assert halves("arc", 30, 0.5, 0) == halves("arc_de", 30, 0.5, 0)
 
 
 def test_what_is_searched_on_is_not_reported() -> None:
@@ -171,6 +201,23 @@ def test_what_is_searched_on_is_not_reported() -> None:
     assert key != elsewhere
 
 
+def test_budgets_that_are_two_things_or_all_there_is_are_refused() -> None:
+    measured = {"toy": ["acc", "acc_norm", "logprob"], "nll": ["nll", "bits_per_byte"], "gsm8k": ["exact_match"]}
+    check_budgets(
+        {"toy": 0.5, "logprob": 2.0, "toy/logprob": 3.0, "gsm8k/exact_match,strict-match": 0.1, "macro": 0.9}, measured, "s"
+    )
+    for name, most, line in (
+        ("nll", 0.5, "s.budget.nll: a task and a metric have this name; write nll/METRIC"),
+        ("toy", 1.0, "s.budget.toy: 1 is all that acc_norm has"),
+        ("acc", 2.0, "s.budget.acc: 2 is all that acc has"),
+        ("gsm8k/exact_match,strict-match", 1.0, "1 is all that exact_match has"),
+        ("macro", 1.0, "1 is all that acc_norm has"),
+        ("toy/nll", 0.5, "s.budget.toy/nll: nothing old has this name"),
+    ):
+        with pytest.raises(InputError, match=line):
+            check_budgets({name: most}, measured, "s")
+
+
 # trials
 
 
@@ -179,7 +226,7 @@ def test_a_search_end_to_end_and_again(capsys: pytest.CaptureFixture[str]) -> No
     file = write()
     assert main(["run", str(file), "--out", "out", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "search of l2_sp: 4 trials (0 have a record)" in said
+    assert "search of l2_sp: 4 trials, 0 of them done" in said
     assert "train.learning_rate: log 0.0001 to 0.1" in said
     assert not Path("out").exists()
 
@@ -215,35 +262,38 @@ def test_a_search_end_to_end_and_again(capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().out
     assert f"trial {won}: train.learning_rate=" in said
     assert "within the budget" in said
-    assert main(["report", "out/search"]) == 0
+    assert main(["report", "out/search", "--html", "page.html"]) == 0
     said = capsys.readouterr().out
     assert "Trials" in said
     assert "within" in said
+    assert "all on validation documents" in Path("page.html").read_text()
+    for file in (next(Path("out").glob("*/record.json")), next(Path("out/search").glob("*trial=2*/record.json"))):
+        assert main(["reproduce", str(file), "--out", f"again-{file.parent.name}"]) == 0
 
 
 @needs_optuna
 def test_a_killed_search_goes_on_as_if_it_had_not_been(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in a trial, gone on with, and then made longer: the trials are those of one that ran through."""
+    """Killed in its second trial, gone on with, and then made longer: the trials are those of one that ran through."""
     monkeypatch.setattr("cltk.run.sampler.RANDOM", 2)  # the third trial looks at the others
     changes = {"retain: [toy, ": "retain: [", "limit: 24": "limit: 12"}
-    file = write(**changes)
+    file = write(**changes, **{"trials: 4": "trials: 3"})
     load(file, "whole").run()
     attempt, seen = ExperimentRun.attempt, []
 
     def dying(self: ExperimentRun, order: int, say: Any) -> str:
         seen.append(order)
-        if len(seen) == 3:
+        if len(seen) == 2:
             raise KeyboardInterrupt
         return attempt(self, order, say)
 
     monkeypatch.setattr(ExperimentRun, "attempt", dying)
-    write(**changes, **{"trials: 4": "trials: 3"})
+    write(**changes, **{"trials: 4": "trials: 2"})
     with pytest.raises(KeyboardInterrupt):
         load(file, "cut").run()
-    assert len(trials("cut")) == 2
+    assert len(trials("cut")) == 1
     load(file, "cut").run()
-    assert told(trials("cut")) == told(trials("whole"))[:3]
-    write(**changes)
+    assert told(trials("cut")) == told(trials("whole"))[:2]
+    write(**changes, **{"trials: 4": "trials: 3"})
     load(file, "cut").run()
     assert told(trials("cut")) == told(trials("whole"))
 
@@ -262,6 +312,26 @@ def test_none_within_says_which_is_nearest_and_the_others_run() -> None:
     assert only["method"] == "plain"
     assert {row["task"] for row in only["learn"]["rows"]} == {"heldout"}
     assert "search" not in only
+
+
+@needs_optuna
+def test_what_diverges_is_over_every_budget_and_not_done_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """A search over two choices has two trials, whatever is asked for, and ends although one of them cannot be trained."""
+    text = SEARCH.replace("    mitigators.l2_sp.strength: {log: [1.0e-3, 10.0]}\n", "").replace("trials: 4", "trials: 9")
+    file = write(text.replace("{log: [1.0e-4, 1.0e-1]}", "{choices: [1.0e+30, 1.0e-3]}"))
+    assert main(["run", str(file), "--out", "out"]) == 0
+    (failed,) = Path("out/search").glob("*/failed.json")
+    assert not (failed.parent / "checkpoints").exists()
+    before = failed.stat().st_mtime_ns
+    (only,) = trials()
+    assert only["search"]["values"] == {"train.learning_rate": 1.0e-3}
+    assert main(["run", str(file), "--out", "out"]) == 0
+    assert failed.stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert main(["run", str(file), "--out", "out", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "2 trials (2 settings are all there are), 2 of them done" in said
+    assert "train.learning_rate=1e+30 (diverged)" in said
 
 
 @needs_optuna
@@ -314,6 +384,13 @@ def test_an_estimate_takes_the_largest_values_and_counts_the_trainings() -> None
         ("  trials: 4", "  trials: 4\n  method: ewc", "search.method: no cell has the method 'ewc'"),
         ("keep_model: false", "grid: {train.warmup_steps: [0, 1]}", "the grid gives l2_sp several train.warmup_steps"),
         ("name: old_text", "name: validation", "the name 'validation' is taken"),
+        ("keep_model: false", "grid: {search.trials: [1, 2]}", "x.yaml:12: grid.search.trials: a grid does not vary a search"),
+        (
+            "  validation: 0.15\n  heldout: 0.2\n",
+            "  validation: {path: new.jsonl, prompt: question, completion: answer, limit: 4}\n"
+            "  heldout: {path: new.jsonl, prompt: question, completion: answer, sample: 4}\n",
+            "x.yaml:5: data.heldout: is data.validation, on which the search chooses",
+        ),
     ],
 )
 def test_what_the_file_says_wrong_is_one_line(old: str, new: str, line: str) -> None:
@@ -327,8 +404,16 @@ def test_what_the_file_says_wrong_is_one_line(old: str, new: str, line: str) -> 
     ("old", "new", "line"),
     [
         ("old_text: 0.5", "old_txt: 0.5", "x.yaml: search.budget.old_txt: nothing old has this name; did you mean 'old_text'"),
+        ("old_text: 0.5", "toy: 5", "x.yaml: search.budget.toy: 5 is all that acc_norm has, a share of 1; 1 pp is 0.01"),
+        ("old_text: 0.5", "macro: 1", "x.yaml: search.budget.macro: 1 is all that acc_norm has"),
+        ("old_text: 0.5", "old_text/acc: 0.5", "x.yaml: search.budget.old_text/acc: nothing old has this name"),
+        (
+            "train.learning_rate: {log: [1.0e-4, 1.0e-1]}",
+            "train.optim: {choices: [sgd, lomo]}",
+            "search.over.train.optim: lomo",
+        ),
         ("  trials: 4", "  trials: 4\n  gain: toy", "x.yaml: search.gain: 'toy' is not learned"),
-        ("limit: 24", "limit: 1", "old_text: of its 1 clusters none is left for the .* part .search.validation"),
+        ("limit: 24", "limit: 1", "old_text: of its 1 documents none is left for the .* part .search.validation"),
     ],
 )
 def test_what_only_the_inputs_show_is_said_before_weights(
@@ -352,7 +437,40 @@ def test_without_optuna_one_line_says_what_to_install(
 
 
 @needs_optuna
-@pytest.mark.parametrize("option", [["--ray"], ["--cells", "1/2"], ["--no-wait"]])
+@pytest.mark.parametrize("option", [["--ray"], ["--cells", "1/2"], ["--no-wait"], ["--only", "seed=1", "--dry-run"]])
 def test_a_search_is_not_cut_into_shares(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(write(**{"keep_model: false": "grid: {seed: [0, 1]}"})), "--out", "out", *option]) == 2
     assert "the trials of `search` follow from one another" in capsys.readouterr().err
+
+
+def test_overrides_reach_a_search_or_are_refused() -> None:
+    file = write()
+    plan = load_config(
+        file, ["search.trials=9", "search.over.train.learning_rate={choices: [1.0e-3]}", "search.budget.toy=0.1"]
+    )
+    search = plan.experiment.search
+    assert search is not None
+    assert (search.trials, search.budget) == (9, {"old_text": 0.5, "toy": 0.1})
+    assert search.over["train.learning_rate"].choices == [1e-3]
+    assert list(search.over) == ["train.learning_rate", "mitigators.l2_sp.strength"]
+    assert load_config(file, ["search=null"]).cells[0].config.evals.split is None
+    with pytest.raises(
+        InputError, match=r"train.learning_rate=1.0e-5: the search sets it; give search.over.train.learning_rate="
+    ):
+        load_config(file, ["train.learning_rate=1.0e-5"])
+    grid = {"mitigators: [l2_sp: {strength: 0.1}]\n": "grid: {mitigators: {plain: [], l2: [l2_sp: {strength: 0.1}]}}\n"}
+    with_plain = write(**grid, **{"  trials: 4": "  trials: 4\n  method: l2"})
+    plain, _ = load_config(with_plain, ["train.learning_rate=1.0e-5"]).cells  # which is not searched
+    assert plain.config.train["learning_rate"] == 1e-5
+
+
+@needs_optuna
+def test_strict_refuses_before_the_trials(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("cltk.models.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    text = SEARCH.replace("[l2_sp: {strength: 0.1}]", "[replay: {memory: old.jsonl, fraction: 0.25}]")
+    file = write(
+        text.replace("mitigators.l2_sp.strength: {log: [1.0e-3, 10.0]}", "mitigators.replay.fraction: {linear: [0.1, 0.5]}")
+    )
+    assert main(["run", str(file), "--out", "out", "--strict"]) == 2
+    assert "old_text: of" in capsys.readouterr().err
+    assert not Path("out").exists()

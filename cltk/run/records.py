@@ -25,6 +25,7 @@ from cltk.secrets import without_secrets
 
 FORMAT = 2
 RECORD, SCORES = "record.json", "scores.json"
+TRIALS, STUDIES = "search", "studies"  # the output folder of a search's trials, in an output folder; what they were to try
 DIGESTS = (
     "cell", "measurement", "config", "start_model", "tuned_model", "model_files", "tasks", "rules", "files",
 )  # fmt: skip
@@ -111,7 +112,8 @@ def find_records(where: str | Path) -> list[Path]:
     found = sorted(path.glob(RECORD)) or sorted(path.glob(f"*/{RECORD}"))
     found = found or [file for file in sorted(path.glob("*.json")) if not file.name.endswith(SCORES) and _may_be_record(file)]
     if not found:
-        raise InputError(f"{where}: no records here; `cltk run` writes one for every cell")
+        trials = f"; the trials of its search are in {path / TRIALS}" if (path / TRIALS / STUDIES).is_dir() else ""
+        raise InputError(f"{where}: no records here; `cltk run` writes one for every cell{trials}")
     return found
 
 

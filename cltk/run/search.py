@@ -33,8 +33,6 @@ from cltk.run.spec_search import SearchSpec, SplitSpec
 if TYPE_CHECKING:
     from cltk.run.experiment import ExperimentRun
 
-FOLDER = "search"
-
 
 @dataclass
 class Search:
@@ -58,7 +56,7 @@ class Search:
         config = own.config.model_copy(update={"evals": evals, "keep_model": False})
         self.template = replace(own, config=config)
         experiment = plan.experiment.model_copy(update={"search": None})
-        self.trials = replace(self.run, plan=Plan(plan.file, experiment, [], plan.overrides), out=self.run.out / FOLDER)
+        self.trials = replace(self.run, plan=Plan(plan.file, experiment, [], plan.overrides), out=self.run.out / records.TRIALS)
         self.trials.inputs = replace(self.run.inputs, plan=self.trials.plan)  # what was read is read once
 
     @cached_property
@@ -100,7 +98,7 @@ class Search:
             tried: all trials before it.
         """
         study = self.study
-        file = self.trials.out / "studies" / study[:16] / f"{number:04d}.json"
+        file = self.trials.out / records.STUDIES / study[:16] / f"{number:04d}.json"
         if past is None and not agreed(file.exists()):
             return None
         values = decided(lambda: self._values(number, file, past or (), [cell.search["values"] for cell in tried]))

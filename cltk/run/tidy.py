@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from cltk.errors import InputError
 from cltk.run.claims import alone
 from cltk.run.kept import FAILED, KEPT, clean
-from cltk.run.records import RECORD
+from cltk.run.records import RECORD, STUDIES, TRIALS
 
 CACHE = "cache"
 UNDER_WAY = ("checkpoints", "stages")
@@ -33,7 +34,7 @@ def sweep(out: Path) -> None:
 
 
 def leftovers(out: Path, *, unfinished: bool = False, models: bool = False) -> list[Left]:
-    """What can go from the output folder of `cltk run`; links are left alone.
+    """What can go from the output folder of `cltk run`, and from that of its search's trials; links are left alone.
 
     Args:
         out: the folder.
@@ -43,8 +44,22 @@ def leftovers(out: Path, *, unfinished: bool = False, models: bool = False) -> l
     Raises:
         InputError: it is no output folder of `cltk run`.
     """
-    if not out.is_dir() or not any((one / name).exists() for one in out.iterdir() for name in (RECORD, FAILED, *UNDER_WAY)):
+    places = [place for place in _places(out) if _is_output(place)]
+    if not places:
         raise InputError(f"{out}: not a folder that `cltk run` wrote: no cell in it has a record, an error or a checkpoint")
+    return [left for place in places for left in _leftovers(place, unfinished, models)]
+
+
+def _places(out: Path) -> list[Path]:
+    """The folder, and that of its search's trials; a folder of runs may hold one of the name too."""
+    return [out, *([out / TRIALS] if (out / TRIALS / STUDIES).is_dir() else [])]
+
+
+def _is_output(out: Path) -> bool:
+    return out.is_dir() and any((one / name).exists() for one in out.iterdir() for name in (RECORD, FAILED, *UNDER_WAY))
+
+
+def _leftovers(out: Path, unfinished: bool, models: bool) -> list[Left]:
     found = []
     if unfinished or not _needed(out):
         found.append((out / CACHE, "importance, scores and trainings that cells shared"))
@@ -62,7 +77,9 @@ def remove(out: Path, found: list[Left]) -> None:
     Raises:
         InputError: one does.
     """
-    with alone(out):
+    with ExitStack() as held:
+        for place in _places(out):
+            held.enter_context(alone(place))
         for cell in {left.path.parent for left in found if (left.path.parent / RECORD).exists()}:
             clean(cell)
         for left in found:

@@ -332,6 +332,15 @@ def test_what_diverges_is_over_every_budget_and_not_done_again(capsys: pytest.Ca
     said = capsys.readouterr().out
     assert "2 trials (2 settings are all there are), 2 of them done" in said
     assert "train.learning_rate=1e+30 (diverged)" in said
+    (failed.parent / "checkpoints").mkdir()  # as one that was killed leaves them
+    assert main(["clean", "out", "--unfinished", "--yes"]) == 0
+    assert not (failed.parent / "checkpoints").exists()
+    assert failed.exists()
+    next(Path("out").glob("*/record.json")).unlink()
+    assert main(["report", "out"]) == 2
+    assert "no records here; `cltk run` writes one for every cell; the trials of its search are in out/search" in (
+        capsys.readouterr().err
+    )
 
 
 @needs_optuna

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from cltk.run.methods import resolve_path
 from cltk.run.spec_data import DataSpec, Source
 
 STREAMED = 64  # rows of a stream that are tokenised together
+UNPAIRED = {"prompt", "completion", "label"}  # TRL's, for KTO
+log = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -163,6 +166,12 @@ class Reader:
                 f"{self.where}: its rows are preference pairs (chosen, rejected), and `cltk run` trains on answers: attach the"
                 " methods to TRL's DPOTrainer in a script of your own, or train on the chosen ones"
                 f" ({'completion' if self.prompt in first else 'messages'}: chosen)"
+            )
+        if set(first) == UNPAIRED and isinstance(first["label"], bool):
+            log.warning(
+                "%s: its rows have the columns of unpaired preferences (prompt, completion, label), and every completion is"
+                " trained as an answer, also where `label` is false: leave those out, or a column of another meaning",
+                self.where,
             )
         if columns:
             return ConversationEncoder(self.tokenizer, faults, columns, mask=mask)

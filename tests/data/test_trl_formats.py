@@ -102,3 +102,24 @@ def test_the_chosen_of_preference_pairs_can_be_trained_on(tokenizer: Any, tmp_pa
         spec = DataSpec(train=source, validation=source, heldout=source, mask="assistant")
         ways.append(list(prepare_data(spec, own, tmp_path).train))
     assert ways[0] == ways[1] == ways[2]
+
+
+@pytest.mark.parametrize(
+    ("row", "warned"),
+    [
+        ({"prompt": "The sky is", "completion": " green.", "label": False}, True),
+        ({"prompt": ASKED, "completion": GREEN, "label": False}, True),
+        ({"prompt": "Is it?", "completion": " no", "label": False, "question": "Is it"}, False),  # a label of the question's
+        ({"prompt": "The sky is", "completion": " green."}, False),
+    ],
+)
+def test_unpaired_preferences_are_said_to_train_as_answers(
+    row: dict[str, Any], warned: bool, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = MARKED
+    write_jsonl(tmp_path / "rows.jsonl", [row])
+    prepare_data(
+        DataSpec(train={"path": "rows.jsonl"}, validation={"path": "rows.jsonl"}, heldout={"path": "rows.jsonl"}), own, tmp_path
+    )
+    assert ("where `label` is false" in caplog.text) == warned

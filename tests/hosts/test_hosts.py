@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,7 @@ def test_a_second_pass_is_not_counted_by_trl(tiny: Any, tokenizer: Any, tmp_path
     assert counted([cltk.SAM(0.05)]) == counted([])
 
 
-# --- every ordered pair, under the head that runs where labels are -----------------------------------------------------
+# --- every pair, in both orders where the order is known to matter, under the head that runs where labels are ---------
 ROOTS = [*CASES, "stm", "flow", "kl_memory"]
 MADE: dict[str, Any] = {
     "stm": lambda old: cltk.TokenWeights("stm", tau=280.0),
@@ -271,6 +272,7 @@ MADE: dict[str, Any] = {
 WEIGHTS: dict[str, Any] = {"memory": OLD[:2], "samples": 1, "block": 16, "normalize": "mean"}
 LOSSES = ["kl", "lwf", "token_weights", "stm", "flow", "lora", "sam", "der_pp", "kl_memory"]  # what meets in a forward pass
 FAST = [(a, b) for a in LOSSES for b in LOSSES if a != b]
+TAKES = {"freeze", "hft", "lora", "osft", "ulmfit"}  # parameters away from what comes before or after
 
 
 def first_step(pair: tuple[str, str], tiny: Any, rows: Any, tokenizer: Any, folder: Path) -> None:
@@ -308,11 +310,14 @@ def test_first_step_of_pairs_with_losses(first: str, tiny: Any, tokenizer: Any, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ROOTS)
-def test_first_step_of_all_ordered_pairs(first: str, tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_first_step_of_all_pairs(first: str, tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
     rows = tokenize_pairs([{"q": s, "a": f" {s.split()[0]}"} for s in sentences(8)], tokenizer, prompt="q", completion="a")
-    for second in ROOTS:
-        if first != second:
-            first_step((first, second), tiny, rows, tokenizer, tmp_path)
+    for second in ROOTS[ROOTS.index(first) + 1 :]:
+        orders = [(first, second), (second, first)]
+        alone = orders if {first, second} & TAKES else [min(orders, key=lambda pair: zlib.crc32("".join(pair).encode()))]
+        for pair in alone:
+            if pair not in FAST:
+                first_step(pair, tiny, rows, tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("second", ["kl", "stm", "flow"])

@@ -1,7 +1,7 @@
 """What scoring n of N documents loses and saves, on real fine-tunes of which all documents were scored.
 
-    python benchmarks/documents.py make [--cells 1] [--documents 1000]    # hours; goes on where it was interrupted
-    python benchmarks/documents.py redraw [--draws 1000]                  # minutes
+    python benchmarks/documents.py make [--cells 1] [--documents 1000]    # minutes a cell; goes on where it was interrupted
+    python benchmarks/documents.py redraw [--draws 1000]                  # of the cells that are there; says how many
 
 `make` trains every cell of experiments/documents/*.yaml, scores start model and cells in bfloat16 on the same random documents
 of every task, and keeps the scores alone: results/documents/NEWTASK-CELL.npz with "task|metric" -> float32 [N]. A cell is done
@@ -35,9 +35,10 @@ from cltk.measure.twophase import MARGIN_OF, predictors, two_phase
 ROOT = Path(__file__).resolve().parent.parent
 SCORES = Path(__file__).parent / "results" / "documents"
 STUDIES = ("medmcqa", "gsm8k")
-TASKS = ["arc_easy_test", "piqa", "sciq", "social_iqa", "commonsense_qa", "hellaswag"]
+TASKS = ["arc_easy_test", "arc_challenge_test", "piqa", "social_iqa", "commonsense_qa", "winogrande"]  # short texts
 REFERENCES = ("plain_seed=0", "plain-x0.2_seed=0")  # in this order
 COMMITTED = {"ewc-path": ("plain_seed=0",), "methods-study": ("plain-lr-1e-4_seed=0", "plain-lr-2e-4_seed=0")}
+METRICS = ("acc_norm", "acc", "nll", "logprob", "margin")  # of the first two the one that stands for the task
 Scores = dict[str, dict[str, Any]]  # task -> metric -> [N]; "documents" and "cluster" too
 
 
@@ -45,7 +46,7 @@ def suite(documents: int) -> Any:
     from cltk.measure.evaluate import Suite, TextTask
 
     text = TextTask.read("old_text", "asset:brown/heldout.jsonl", limit=documents, cluster="document")
-    text = TextTask(text.name, text.rows, max_length=96, cluster=text.cluster)
+    text = TextTask(text.name, text.rows, max_length=64, cluster=text.cluster)
     names = [f"local_{task}" for task in TASKS]
     return Suite(names, texts=[text], include_path=ROOT / "evals" / "tasks", sample=dict.fromkeys(names, documents))
 
@@ -135,7 +136,8 @@ def studies(folder: Path) -> Iterator[Study]:
         for name in STUDIES:
             cells = {file.stem.removeprefix(f"{name}-"): stored(file) for file in sorted(folder.glob(f"{name}-*.npz"))}
             references = [cells.pop(one) for one in REFERENCES if one in cells]
-            yield Study(name, start, references, cells)
+            if cells:
+                yield Study(name, start, references, cells)
     cells, references = {}, []
     for name, wanted in COMMITTED.items():
         place = ROOT / "experiments" / name / "results"
@@ -149,13 +151,13 @@ def studies(folder: Path) -> Iterator[Study]:
 def measures(study: Study) -> Iterator[tuple[str, str, int]]:
     """(task, metric, references) with 40 documents and more; without a reference too."""
     for task, metrics in study.start.items():
-        for metric in metrics:
-            if metric not in ("documents", "cluster") and len(metrics[metric]) >= 40:
+        for metric in METRICS:
+            if metric in metrics and len(metrics[metric]) >= 40 and not (metric == "acc" and "acc_norm" in metrics):
                 yield from ((task, metric, count) for count in range(len(study.references) + 1))
 
 
-def redraw(study: Study, task: str, metric: str, count: int, share: float, draws: int, unequal: bool) -> dict[str, Any]:
-    """One row: every cell of the study, drawn `draws` times."""
+def redraw(study: Study, task: str, metric: str, count: int, share: float, draws: int, unequal: bool) -> dict[str, Any] | None:
+    """One row: every cell of the study, drawn `draws` times; None where no cell's documents moved."""
     start, references = study.start[task], [one[task] for one in study.references[:count]]
     x = predictors(metric, start, references)
     unit = np.asarray(start.get("cluster", np.arange(len(x))))
@@ -182,6 +184,8 @@ def redraw(study: Study, task: str, metric: str, count: int, share: float, draws
         rows.append(
             (covered / draws, abs(np.mean(errors)) / np.std(errors) * draws**0.5, gain, np.nanmedian(r2), np.median(worth))
         )
+    if not rows:
+        return None
     coverage, bias, gains, r2s, worths = (np.array(column) for column in zip(*rows, strict=True))
     return {
         "study": study.name, "task": task, "metric": metric, "references": count,
@@ -201,11 +205,13 @@ def shown(value: Any) -> str:
 def analyse(arguments: argparse.Namespace) -> None:
     rows = []
     for study in studies(arguments.scores):
+        print(f"\n{study.name}: {len(study.cells)} cells and {len(study.references)} references")
         for task, metric, count in measures(study):
             unequal = [False, True] if metric in MARGIN_OF and count else [False]
             for one in unequal:
                 say(f"{study.name} {task} {metric} {count}")
-                rows.append(redraw(study, task, metric, count, arguments.share, arguments.draws, one))
+                found = redraw(study, task, metric, count, arguments.share, arguments.draws, one)
+                rows += [found] if found else []
     SCORES.parent.mkdir(exist_ok=True)
     plain = [{key: float(v) if isinstance(v, np.floating) else v for key, v in row.items()} for row in rows]
     (SCORES.parent / "documents.json").write_text(json.dumps({"draws": arguments.draws, "results": plain}, indent=1) + "\n")

@@ -128,6 +128,8 @@ def dry_run(experiment: Any, mine: list[int]) -> int:
     suite, tokenizer = experiment.inputs.suite(first), experiment.inputs.tokenizer(first)
     sizes = ", ".join(f"{name} {n}" for name, n in suite.sizes().items())
     print(f"  measured before and after each: {sizes} documents; {suite.tokens(tokenizer)} tokens a model")
+    for line in _in_part(experiment, tokenizer):
+        print(line)
     for name, notes in suite.about().items():
         for note in notes:
             print(f"    {name}: {note}")
@@ -139,6 +141,22 @@ def dry_run(experiment: Any, mine: list[int]) -> int:
         shown = "no loss" if row.mde is None else f"a loss of {100 * row.mde:.1f} pp or more"
         print(f"    {row.task}: {row.n} documents show {shown} (if 10 % of them flip)")
     return 0
+
+
+def _in_part(experiment: Any, tokenizer: Any) -> list[str]:
+    """What the cells score whose documents are predicted; nothing where all are scored."""
+    from cltk.measure.subset import positions, restricted
+
+    cells = [cell for cell in experiment.cells if experiment.inputs.references(cell)]
+    if not cells:
+        return []
+    documents, suite = cells[0].config.evals.documents, experiment.inputs.suite(cells[0])
+    if documents.scored == "auto":
+        return [f"  {len(cells)} cells score as many of these as intervals of ±{documents.half_width:g} take (evals.documents)"]
+    part = restricted(suite, positions(suite, documents.scored))
+    sizes = ", ".join(f"{name} {n}" for name, n in part.sizes().items())
+    how = "by margin" if documents.draw == "margin" else "at random"
+    return [f"  {len(cells)} cells score part of these, drawn {how}: {sizes}; about {part.tokens(tokenizer)} tokens a model"]
 
 
 def clean(options: argparse.Namespace) -> int:

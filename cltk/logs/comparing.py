@@ -16,6 +16,7 @@ from cltk.logs.reading import Log, open_log, pick
 from cltk.logs.side import Side
 from cltk.measure import forgetting
 from cltk.measure.lost import lost_documents
+from cltk.measure.partial import DRAWN
 from cltk.measure.results import Result
 from cltk.measure.scores import Scores, TaskScores
 
@@ -161,6 +162,11 @@ def _alike(base: Side, tuned: Side, task: str, prompts: str) -> tuple[TaskScores
             f"task {task}: {wrong} of {len(both)} documents have other right answers in the two runs: two versions of it"
         )
     pre, post, said = _shared(pre, post)
+    if pre.settings.get(DRAWN) != post.settings.get(DRAWN):
+        raise InputError(
+            f"task {task}: the documents of one run were drawn with unequal probabilities (evals.documents, draw: margin), and"
+            " their mean is not the task's; read the record's own rows (cltk report)"
+        )
     if prompts == "same":
         if odd:
             raise InputError(f"task {task}: base and tuned differ in {', '.join(odd)}; {ANYWAY}")

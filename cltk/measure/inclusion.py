@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -48,15 +51,36 @@ def inclusion(size: ArrayLike, n: int, floor: float = 0.25) -> Floats:
 def systematic(chance: ArrayLike, seed: int = 0) -> NDArray[np.intp]:
     """Places of the drawn, sorted: systematic sampling of the documents in random order.
 
-    Document i comes with probability pi_i, and sum(pi) documents come, up to rounding. Source: Madow (1949).
+    Document i comes with probability pi_i, and sum(pi) documents come, up to rounding. Source: Madow (1949). Equal
+    probabilities and seeds, equal documents: the stream of RandomState changes with no version of numpy (NEP 19).
     """
     pi = np.asarray(chance, np.float64)
-    rng = np.random.default_rng(seed)
+    rng = np.random.RandomState(seed)
     order = rng.permutation(len(pi))
     ends = np.cumsum(pi[order])
     start = rng.uniform()
     hit = np.floor(ends - start) > np.floor(np.concatenate([[0.0], ends[:-1]]) - start)
     return np.sort(order[hit])
+
+
+def draw(size: ArrayLike, n: int, labels: Sequence[str] = (), seed: str = "") -> tuple[list[int], Floats]:
+    """(places [n], ascending; pi [N]) of about n documents in proportion to `size`, whole clusters: see `inclusion`.
+
+    A cluster's size is the root of its documents' summed squares, as of residuals that are independent; m = n G / N of the G
+    clusters are drawn, and all documents of one have its probability.
+
+    Args:
+        size: [N], of each document.
+        labels: [N], of the clusters; empty where documents are independent.
+        seed: of the draw; give tasks seeds of their own by their names.
+    """
+    sizes = np.asarray(size, np.float64)
+    unit = np.unique(np.asarray(labels), return_inverse=True)[1].ravel() if len(labels) else np.arange(len(sizes))
+    groups = int(unit.max()) + 1
+    wanted = min(groups, max(1, round(n * groups / len(sizes))))
+    chance = inclusion(np.sqrt(np.bincount(unit, sizes**2)), wanted)
+    drawn = systematic(chance, int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big"))
+    return np.flatnonzero(np.isin(unit, drawn)).tolist(), chance[unit]
 
 
 def flip_sizes(margin: ArrayLike, moved: ArrayLike, bins: int = 10) -> Floats:

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from cltk.measure.evaluate import Suite
 
 Positions = Mapping[str, Sequence[int]]  # task -> places of the scored documents, ascending; a task left out: all of them
+Chances = Mapping[str, stats.Floats]  # task -> probability of every document [N]; a task left out: equal ones
 FIRST = 64  # documents of the first look
+DRAWN = "drawn"  # the setting that says how documents were drawn, where not all were as likely
 
 
-def restrict(scores: Scores, places: Positions) -> Scores:
+def restrict(scores: Scores, places: Positions, chances: Chances | None = None) -> Scores:
     """The scores of these documents alone, as a model has them that was scored on no others."""
     tasks = {name: _part(task, places[name]) if name in places else task for name, task in scores.tasks.items()}
-    return replace(scores, tasks=tasks, lm_eval={})
+    return marked(replace(scores, tasks=tasks, lm_eval={}), places, scores, chances)
 
 
 def _part(task: TaskScores, places: Sequence[int]) -> TaskScores:
@@ -39,7 +41,6 @@ def _part(task: TaskScores, places: Sequence[int]) -> TaskScores:
         task, values={metric: of(values) for metric, values in task.values.items()},
         weights={metric: of(weights) for metric, weights in task.weights.items()},
         doc_hash=of(task.doc_hash), prompt_hash=of(task.prompt_hash), choices=of(task.choices), cluster=of(task.cluster),
-        corpus={}, settings=mark(task.settings, len(places), len(task)),
     )  # fmt: skip
 
 
@@ -48,12 +49,21 @@ def mark(settings: dict[str, Any], scored: int, total: int) -> dict[str, Any]:
     return {**settings, "scored": f"{scored} of {total}"}
 
 
-def marked(scores: Scores, places: Positions, start: Scores) -> Scores:
-    """The scores of a model on these documents, with the mark of `restrict`; corpus metrics, which need all, are gone."""
+def marked(scores: Scores, places: Positions, start: Scores, chances: Chances | None = None) -> Scores:
+    """The scores of a model on these documents, with the mark of `restrict`; corpus metrics, which need all, are gone.
+
+    Documents of unequal probability pi weigh 1 / pi in every metric, beside what they weigh in it anyway: a mean of them that
+    knows no more is the task's (Hajek's), with its variance.
+    """
     tasks = dict(scores.tasks)
-    for name in places:
-        own = tasks[name]
-        tasks[name] = replace(own, corpus={}, settings=mark(own.settings, len(own), len(start.tasks[name])))
+    for name, at in places.items():
+        own, total = tasks[name], len(start.tasks[name])
+        settings, weights = mark(own.settings, len(own), total), own.weights
+        if chances and name in chances:
+            heavy = 1 / np.asarray(chances[name], np.float64)[list(at)]
+            weights = {metric: (heavy * own.weights.get(metric, 1.0)).tolist() for metric in own.values}
+            settings |= {DRAWN: "by margin"}
+        tasks[name] = replace(own, corpus={}, settings=settings, weights=weights)
     return replace(scores, tasks=tasks)
 
 
@@ -63,6 +73,7 @@ def compare_part(
     references: Sequence[Scores],
     places: Positions,
     *,
+    chances: Chances | None = None,
     looks: Mapping[str, Looks] | None = None,
     margins: Mapping[str, float] | None = None,
     draws: int = 10_000,
@@ -77,28 +88,37 @@ def compare_part(
     Args:
         pre: of the start model, on all documents.
         post: on those at `places`, with the mark of `marked`.
+        chances: of the tasks whose documents were drawn with unequal probabilities. Their other rows weigh by them, and
+            no row of theirs counts flips.
         references: of other models, on all documents of `pre`.
         looks: task -> the looks that were taken at its headline: its interval and p hold over all of them.
 
     Raises:
         InputError: as `compare`; a reference was scored on other documents than the start model.
     """
-    result = compare(restrict(pre, places), post, margins=margins, draws=draws, seed=seed)
+    known = chances or {}
+    result = compare(restrict(pre, places, known), post, margins=margins, draws=draws, seed=seed)
     for one in references if places else ():
         pair(_same(pre, places), _same(one, places))
     found = {
-        (row.task, row.metric): _estimate(row, pre, post, references, places[row.task])
+        (row.task, row.metric): _estimate(row, pre, post, references, places[row.task], known.get(row.task))
         for row in result.rows
-        if row.task in places and _whole(row, pre, post)
+        if row.task in places and _whole(row, pre, post, row.task in known)
     }
-    rows = [_row(row, found[row.task, row.metric], pre) if (row.task, row.metric) in found else row for row in result.rows]
+    rows = [
+        _row(row, found[row.task, row.metric], pre, post.tasks[row.task].settings) if (row.task, row.metric) in found else row
+        for row in result.rows
+    ]
     taken = {(task, result.headline[task]): one for task, one in (looks or {}).items()}
     rows = [over_looks(row, taken[row.task, row.metric]) if (row.task, row.metric) in taken else row for row in rows]
     heads = [row for row in rows if _in_macro(row, result, pre.members)]
     macro = result.macro
     if any((row.task, row.metric) in found for row in heads):
         macro = _macro(macro, heads, {key: one.estimate for key, one in found.items()}, pre, post)
-    notes = [f"{task}: {found[task, metric].sentence()}" for task, metric in result.headline.items() if (task, metric) in found]
+    notes = [
+        f"{task}: {found[task, metric].sentence()}" + (", drawn by margin" if task in known else "")
+        for task, metric in result.headline.items() if (task, metric) in found
+    ]  # fmt: skip
     return replace(result, rows=rows, macro=macro, notes=[*result.notes, *notes])
 
 
@@ -107,14 +127,17 @@ def _same(scores: Scores, places: Positions) -> Scores:
     return replace(scores, tasks={name: task for name, task in scores.tasks.items() if name in places})
 
 
-def _whole(row: Row, pre: Scores, post: Scores) -> bool:
-    """Whether the metric is a plain mean: every document has it with the same weight."""
-    return not any(row.metric in side.tasks[row.task].weights for side in (pre, post))
+def _whole(row: Row, pre: Scores, post: Scores, unequal: bool) -> bool:
+    """Whether the metric is a plain mean: every document has it with the same weight, but for that of an unequal draw."""
+    weights = post.tasks[row.task].weights.get(row.metric, [])
+    return row.metric not in pre.tasks[row.task].weights and (min(weights, default=0) > 0 if unequal else not weights)
 
 
-def _estimate(row: Row, pre: Scores, post: Scores, references: Sequence[Scores], places: Sequence[int]) -> TwoPhase:
+def _estimate(
+    row: Row, pre: Scores, post: Scores, references: Sequence[Scores], places: Sequence[int], chance: stats.Floats | None
+) -> TwoPhase:
     d = _losses(pre, post, row.task, row.metric, places)
-    return _two_phase(d, pre, references, row.task, row.metric, places)
+    return _two_phase(d, pre, references, row.task, row.metric, places, chance)
 
 
 def _losses(pre: Scores, post: Scores, task: str, metric: str, places: Sequence[int] | None) -> stats.Floats:
@@ -125,12 +148,13 @@ def _losses(pre: Scores, post: Scores, task: str, metric: str, places: Sequence[
 
 
 def _two_phase(
-    d: stats.Floats, pre: Scores, references: Sequence[Scores], task: str, metric: str, places: Sequence[int] | None
-) -> TwoPhase:
+    d: stats.Floats, pre: Scores, references: Sequence[Scores], task: str, metric: str, places: Sequence[int] | None,
+    chance: stats.Floats | None = None,
+) -> TwoPhase:  # fmt: skip
     before = pre.tasks[task]
     bounds = span(metric, np.asarray(before.values[metric]))
     x = predictors(metric, before.values, [one.tasks[task].values for one in references])
-    return two_phase(d, list(range(len(before)) if places is None else places), x, before.cluster, span=bounds)
+    return two_phase(d, list(range(len(before)) if places is None else places), x, before.cluster, chance, bounds)
 
 
 def _judged(row: Row, estimate: stats.Estimate) -> dict[str, Any]:
@@ -138,10 +162,12 @@ def _judged(row: Row, estimate: stats.Estimate) -> dict[str, Any]:
     return {**_judge(stats.corrected(estimate), row.margin, row.metric, changed), "test": "two-phase t"}
 
 
-def _row(row: Row, found: TwoPhase, pre: Scores) -> Row:
+def _row(row: Row, found: TwoPhase, pre: Scores, settings: Mapping[str, Any]) -> Row:
     before = float(np.mean(pre.tasks[row.task].values[row.metric]))
     after = before - found.estimate.mean if row.higher_is_better else before + found.estimate.mean
     documents = {"scored": found.scored, "total": found.total, "r2": found.r2, "n_eff": found.n_eff}
+    if DRAWN in settings:
+        documents |= {DRAWN: settings[DRAWN], "size": found.estimate.parts[0].size}
     return replace(row, pre=before, post=after, documents=documents, **_judged(row, found.estimate))
 
 

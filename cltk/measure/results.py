@@ -40,7 +40,8 @@ class Row:
     verdict: str
     mde: float  # smallest forgetting that n documents show with 80 % power
     higher_is_better: bool
-    documents: dict[str, Any] | None = None  # {scored, total, r2, n_eff} of a two-phase estimate; None: all were scored
+    documents: dict[str, Any] | None = None  # {scored, total, r2, n_eff} of a two-phase estimate, with {drawn, size} of an
+    # unequal draw, size being the documents it counts as for losses that none shows; None: all were scored
     estimate: Estimate | None = field(default=None, repr=False, compare=False)  # what other margins are tested on; None: `ci`
 
     def to_json(self) -> dict[str, Any]:

@@ -8,9 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cltk.errors import InputError
 from cltk.measure.documents import clusters
+from cltk.measure.forgetting import headline
+from cltk.measure.inclusion import draw, flip_sizes
 from cltk.measure.sampling import choose
+from cltk.measure.scores import Scores, TaskScores
+from cltk.measure.stats import Floats
+from cltk.measure.twophase import MARGIN_OF
 
 if TYPE_CHECKING:
     from cltk.measure.evaluate import Suite
@@ -41,6 +48,41 @@ def positions(suite: Suite, n: int | Mapping[str, int]) -> dict[str, list[int]]:
         if wanted.get(name, total) < total
     }
     return {name: places for name, places in drawn.items() if len(places) < found[name][0]}
+
+
+def by_margin(
+    suite: Suite, n: int, pre: Scores, references: Sequence[Scores]
+) -> tuple[dict[str, list[int]], dict[str, Floats]]:
+    """`positions`, but for accuracies: documents that another model may flip come more often, by the start model's margin.
+
+    Args:
+        pre, references: scores of the start model and of other models on all documents of the suite.
+
+    Returns:
+        Task -> places of about n documents, and of the tasks that were drawn by margin task -> every document's probability
+        [N]. The others, texts among them, have no margin of the metric that stands for them, and equal probabilities.
+    """
+    places, chances = positions(suite, n), {}
+    for name in list(places):
+        if name not in pre.tasks or (sizes := _sizes(pre.tasks[name], [one.tasks[name] for one in references])) is None:
+            continue
+        places[name], chance = draw(sizes, n, pre.tasks[name].cluster, f"{suite.selection.seed} {name} part by margin")
+        if len(places[name]) == len(sizes):
+            del places[name]  # whole
+        elif np.ptp(chance):
+            chances[name] = chance
+    return places, chances
+
+
+def _sizes(start: TaskScores, references: Sequence[TaskScores]) -> Floats | None:
+    """How likely another model flips each document [N]; None where the headline is no accuracy with a margin, or not of all."""
+    metric = headline(list(start.values))
+    margin = MARGIN_OF.get(metric.split(",")[0], "")
+    if margin not in start.values or metric in start.weights or margin in start.weights:
+        return None
+    before = np.asarray(start.values[metric], np.float64)
+    lost = [before - np.asarray(one.values[metric], np.float64) for one in references]
+    return flip_sizes(start.values[margin], np.sqrt(np.mean(np.square(lost), axis=0)))
 
 
 def restricted(suite: Suite, places: Mapping[str, Sequence[int]]) -> Suite:

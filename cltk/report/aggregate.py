@@ -19,7 +19,7 @@ from cltk.report import noise
 from cltk.report.effects import Effect, Item, combined, finite, kind
 from cltk.report.groups import Group, group_entries, references
 from cltk.report.sides import Side, common_seeds, difference
-from cltk.report.sources import Entry, ScoreFiles, headline_rows, stack
+from cltk.report.sources import Entry, Record, ScoreFiles, headline_rows, stack
 
 PART = "part of the documents was scored, the others are predicted from the start model and references (two-phase)"
 
@@ -108,7 +108,7 @@ def _items(group: Group, role: str, side: Side) -> list[Item]:
                 scores = np.array([row[key] for row in rows for key in ("pre", "post")])
                 evidence = noise.from_records(
                     [row["forgetting"] for row in rows], [finite(row["se"], math.nan) for row in rows], rows[0]["clusters"],
-                    rows[0]["n"], span(rows[0]["metric"], scores),
+                    rows[0]["n"], span(rows[0]["metric"], scores), _size(rows),
                 )  # fmt: skip
             else:
                 bounds = span(rows[0]["metric"], whole.before, whole.after)
@@ -116,6 +116,11 @@ def _items(group: Group, role: str, side: Side) -> list[Item]:
             right = whole.right if whole is not None and len(rows) > 1 else None
             items.append(Item(rows, evidence, None if right is None else noise.churn(right)))
     return items
+
+
+def _size(rows: Sequence[Record]) -> float | None:
+    """What the documents of these rows count as at least, where they were drawn with unequal probabilities."""
+    return min((one["size"] for row in rows if (one := row.get("documents")) and "size" in one), default=None)
 
 
 def _mean(group: Group, items: list[Item], name: str) -> Effect:

@@ -24,6 +24,11 @@ def write(summaries: Sequence[Summary], folder: Path) -> None:
     for summary in summaries:
         for seed, entry in zip(summary.seeds, summary.entries, strict=True):
             run, digests = _run_folder(entry), entry.record["digests"]
+            if (entry.record.get("documents") or {}).get("chance"):
+                raise InputError(
+                    f"--lm-eval: {run} scored documents of unequal probability (evals.documents, draw: margin), and lm-eval's"
+                    " files know no weights; leave the record out"
+                )
             start = f"start-model-{digests['start_model'][:10]}"
             found[start] = found.get(start) or _start_files(run.parent, digests["start_model"])
             name = re.sub(r"[^\w.=-]+", "_", f"{summary.label}-seed={seed}").lstrip(".")

@@ -61,14 +61,17 @@ def from_documents(d: Floats, cluster: Sequence[str] = (), span: float | None = 
     return Evidence(d.mean(axis=1), estimate, _both(d, cluster, estimate.clusters), d, cluster)
 
 
-def from_records(points: Sequence[float], errors: Sequence[float], groups: int, n: int, span: float | None = None) -> Evidence:
+def from_records(
+    points: Sequence[float], errors: Sequence[float], groups: int, n: int, span: float | None = None, size: float | None = None
+) -> Evidence:
     """Evidence from each seed's mean and standard error over documents.
 
     The mean of the squared errors is what the seeds' average would have if they moved every document alike: the most it
-    can be, so that intervals are wider than those from documents.
+    can be, so that intervals are wider than those from documents. `size`: documents that they count as for losses that none
+    shows, the number of groups when not given.
     """
-    variance = float(np.mean(np.square(errors)))
-    part = Part(variance, groups - 1, groups, n, groups, groups, span)
+    variance, size = float(np.mean(np.square(errors))), groups if size is None else size
+    part = Part(variance, groups - 1, groups, n, size, size, span)
     se = math.sqrt(variance) if groups > 1 else math.nan
     found = Estimate(float(np.mean(points)), se, -math.inf, math.inf, 1.0, n, groups, groups - 1, math.nan, (part,))
     return Evidence(np.asarray(points, dtype=np.float64), found)

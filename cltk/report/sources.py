@@ -87,7 +87,7 @@ class ScoreFiles:
         post = Scores.from_json(read_json(file))
         if post.digest != entry.record["digests"]["tuned_model"]:
             raise InputError(f"{file}: scores of other weights than the record's; move the file away or copy the right one")
-        rows = [row for role in ("retain", "learn") for row in headline_rows(entry.record, role)]
+        rows = [row for role in ("retain", "learn") for row in headline_rows(entry.record, role) if not row.get("documents")]
         headline = {row["task"]: row["metric"] for row in rows}
         for base in self._bases_beside(entry.path):
             if base.digest == entry.record["digests"]["start_model"]:

@@ -79,7 +79,8 @@ class Work:
             if self.loggers is not None:
                 self.loggers.log(last_line(found))
             records.write_json(folder / SCORES, last.scores.to_json())
-            write_lm_eval(last.scores, folder / "lm_eval", f"{cell.config.model.pretrained}+{folder.name}")
+            if last.part is None or not last.part.chances:  # lm-eval's means would be of the hard documents
+                write_lm_eval(last.scores, folder / "lm_eval", f"{cell.config.model.pretrained}+{folder.name}")
             if cell.config.keep_model:
                 model.save_pretrained(folder / "model")
                 tokenizer.save_pretrained(folder / "model")

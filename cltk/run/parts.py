@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from cltk.errors import InputError
 from cltk.measure.evaluate import Suite
 from cltk.measure.forgetting import Result, compare
 from cltk.measure.looks import Looks
 from cltk.measure.partial import FIRST, compare_part, marked, until
 from cltk.measure.scores import Scores
-from cltk.measure.subset import check_prompts, positions, restricted
+from cltk.measure.stats import Floats
+from cltk.measure.subset import by_margin, check_prompts, positions, restricted
 from cltk.run.plans import Cell
 
 
@@ -23,14 +26,18 @@ class Part:
     places: dict[str, list[int]]  # task -> of the documents that were scored; tasks left out: all
     references: dict[str, Scores]  # method -> scores of all documents
     looks: dict[str, Looks] = field(default_factory=dict)
+    chances: dict[str, Floats] = field(default_factory=dict)  # task -> every document's probability, where not all are equal
 
     def to_json(self, pre: Scores) -> dict[str, Any]:
-        """For a record: counts, places among the start model's documents, looks, and the weights of the references."""
+        """For a record: counts, places among the start model's documents, their probabilities where these are unequal, looks,
+        and the weights of the references."""
+        chance = {name: np.asarray(found)[self.places[name]].tolist() for name, found in self.chances.items()}
         return {
             "references": {name: scores.digest for name, scores in self.references.items()},
             "scored": {name: [len(places), len(pre.tasks[name])] for name, places in self.places.items()},
             "places": self.places,
             "looks": {name: len(one.information) for name, one in self.looks.items()},
+            **({"chance": chance} if chance else {}),
         }
 
 
@@ -67,8 +74,10 @@ def score_part(
         assert documents.half_width is not None
         post, places, looks = until(suite, pre, list(references.values()), documents.half_width, evaluate)
         return post, Part(places, references, looks)
-    places = positions(suite, documents.scored)
-    return marked(evaluate(restricted(suite, places)), places, pre), Part(places, references)
+    places, chances = positions(suite, documents.scored), {}
+    if documents.draw == "margin":
+        places, chances = by_margin(suite, documents.scored, pre, list(references.values()))
+    return marked(evaluate(restricted(suite, places)), places, pre, chances), Part(places, references, chances=chances)
 
 
 def compared(
@@ -80,5 +89,6 @@ def compared(
     names = only(pre).tasks
     places = {name: found for name, found in part.places.items() if name in names}
     looks = {name: one for name, one in part.looks.items() if name in names}
+    chances = {name: one for name, one in part.chances.items() if name in names}
     references = [only(one) for one in part.references.values()]
-    return compare_part(only(pre), only(post), references, places, looks=looks, margins=margins)
+    return compare_part(only(pre), only(post), references, places, chances=chances, looks=looks, margins=margins)

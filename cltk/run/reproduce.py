@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any
 from cltk import models
 from cltk.errors import InputError
 from cltk.run import records
+from cltk.run.beside import cells_of, references_of
 from cltk.run.claims import alone
-from cltk.run.config import validate
 from cltk.run.experiment import ExperimentRun
-from cltk.run.plans import Cell, Plan
+from cltk.run.plans import Plan
 from cltk.run.sameness import Difference, causes, changes, choices, differences, documents_of, values_of
 from cltk.run.speed import possible
 from cltk.run.tidy import sweep
@@ -119,7 +120,7 @@ def _prepare(file: Path, out: Path, trust: bool) -> tuple[Path, dict[str, Any], 
     if file.name == records.RECORD and out.resolve() == file.resolve().parent.parent:
         raise InputError(f"--out {out}: holds this record already; choose another folder")
     run = experiment_of(old, out, trust, file)
-    cell = run.cells[0]
+    cell = run.cells[-1]
     if (run.folder(cell) / records.RECORD).exists():
         raise InputError(f"--out {out}: holds a record of {cell.name} already; choose another folder")
     _check_inputs(file, old, run)
@@ -129,7 +130,8 @@ def _prepare(file: Path, out: Path, trust: bool) -> tuple[Path, dict[str, Any], 
 
 
 def experiment_of(record: dict[str, Any], out: Path, trust: bool = False, file: Path | None = None) -> ExperimentRun:
-    """The record's single cell as an experiment. Relative paths start where those of its YAML did.
+    """The record's cell, the last one, as an experiment with the references that predict its documents, if any do. Relative
+    paths start where those of its YAML did.
 
     The record names its YAML as it was typed: below the current folder, or below one of those that `file` lies in.
     """
@@ -140,9 +142,8 @@ def experiment_of(record: dict[str, Any], out: Path, trust: bool = False, file: 
     try:
         if not source.parent.is_dir():
             raise InputError(f"{source.parent}: no such folder")
-        plan = validate({**record["config"], "base": None, "grid": {}}, source, {}, {})
-        config = plan.cells[0].config.model_copy(update={"keep_model": False})
-        return ExperimentRun(Plan(source, plan.experiment, [Cell(record["method"], record["labels"], config)]), out, trust)
+        cells = cells_of(record, source, references_of(record, file))
+        return ExperimentRun(Plan(source, cells[-1].config, cells), out, trust)
     except InputError as error:
         if found:
             raise
@@ -153,7 +154,7 @@ def experiment_of(record: dict[str, Any], out: Path, trust: bool = False, file: 
 
 
 def _check_inputs(file: Path, old: dict[str, Any], run: ExperimentRun) -> None:
-    cell = run.cells[0]
+    cell = run.cells[-1]
     model, listed = cell.config.model.spec, old["digests"]["files"]
     for name, now in run.inputs.files(cell).items():
         first = old.get("format", 1) == 1 and name == model  # weights and config, without the tokeniser's templates
@@ -167,7 +168,7 @@ def _check_inputs(file: Path, old: dict[str, Any], run: ExperimentRun) -> None:
 
 def _check_tasks(file: Path, old: dict[str, Any], run: ExperimentRun) -> None:
     """The documents and prompts of every task, and how it is scored, are the record's, before anything is scored."""
-    cell = run.cells[0]
+    cell = run.cells[-1]
     parts = (("tasks", run.inputs.documents(cell)), ("rules", run.inputs.rules(cell)))
     for key, now in parts:
         for name, was in old["digests"].get(key, {}).items():
@@ -177,9 +178,14 @@ def _check_tasks(file: Path, old: dict[str, Any], run: ExperimentRun) -> None:
 
 
 def _rerun(file: Path, old: dict[str, Any], run: ExperimentRun, tolerance: float, tell: Tell) -> Reproduction:
-    cell = run.cells[0]
-    work = replace(run.work(tell), choices={stage: possible(found) for stage, found in choices(old).items()})
+    cell = run.cells[-1]
+    chosen = {stage: possible(found) for stage, found in choices(old).items()}
+    work = replace(run.work(tell), choices=chosen, shared=frozenset())
     with alone(run.out), explained(cell.config, run.folder(cell)):
+        for one, (_, scores) in zip(run.cells, references_of(old, file), strict=False):
+            if not (place := run.folder(one) / records.SCORES).exists():  # one that was run again is the better one
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(scores, place)
         work.cell(cell, int(old.get("order", 0)))
     new_file = run.folder(cell) / records.RECORD
     new = records.read_record(new_file)

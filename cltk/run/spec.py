@@ -78,17 +78,23 @@ Entry = Annotated[
 class DocumentsSpec(Section):
     """All documents for the start model and the references, part of them for the other cells."""
 
+    later = ("draw",)
     total: Sample | None = Field(None, description="evals.sample by another name: documents of each task and text")
     scored: Count | Literal["auto"] = Field(description="random ones of them that other cells score; auto: see half_width")
     reference: str | list[str] = Field("plain", description="methods whose first cell scores all documents")
     half_width: Annotated[float, Field(gt=0)] | None = Field(
         None, description="with scored: auto, the half width of every headline's interval at which a cell is scored enough"
     )
+    draw: Literal["equal", "margin"] = Field(
+        "equal", description="margin: of tasks with an accuracy, more often the documents near the start model's boundary"
+    )
 
     @model_validator(mode="after")
     def _belongs(self) -> Self:
         if (self.scored == "auto") != (self.half_width is not None):
             raise ValueError("half_width belongs to `scored: auto`, and that needs it")
+        if self.draw == "margin" and self.scored == "auto":
+            raise ValueError("draw: margin needs a number of documents, as every look of `scored: auto` draws anew")
         return self
 
     @property

@@ -15,11 +15,12 @@ import pytest
 import cltk
 from cltk.cli import main
 from cltk.errors import InputError, RunError
+from cltk.measure.inclusion import flip_sizes, inclusion
 from cltk.measure.scores import Scores
 from cltk.measure.twophase import two_phase
 from cltk.run.config import load_config
 from cltk.run.records import read_json
-from tests.conftest import TINY
+from tests.conftest import TINY, sentences, write_jsonl
 
 TRAIN = 'train: {learning_rate: 3.0e-3, max_steps: 4, per_device_train_batch_size: 4, save_strategy: "no"}\nkeep_model: false\n'
 GRID = "grid: {mitigators: {low_lr: [low_lr: {factor: 0.5}], plain: [], lower: [low_lr: {factor: 0.2}]}}\n"
@@ -125,6 +126,8 @@ def test_another_reference_is_another_cell() -> None:
         ("{scored: 5, total: 8}", f"{OLD}\n  limit: 9", "give documents.total in its place"),
         ("{scored: 5}", f"{OLD}\n  limit: 9", "give documents.total in its place"),
         ("{scored: 5, totl: 8}", OLD, "totl: unknown key"),
+        ("{scored: auto, half_width: 0.01, draw: margin}", OLD, "draw: margin needs a number"),
+        ("{scored: 5, draw: margins}", OLD, "evals.documents.draw"),
     ],
 )
 def test_what_does_not_fit_is_refused_when_read(documents: str, evals: str, message: str) -> None:
@@ -149,3 +152,92 @@ def test_streams_and_groups_are_refused() -> None:
     )
     with pytest.raises(InputError, match="a stream is scored whole"):
         load_config("x.yaml")
+
+
+def quiz(count: int = 60) -> None:
+    """More documents of the toy task than a cell scores."""
+    words = sentences(count, seed=3)
+    rows = [{"q": s, "choices": [words[i - 1].split()[0], s.split()[-1]], "label": i % 2} for i, s in enumerate(words)]
+    write_jsonl(Path("tasks/docs.jsonl"), rows)
+
+
+def test_by_margin_the_record_and_its_scores_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    quiz()
+    write("{total: 60, scored: 20, draw: margin}", "retain: [toy, {text: old.jsonl, name: old_text}]")
+    assert main(["run", "x.yaml", "--dry-run", "--out", "out"]) == 0
+    assert "2 cells score part of these, drawn by margin: toy 20, heldout 18, old_text 20" in capsys.readouterr().out
+    assert main(["run", "x.yaml", "--out", "out"]) == 0
+    experiment = cltk.load("x.yaml", "out")
+    record, scores = kept(experiment, "low_lr")
+    whole, _ = kept(experiment, "plain")[1], capsys.readouterr()
+    base = Scores.from_json(read_json(next(Path("out").glob("base-*/scores.json"))))
+    before, other = (np.array(one.tasks["toy"].values["acc_norm"]) for one in (base, whole))
+    margin = np.array(base.tasks["toy"].values["margin_norm"])
+    pi, places = inclusion(flip_sizes(margin, before - other), 20), record["documents"]["places"]["toy"]
+    unequal = bool(np.ptp(pi))
+    assert len(places) == 20
+    assert len(record["documents"]["places"]["old_text"]) == 20  # about 20, drawn equally
+    if unequal:
+        assert record["documents"]["chance"]["toy"] == pytest.approx(pi[places])
+        assert scores.tasks["toy"].weights["acc"] == pytest.approx(1 / pi[places])
+    assert "old_text" not in record["documents"].get("chance", {})
+    x = np.column_stack([before, margin, before - other])
+    after = np.array(scores.tasks["toy"].values["acc_norm"])
+    found = two_phase(before[places] - after, places, x, None, pi if unequal else None, 1.0)
+    row = next(row for row in record["retain"]["rows"] if (row["task"], row["metric"]) == ("toy", "acc_norm"))
+    assert (row["forgetting"], row["se"]) == pytest.approx((found.estimate.mean, found.estimate.se))
+    assert unequal, "the fixture's reference flips a document, else this test shows nothing"
+    cell = next(cell for cell in experiment.cells if cell.method == "low_lr")
+    assert not (experiment.folder(cell) / "lm_eval").exists()
+    assert main(["report", "out"]) == 0
+    assert "part of the documents was scored" in " ".join(capsys.readouterr().out.split())
+    lower = next(cell for cell in experiment.cells if cell.method == "lower")
+    both = [str(experiment.folder(one) / "scores.json") for one in (cell, lower)]
+    assert main(["compare", *both]) == 0  # the same documents, weighted alike
+    capsys.readouterr()
+    plain = str(next(Path("out").glob("plain*/scores.json")))
+    for words in (["compare", plain, both[0]], ["compare", plain, both[0], "--prompts", "differ"]):
+        main(words)  # the text, which was drawn equally, may still be compared
+        assert "drawn with unequal probabilities" in " ".join("".join(capsys.readouterr()).split())
+    assert main(["report", "out", "--lm-eval", "exported"]) == 2
+    assert "lm-eval's files know no weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("documents", ["{total: 60, scored: 20, draw: margin}", "{scored: auto, half_width: 0.05}"])
+def test_a_cell_scored_in_part_is_reproduced_with_its_references(documents: str, capsys: pytest.CaptureFixture[str]) -> None:
+    quiz()
+    write(documents, "retain: [toy, {text: old.jsonl, name: old_text}]")
+    assert main(["run", "x.yaml", "--out", "out"]) == 0
+    (low,) = Path("out").glob("low_lr*/record.json")
+    capsys.readouterr()
+    assert main(["reproduce", str(low), "--out", "again"]) == 0
+    assert "low_lr_seed=0: reproduced bit for bit" in capsys.readouterr().out
+    again = read_json(next(Path("again").glob("low_lr*/record.json")))
+    assert again["documents"] == read_json(low)["documents"]
+    assert low.parent.name == next(Path("again").glob("low_lr*/record.json")).parent.name  # the same cell, references and all
+
+
+def test_a_folder_of_records_is_reproduced_and_one_without_its_reference_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    write("{scored: 32, reference: [plain, lower]}")
+    assert main(["run", "x.yaml", "--out", "out"]) == 0
+    capsys.readouterr()
+    assert main(["reproduce", "out", "--out", "again"]) == 0
+    assert capsys.readouterr().out.count("reproduced bit for bit") == 3
+    (low,) = Path("out").glob("low_lr*/record.json")
+    next(Path("out").glob("plain*/scores.json")).unlink()
+    assert main(["reproduce", str(low), "--out", "third"]) == 2
+    said = capsys.readouterr().err
+    assert "plain (" in said
+    assert "has no record with scores beside it" in " ".join(said.split())
+    assert not Path("third").exists()
+
+
+def test_memory_is_estimated_as_if_all_were_scored(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is scored has no part in a training's memory; the references need not be there."""
+    told = []
+    for documents in ("{scored: 32}", "null"):
+        write(documents)
+        assert main(["estimate", "--yaml", "x.yaml"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    assert "low_lr" in told[0]

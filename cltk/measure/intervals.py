@@ -32,6 +32,7 @@ class Part:
     span: float | None = None  # highest minus lowest score that the metric can have; None: unbounded
     weight: float = 1.0
     alike: float = 0.0  # as `gains`, if gains within a cluster are as much alike as all changes; the larger of both counts
+    lumps: float = 0.0  # `lumps` of the clusters; 0 where they are equal or not known: 1 / (df + 1)
 
     @property
     def simple(self) -> bool:
@@ -106,7 +107,7 @@ def paired_mean(
     squares = float(np.square(values - mean).sum())
     hit = [int(np.count_nonzero(cluster_sums(side, clusters)[0])) for side in (values > 0, values < 0, values != 0)]
     size, gains, alike = (effective_size(variance, squares, counts, changed) for changed in hit)
-    part = Part(variance, df, groups, n, size, gains, span, alike=alike)
+    part = Part(variance, df, groups, n, size, gains, span, alike=alike, lumps=lumps(counts))
     return t_estimate(mean, variance, df, n, groups, alpha, skew, (part,))
 
 
@@ -141,6 +142,15 @@ def clustered_se(residuals: ArrayLike, clusters: Sequence[str] | None = None) ->
     """
     estimate = paired_mean(residuals, clusters)
     return estimate.se, estimate.df
+
+
+def lumps(counts: Floats) -> float:
+    """sqrt(sum m_c^6) / (sum m_c^2)^(3/2) of the clusters' sizes, at most 1; 0 for equal ones, of which it would be 1 / G.
+
+    It is the standard deviation of sum r_c^3 / (sum r_c^2)^(3/2) where r_c is m_c times a sign that is + or - by chance, and
+    takes the place of 1 / G in sqrt(6) / G, the standard error of a skewness: a few large clusters show little of it.
+    """
+    return math.sqrt((counts**6).sum()) / float((counts**2).sum()) ** 1.5 if np.ptp(counts) else 0.0
 
 
 def effective_size(variance: float, squares: float, counts: Floats, changed: int) -> float:

@@ -65,7 +65,7 @@ def below(estimate: Estimate, bound: float, careful: bool = True) -> float:
 
     `careful` is for claims, without it the bound is the end of an interval. Then parts with bounds get half a document
     (R / 2 a document of the range R) on the mean and one more flip (R^2 / n^2) in the variance; and l is also
-    taken as STRETCH max(l, 0) + its own standard error (sqrt(6) / G), a sample seldom shows all of the skew,
+    taken as STRETCH max(l, 0) + its own standard error (sqrt(6) / G of equal clusters), a sample seldom shows all of the skew,
     unless all documents are independent and of a metric with bounds.
 
     Source: Hall (1992), JRSS B 54(1), who makes Johnson's (1978) modified t monotone. Estimates that know no skewness (nan)
@@ -98,11 +98,13 @@ def hall_inverse(x: float, skew: float) -> float:
 
 
 def _skew_error(estimate: Estimate) -> float:
-    """Standard error of the mean's skewness: sqrt(6) / G of a task, each task by its share of the variance to the 3/2."""
+    """Standard error of the mean's skewness: sqrt(6) / G of a task, more where its clusters are of unequal size (`lumps`), each
+    task by its share of the variance to the 3/2."""
     if not estimate.parts:
         return math.sqrt(6) / (estimate.df + 1)
-    shares = [(part.weight * math.sqrt(part.variance) / estimate.se) ** 3 / (part.df + 1) for part in estimate.parts]
-    return math.sqrt(6) * math.hypot(*shares)
+    shares = [(part.weight * math.sqrt(part.variance) / estimate.se) ** 3 for part in estimate.parts]
+    errors = [share * (part.lumps or 1 / (part.df + 1)) for share, part in zip(shares, estimate.parts, strict=True)]
+    return math.sqrt(6) * math.hypot(*errors)
 
 
 def unseen(parts: tuple[Part, ...], loss: float) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cltk.errors import InputError
-from cltk.measure.intervals import Estimate, Floats, Part, paired_mean, satterthwaite, t_estimate
+from cltk.measure.intervals import Estimate, Floats, Part, lumps, paired_mean, satterthwaite, t_estimate
 
 RIDGES = (1.0, 1e9)  # documents that say "no slope", beside the scored ones; with the last one only the mean is left
 
@@ -149,7 +149,7 @@ def _estimate(
     skew = _skewness(e / pi) * min(residual / variance, 1.0) ** 1.5 if variance else 0.0
     sizes = drawn.sizes[drawn.drawn]
     size = float(sizes.sum() ** 2 / (sizes**2).sum()) * min(1.0, total * float(drawn.chance.min()) / n)
-    parts = (Part(variance, df, m, n, size, size, span),)
+    parts = (Part(variance, df, m, n, size, size, span, lumps=lumps(sizes)),)
     return TwoPhase(
         t_estimate(mean, variance, df, n, m, alpha, skew, parts),
         t_estimate(mean, finite, left, n, m, alpha, _skewness(e / pi), (replace(parts[0], variance=finite, df=left),)),

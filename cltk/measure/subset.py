@@ -62,7 +62,8 @@ def by_margin(
         Task -> places of about n documents, and of the tasks that were drawn by margin task -> every document's probability
         [N]. The others, texts among them, have no margin of the metric that stands for them, and equal probabilities.
     """
-    places, chances = positions(suite, n), {}
+    places = positions(suite, n)
+    chances: dict[str, Floats] = {}
     for name in list(places):
         if name not in pre.tasks or (sizes := _sizes(pre.tasks[name], [one.tasks[name] for one in references])) is None:
             continue

@@ -74,9 +74,11 @@ def score_part(
         assert documents.half_width is not None
         post, places, looks = until(suite, pre, list(references.values()), documents.half_width, evaluate)
         return post, Part(places, references, looks)
-    places, chances = positions(suite, documents.scored), {}
-    if documents.draw == "margin":
-        places, chances = by_margin(suite, documents.scored, pre, list(references.values()))
+    places, chances = (
+        by_margin(suite, documents.scored, pre, list(references.values()))
+        if documents.draw == "margin"
+        else (positions(suite, documents.scored), {})
+    )
     return marked(evaluate(restricted(suite, places)), places, pre, chances), Part(places, references, chances=chances)
 
 

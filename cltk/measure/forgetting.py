@@ -182,8 +182,8 @@ def _mde(estimate: Estimate, changed: float | None) -> float:
 
 
 def with_unit(margin: float, metric: str, binary: bool) -> str:
-    """A margin as tables print it: pp of an accuracy and of any score of 0 and 1, else in the metric's own unit."""
-    return f"{100 * margin:g} pp" if binary or _kind(metric) == "accuracy" else f"{margin:g} {UNITS.get(metric, '')}".strip()
+    """A margin as tables print it: pp of a score of 0 and 1, else in the metric's own unit."""
+    return f"{100 * margin:g} pp" if binary else f"{margin:g} {UNITS.get(metric, '')}".strip()
 
 
 def _macro(rows: list[Row], pairs: dict[str, Pair], headline: dict[str, str], draws: int, seed: int) -> Row:

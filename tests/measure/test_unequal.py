@@ -117,7 +117,6 @@ def test_rows_are_two_phase_estimates_with_their_probabilities(drawn: Any) -> No
     assert row.documents is not None
     assert row.documents[DRAWN] == "by margin"
     assert row.documents["size"] == pytest.approx(N * pi.min(), rel=0.01)
-    assert "1 pp" in row.verdict or "cannot" in row.verdict or row.verdict == "forgets"
     weight = np.arange(10, N + 10)[at] / pi[at]  # a ratio of sums: its own weights and those of the draw
     for side, scores in (("pre", pre), ("post", tuned)):
         expected = weight @ np.array(scores.tasks["quiz"].values["bytes"])[at] / weight.sum()

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit
 
 from cltk.errors import InputError
+from cltk.measure.skewness import cluster_spread, skewness
 
 Floats = NDArray[np.float64]
 FEW = 10  # clusters that changed, below which their likeness within a cluster cannot be estimated
@@ -32,7 +33,8 @@ class Part:
     span: float | None = None  # highest minus lowest score that the metric can have; None: unbounded
     weight: float = 1.0
     alike: float = 0.0  # as `gains`, if gains within a cluster are as much alike as all changes; the larger of both counts
-    lumps: float = 0.0  # `lumps` of the clusters; 0 where they are equal or not known: 1 / (df + 1)
+    skew: float = 0.0  # of the task's mean, from all clusters alike (`skewness`); 0 where not known
+    unsure: float = 0.0  # standard error of that / sqrt(6); 0 where not known: 1 / (df + 1)
 
     @property
     def simple(self) -> bool:
@@ -65,7 +67,7 @@ class Estimate:
 
     def mirrored(self) -> Estimate:
         """The estimate of the mean of -d."""
-        parts = tuple(replace(part, size=part.gains, gains=part.size) for part in self.parts)
+        parts = tuple(replace(part, size=part.gains, gains=part.size, skew=-part.skew) for part in self.parts)
         return replace(self, mean=-self.mean, low=-self.high, high=-self.low, skew=-self.skew, parts=parts)
 
 
@@ -103,11 +105,13 @@ def paired_mean(
     if groups == 1:
         part = Part(math.nan, 0.0, 1, n, 1.0, 1.0, span)
         return Estimate(mean, math.nan, -math.inf, math.inf, 1.0, n, 1, 0.0, math.nan, (part,))
-    variance, df, skew = (float(x) for x in clustered_moments(sums - counts * mean, counts))
+    residuals = sums - counts * mean
+    variance, df, skew = (float(x) for x in clustered_moments(residuals, counts))
     squares = float(np.square(values - mean).sum())
     hit = [int(np.count_nonzero(cluster_sums(side, clusters)[0])) for side in (values > 0, values < 0, values != 0)]
     size, gains, alike = (effective_size(variance, squares, counts, changed) for changed in hit)
-    part = Part(variance, df, groups, n, size, gains, span, alike=alike, lumps=lumps(counts))
+    shown = skewness(residuals, cluster_spread(residuals, counts, squares))
+    part = Part(variance, df, groups, n, size, gains, span, 1.0, alike, *shown)
     return t_estimate(mean, variance, df, n, groups, alpha, skew, (part,))
 
 
@@ -142,15 +146,6 @@ def clustered_se(residuals: ArrayLike, clusters: Sequence[str] | None = None) ->
     """
     estimate = paired_mean(residuals, clusters)
     return estimate.se, estimate.df
-
-
-def lumps(counts: Floats) -> float:
-    """sqrt(sum m_c^6) / (sum m_c^2)^(3/2) of the clusters' sizes, at most 1; 0 for equal ones, of which it would be 1 / G.
-
-    It is the standard deviation of sum r_c^3 / (sum r_c^2)^(3/2) where r_c is m_c times a sign that is + or - by chance, and
-    takes the place of 1 / G in sqrt(6) / G, the standard error of a skewness: a few large clusters show little of it.
-    """
-    return math.sqrt((counts**6).sum()) / float((counts**2).sum()) ** 1.5 if np.ptp(counts) else 0.0
 
 
 def effective_size(variance: float, squares: float, counts: Floats, changed: int) -> float:

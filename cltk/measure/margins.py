@@ -65,8 +65,8 @@ def below(estimate: Estimate, bound: float, careful: bool = True) -> float:
 
     `careful` is for claims, without it the bound is the end of an interval. Then parts with bounds get half a document
     (R / 2 a document of the range R) on the mean and one more flip (R^2 / n^2) in the variance; and l is also
-    taken as STRETCH max(l, 0) + its own standard error (sqrt(6) / G of equal clusters), a sample seldom shows all of the skew,
-    unless all documents are independent and of a metric with bounds.
+    taken as STRETCH max(l, 0) + its own standard error (sqrt(6) / G of equal clusters; `skewness`), as a sample seldom shows
+    all of the skew, unless all documents are independent and of a metric with bounds.
 
     Source: Hall (1992), JRSS B 54(1), who makes Johnson's (1978) modified t monotone. Estimates that know no skewness (nan)
     have no 2, those that know no parts no 3.
@@ -81,7 +81,7 @@ def below(estimate: Estimate, bound: float, careful: bool = True) -> float:
     if estimate.se > 0 and not math.isnan(estimate.skew):
         skews = [estimate.skew * (estimate.se / se) ** 3]
         if careful and not (estimate.parts and all(part.simple for part in estimate.parts)):
-            skews.append(STRETCH * max(estimate.skew, 0.0) + _skew_error(estimate))
+            skews.append(_tail(estimate))
         p += [float(stdtr(df, hall(distance / se, skew))) for skew in skews]
         p.append(lower_tail(distance, se, df))
     return max(p)
@@ -97,14 +97,15 @@ def hall_inverse(x: float, skew: float) -> float:
     return 3 / skew * (float(np.cbrt(1 + skew * (x - skew / 6))) - 1) if abs(skew) > 1e-9 else x
 
 
-def _skew_error(estimate: Estimate) -> float:
-    """Standard error of the mean's skewness: sqrt(6) / G of a task, more where its clusters are of unequal size (`lumps`), each
-    task by its share of the variance to the 3/2."""
+def _tail(estimate: Estimate) -> float:
+    """The skewness that claims are held to: STRETCH times the one shown, by sums or by all clusters alike, whichever is larger,
+    and its standard error; each task by its share of the variance to the 3/2."""
     if not estimate.parts:
-        return math.sqrt(6) / (estimate.df + 1)
+        return STRETCH * max(estimate.skew, 0.0) + math.sqrt(6) / (estimate.df + 1)
     shares = [(part.weight * math.sqrt(part.variance) / estimate.se) ** 3 for part in estimate.parts]
-    errors = [share * (part.lumps or 1 / (part.df + 1)) for share, part in zip(shares, estimate.parts, strict=True)]
-    return math.sqrt(6) * math.hypot(*errors)
+    pairs = list(zip(shares, estimate.parts, strict=True))
+    shown = max(estimate.skew, sum(share * part.skew for share, part in pairs), 0.0)
+    return STRETCH * shown + math.sqrt(6) * math.hypot(*(share * (part.unsure or 1 / (part.df + 1)) for share, part in pairs))
 
 
 def unseen(parts: tuple[Part, ...], loss: float) -> tuple[float, float]:

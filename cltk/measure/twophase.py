@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cltk.errors import InputError
-from cltk.measure.intervals import Estimate, Floats, Part, lumps, paired_mean, satterthwaite, t_estimate
+from cltk.measure.intervals import Estimate, Floats, Part, paired_mean, satterthwaite, t_estimate
+from cltk.measure.skewness import skewness
 
 RIDGES = (1.0, 1e9)  # documents that say "no slope", beside the scored ones; with the last one only the mean is left
 
@@ -146,23 +147,18 @@ def _estimate(
     df = min(satterthwaite([(residual, left), (max(variance - residual, 0.0), most)]), most) if variance else left
     spread = float((drawn.sums(residuals[1]) ** 2 / pi).sum())
     random = groups / m * shrunk * spread / total**2  # the variance of the plain mean of n random documents
-    skew = _skewness(e / pi) * min(residual / variance, 1.0) ** 1.5 if variance else 0.0
     sizes = drawn.sizes[drawn.drawn]
+    raw, (pooled, unsure) = skewness(e / pi, np.ones(m))[0], skewness(e / pi, sizes)
+    share = min(residual / variance, 1.0) ** 1.5 if variance else 0.0  # predictions are taken to have none
     size = float(sizes.sum() ** 2 / (sizes**2).sum()) * min(1.0, total * float(drawn.chance.min()) / n)
-    parts = (Part(variance, df, m, n, size, size, span, lumps=lumps(sizes)),)
+    parts = (Part(variance, df, m, n, size, size, span, skew=pooled * share, unsure=unsure),)
     return TwoPhase(
-        t_estimate(mean, variance, df, n, m, alpha, skew, parts),
-        t_estimate(mean, finite, left, n, m, alpha, _skewness(e / pi), (replace(parts[0], variance=finite, df=left),)),
+        t_estimate(mean, variance, df, n, m, alpha, raw * share, parts),
+        t_estimate(mean, finite, left, n, m, alpha, raw, (replace(parts[0], variance=finite, df=left),)),
         n, total,
         1 - float((e**2 / pi).sum()) / spread if spread else math.nan,
         n * random / variance if variance else float(n),
     )  # fmt: skip
-
-
-def _skewness(values: Floats) -> float:
-    """Of the sum of these independent residuals: sqrt(m (m - 1)) / (m - 2) sum u^3 / (sum u^2)^(3/2); 0 for m < 3."""
-    m, squares = len(values), float((values**2).sum())
-    return math.sqrt(m * (m - 1)) / (m - 2) * float((values**3).sum()) / squares**1.5 if m > 2 and squares else 0.0
 
 
 def _left_out(values: Floats, z: Floats, drawn: _Drawn, ridges: Sequence[float]) -> tuple[Floats, Floats, float]:

@@ -162,10 +162,11 @@ def _alike(base: Side, tuned: Side, task: str, prompts: str) -> tuple[TaskScores
             f"task {task}: {wrong} of {len(both)} documents have other right answers in the two runs: two versions of it"
         )
     pre, post, said = _shared(pre, post)
-    if pre.settings.get(DRAWN) != post.settings.get(DRAWN):
+    drawn = [one.settings.get(DRAWN) for one in (pre, post)]
+    if any(drawn) and (drawn[0] != drawn[1] or Counter(pre.doc_hash) != Counter(post.doc_hash)):
         raise InputError(
-            f"task {task}: the documents of one run were drawn with unequal probabilities (evals.documents, draw: margin), and"
-            " their mean is not the task's; read the record's own rows (cltk report)"
+            f"task {task}: documents were drawn with unequal probabilities (evals.documents, draw: margin), other ones in the"
+            " other run, and the mean of those that both have is not the task's; read the record's own rows (cltk report)"
         )
     if prompts == "same":
         if odd:

@@ -95,8 +95,9 @@ def span(metric: str, *scores: Floats) -> float | None:
 
 
 def _estimate(pair: Pair, metric: str) -> Estimate:
-    """The mean loss of a metric, paired, with the metric's bounds."""
+    """The mean loss of a metric, paired, with the metric's bounds: a document of the largest weight may lose that much more."""
     bounds = span(metric, pair.pre[metric], pair.post[metric])
+    bounds = bounds and max(bounds, pair.stretch.get(metric, 1.0))
     return stats.paired_mean(pair.loss(metric), pair.of(metric, pair.cluster), span=bounds)
 
 

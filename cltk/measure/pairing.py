@@ -23,6 +23,7 @@ class Pair:
     A metric with unequal weights w (bytes of a document; 0 where a model's answer has no score) is a ratio of sums,
     R = sum w v / sum w. Its arrays hold R + w_i / mean(w) (v_i - R): their mean is R, and the standard error of their mean
     is the ratio estimator's (Cochran 1977, Sampling Techniques, section 6.3), so that everything else takes them as scores.
+    They are never 0 and 1: no flips are counted of them.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Pair:
     choices: list[float]
     cluster: list[str]
     only: dict[str, NDArray[np.intp]] = field(default_factory=dict)  # metric -> the documents that have it, if not all
+    stretch: dict[str, float] = field(default_factory=dict)  # metric with unequal weights -> max(w) / mean(w)
     corpus: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)  # metric -> score, then draws, pre and post
     notes: list[str] = field(default_factory=list)  # what could not be compared, and what a reader must know
     left_out: dict[str, str] = field(default_factory=dict)  # metric -> why it could not be compared
@@ -44,8 +46,8 @@ class Pair:
         return pre - post if self.higher_is_better[metric] else post - pre
 
     def binary(self, metric: str) -> bool:
-        """Whether every score of both models is 0 or 1."""
-        return all(bool(np.isin(side[metric], (0, 1)).all()) for side in (self.pre, self.post))
+        """Whether every score of both models is 0 or 1, and counts alike."""
+        return metric not in self.stretch and all(bool(np.isin(side[metric], (0, 1)).all()) for side in (self.pre, self.post))
 
     def of(self, metric: str, labels: Sequence[Any]) -> list[Any]:
         """The entries of a list a document (clusters, choices) that belong to the metric's documents."""
@@ -163,6 +165,7 @@ def _add(pair: Pair, pre: TaskScores, post: TaskScores, metric: str, order: list
             pair.notes.append(f"{pair.task}: {metric} is that of {len(there)} of {n} documents, the others have none")
     else:
         before, after = documents(pre, metric), documents(post, metric)[order]
+        pair.stretch[metric] = max(float(w.max() / w.mean()) for w in (one, other))
         if (one == 0).tolist() != (other == 0).tolist():
             counts = f"{np.count_nonzero(one)} before and {np.count_nonzero(other)} after, of {n}"
             pair.notes.append(

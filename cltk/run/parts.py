@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from cltk.errors import InputError
 from cltk.measure.evaluate import Suite
-from cltk.measure.forgetting import Result, compare
+from cltk.measure.forgetting import ACCURACIES, Result, compare, headline
 from cltk.measure.looks import Looks
 from cltk.measure.partial import FIRST, compare_part, marked, until
 from cltk.measure.scores import Scores
@@ -27,6 +27,7 @@ class Part:
     references: dict[str, Scores]  # method -> scores of all documents
     looks: dict[str, Looks] = field(default_factory=dict)
     chances: dict[str, Floats] = field(default_factory=dict)  # task -> every document's probability, where not all are equal
+    notes: dict[str, str] = field(default_factory=dict)  # task -> how it was drawn, where that is not what was asked for
 
     def to_json(self, pre: Scores) -> dict[str, Any]:
         """For a record: counts, places among the start model's documents, their probabilities where these are unequal, looks,
@@ -79,7 +80,18 @@ def score_part(
         if documents.draw == "margin"
         else (positions(suite, documents.scored), {})
     )
-    return marked(evaluate(restricted(suite, places)), places, pre, chances), Part(places, references, chances=chances)
+    notes = _drawn_equally(pre, places, chances) if documents.draw == "margin" else {}
+    post = marked(evaluate(restricted(suite, places)), places, pre, chances)
+    return post, Part(places, references, chances=chances, notes=notes)
+
+
+def _drawn_equally(pre: Scores, places: Mapping[str, list[int]], chances: Mapping[str, Floats]) -> dict[str, str]:
+    """Tasks of accuracies whose documents could not be drawn by margin."""
+    metrics = {name: headline(list(pre.tasks[name].values)) for name in places if name not in chances}
+    return {
+        name: f"{name}: drawn with equal probabilities, as {metric} has no margin there or the references lost none of it"
+        for name, metric in metrics.items() if metric.split(",")[0] in ACCURACIES
+    }  # fmt: skip
 
 
 def compared(
@@ -93,4 +105,5 @@ def compared(
     looks = {name: one for name, one in part.looks.items() if name in names}
     chances = {name: one for name, one in part.chances.items() if name in names}
     references = [only(one) for one in part.references.values()]
-    return compare_part(only(pre), only(post), references, places, chances=chances, looks=looks, margins=margins)
+    result = compare_part(only(pre), only(post), references, places, chances=chances, looks=looks, margins=margins)
+    return replace(result, notes=[*result.notes, *(note for name, note in part.notes.items() if name in names)])

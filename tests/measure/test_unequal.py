@@ -144,6 +144,20 @@ def test_two_models_on_one_draw_are_weighted_and_never_meet_a_whole(drawn: Any) 
             compare(whole, other)
 
 
+def test_no_loss_among_documents_that_were_drawn_seldom_excludes_little() -> None:
+    """500 of 1,500 documents and 60 of 1,500, none of them lost: all alike they exclude a loss of 1 pp, as 363 do.
+
+    By weight they are worth sum(w) / max(w) = 120. Scores that are all right are no flips either, in spite of being 0 or 1.
+    """
+    at = {"quiz": [*range(0, 1500, 3), *range(1500, 3000, 25)]}
+    pi = np.repeat([1 / 3, 1 / 25], 1500)
+    whole = Scores("m", {"quiz": task(np.ones(3000))})
+    for chances, words, flips in (({}, "does not forget by more than 1 pp", 0), ({"quiz": pi}, "cannot tell at this n", None)):
+        one = restrict(whole, at, chances)
+        row = next(row for row in compare(one, replace(one, digest="other")).rows if row.metric == "acc")
+        assert (row.verdict, row.lost, row.gained) == (words, flips, flips)
+
+
 def test_intervals_of_a_draw_by_margin_hold_what_they_promise() -> None:
     """400 studies of 100 of 400 documents: the mean loss of all documents like these, drawn, predicted and weighted anew.
 

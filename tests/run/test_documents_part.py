@@ -243,3 +243,17 @@ def test_memory_is_estimated_as_if_all_were_scored(capsys: pytest.CaptureFixture
         told.append(capsys.readouterr().out)
     assert told[0] == told[1]
     assert "low_lr" in told[0]
+
+
+def test_a_draw_that_fell_back_to_equal_probabilities_is_said() -> None:
+    """A reference that lost nothing says nothing of who may flip; a text has no margin, and nobody expects one."""
+    quiz()
+    grid = "grid: {mitigators: {low_lr: [low_lr: {factor: 0.5}], plain: [wise_ft: {alpha: 0.0}]}}\n"
+    write("{total: 60, scored: 20, draw: margin}", "retain: [toy, {text: old.jsonl, name: old_text}]", grid)
+    assert main(["run", "x.yaml", "--out", "out"]) == 0
+    record, scores = kept(cltk.load("x.yaml", "out"), "low_lr")
+    said = [note for note in record["retain"]["notes"] if "equal probabilities" in note]
+    assert said == ["toy: drawn with equal probabilities, as acc_norm has no margin there or the references lost none of it"]
+    assert "chance" not in record["documents"]
+    assert len(scores.tasks["toy"]) == 20
+    assert "drawn" not in scores.tasks["toy"].settings

@@ -182,10 +182,10 @@ def _rerun(file: Path, old: dict[str, Any], run: ExperimentRun, tolerance: float
     chosen = {stage: possible(found) for stage, found in choices(old).items()}
     work = replace(run.work(tell), choices=chosen, shared=frozenset())
     with alone(run.out), explained(cell.config, run.folder(cell)):
-        for one, (_, scores) in zip(run.cells, references_of(old, file), strict=False):
+        for one, (_, beside) in zip(run.cells, references_of(old, file), strict=False):
             if not (place := run.folder(one) / records.SCORES).exists():  # one that was run again is the better one
                 place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(scores, place)
+                shutil.copyfile(beside, place)
         work.cell(cell, int(old.get("order", 0)))
     new_file = run.folder(cell) / records.RECORD
     new = records.read_record(new_file)

@@ -166,15 +166,16 @@ class Search:
         about = cells[numbers[at]].search
         return {**about, "trials": len(past), "validation": {"gain": won.gain, "over": won.over}}
 
-    def settled(self, won: dict[str, Any]) -> Plan:
-        """The experiment with the winner's values, or without the searched method where there is none."""
+    def settle(self, won: dict[str, Any]) -> None:
+        """Give the experiment the winner's values, or leave it without the searched method where there is none."""
         plan, own = self.run.plan, searched(self.run.plan.cells, self.spec)
         cells = [
             cell if cell not in own else replace(with_values(cell, won["values"], plan.folder), search=won)
             for cell in plan.cells
             if won or cell not in own
         ]
-        return replace(plan, cells=cells, experiment=plan.experiment.model_copy(update={"search": None}))
+        self.run.plan = replace(plan, cells=cells, experiment=plan.experiment.model_copy(update={"search": None}))
+        self.run.inputs = replace(self.run.inputs, plan=self.run.plan)
 
 
 def check_whole(run: ExperimentRun, ray: str | None, only: Sequence[int] | None, wait: bool) -> None:
@@ -209,15 +210,17 @@ def settle(run: ExperimentRun, say: Tell, ray: str | None, only: Sequence[int] |
     failed = search.work(say)
     cells = search.trials.plan.cells
     won = search.chosen(cells)
-    run.plan = search.settled(won)
-    run.inputs = replace(run.inputs, plan=run.plan)
+    search.settle(won)
     if not won:
         return none_within(search.past(cells), failed, len(cells))
     return f"{len(failed)} of {len(cells)} trials failed; the first: {next(iter(failed.values()))}" if failed else ""
 
 
 def planned(run: ExperimentRun) -> list[str]:
-    """For a dry run: the space, the budgets, which documents are whose, and the trials so far."""
+    """For a dry run: the space, the budgets, which documents are whose, and the trials so far.
+
+    Behind the last trial the experiment has the winner's values.
+    """
     if run.plan.experiment.search is None:
         return []
     search = Search(run)
@@ -229,6 +232,8 @@ def planned(run: ExperimentRun) -> list[str]:
             break
         done.append(cell)
     past = search.past(done)
+    if len(past) == spec.count and (won := search.chosen(done)):
+        search.settle(won)
     few = f" ({spec.count} settings are all there are)" if spec.count < spec.trials else ""
     lines = [f"search of {search.template.method}: {spec.count} trials{few}, {len(past)} of them done -> {search.trials.out}"]
     lines += [f"  {key}: {space}" for key, space in spec.over.items()]

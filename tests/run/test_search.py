@@ -261,6 +261,8 @@ def test_a_search_end_to_end_and_again(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["run", str(file), "--out", "out", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert f"trial {won}: train.learning_rate=" in said
+    assert "l2_sp_seed=0 (has a record)" in said
+    assert str({"l2_sp": {"strength": found[won]["search"]["values"]["mitigators.l2_sp.strength"]}}) in said
     assert "within the budget" in said
     assert main(["report", "out/search", "--html", "page.html"]) == 0
     said = capsys.readouterr().out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from cltk.measure.scores import Scores
 from cltk.measure.stats import Estimate, Floats, Part
 
 __all__ = [
-    "ACCURACIES", "MARGINS", "POINTS", "UNITS", "Result", "Row", "compare", "headline", "span",
+    "ACCURACIES", "MARGINS", "POINTS", "UNITS", "Result", "Row", "averaged", "compare", "headline", "span",
 ]  # fmt: skip
 
 ACCURACIES = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc", "pass@1")  # the first one present is a task's own
@@ -39,8 +39,8 @@ def compare(
     (`bootstrap.paired`). A task or metric that cannot be compared is named in `notes`, the others are compared.
 
     The macro row is the unweighted mean over tasks of one metric a task: acc_norm if present, else acc, else exact_match
-    (`ACCURACIES`), over the tasks that have one (a group is one); when none has, over nll; when there is none either, over
-    the metric that the first task lists first. Its variance is the sum of the
+    (`ACCURACIES`), over the tasks that have one (a group is one); when none has, over nll (of texts, where there are any:
+    `averaged`); when there is none either, over the metric that the first task lists first. Its variance is the sum of the
     tasks' (`stats.combine`; tasks are fixed), its p the larger of its interval's and of the sign-flip test of the same mean.
 
     Args:
@@ -81,6 +81,17 @@ def headline(metrics: list[str]) -> str:
     order = [*ACCURACIES, "nll"]
     ranked = [metric for name in order for metric in metrics if metric.split(",")[0] == name]
     return (ranked or metrics)[0]
+
+
+def averaged(metrics: Mapping[str, Collection[str]]) -> list[str]:
+    """Of tasks with an NLL those whose mean has a unit: texts (nats a token; they have bits per byte, too) where there are any.
+
+    lm-eval's tasks with a perplexity have nats a document instead, of whatever length the document has.
+
+    Args:
+        metrics: task -> all of its metrics.
+    """
+    return [task for task, found in metrics.items() if "bits_per_byte" in found] or list(metrics)
 
 
 def span(metric: str, *scores: Floats) -> float | None:
@@ -191,6 +202,9 @@ def _macro(rows: list[Row], pairs: dict[str, Pair], headline: dict[str, str], dr
     heads = [row for row in rows if headline[row.task] == row.metric]
     wanted = next((name for name in ("accuracy", "nll") if any(_kind(row.metric) == name for row in heads)), None)
     chosen = [row for row in heads if _kind(row.metric) == (wanted or heads[0].metric)]
+    if wanted == "nll":
+        texts = averaged({row.task: pairs[row.task].higher_is_better for row in chosen})
+        chosen = [row for row in chosen if row.task in texts]
     if len(chosen) == 1:
         return replace(chosen[0], task="macro", flips=None)
     picked = [(row.metric, pairs[row.task]) for row in chosen]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cltk.measure import stats
-from cltk.measure.forgetting import ACCURACIES, MARGINS, UNITS, headline, span
+from cltk.measure.forgetting import ACCURACIES, MARGINS, UNITS, averaged, headline, span
 from cltk.measure.pairing import pair_all
 from cltk.measure.scores import Scores
 from cltk.measure.stats import Estimate
@@ -68,6 +68,8 @@ def losses(
     kinds = [_kind(heads[name]) for name in counted]
     wanted = next((kind for kind in ("accuracy", "nll") if kind in kinds), kinds[0] if kinds else "")
     if chosen := [name for name, kind in zip(counted, kinds, strict=True) if kind == wanted]:
+        if wanted == "nll":
+            chosen = averaged({name: pairs[name].pre for name in chosen})
         found[MACRO] = stats.combine([found[name] for name in chosen])
         heads[MACRO] = heads[chosen[0]]
     shares = alpha if isinstance(alpha, Mapping) else dict.fromkeys(found, alpha)

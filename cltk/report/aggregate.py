@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from cltk.measure import stats
-from cltk.measure.forgetting import span
+from cltk.measure.forgetting import averaged, span
 from cltk.report import noise
 from cltk.report.effects import Effect, Item, combined, finite, kind
 from cltk.report.groups import Group, group_entries, references
@@ -80,7 +80,7 @@ def summarize(entries: Sequence[Entry]) -> list[Summary]:
 
 def _summary(group: Group, side: Side) -> Summary:
     retain, learn = (_items(group, role, side) for role in ("retain", "learn"))
-    texts = [item for item in retain if item.kind == "nll"]
+    texts = _texts(group, [item for item in retain if item.kind == "nll"])
     accuracies = [item for item in retain if item.kind == "accuracy"]
     macro = _mean(group, accuracies, "macro") if accuracies else None
     chosen = texts or accuracies or retain[:1]
@@ -94,6 +94,15 @@ def _summary(group: Group, side: Side) -> Summary:
         per_document=all(item.evidence.d is not None for item in [*retain, *learn]),
         notes=[*group.notes, *([PART] if any(entry.record.get("documents") for entry in group.entries) else [])],
     )  # fmt: skip
+
+
+def _texts(group: Group, items: list[Item]) -> list[Item]:
+    """Those whose NLLs have a mean (`averaged`)."""
+    metrics: dict[str, list[str]] = {item.rows[0]["task"]: [] for item in items}
+    for row in group.entries[0].record["retain"]["rows"]:
+        metrics.get(row["task"], []).append(row["metric"])
+    kept = averaged(metrics)
+    return [item for item in items if item.rows[0]["task"] in kept]
 
 
 def _items(group: Group, role: str, side: Side) -> list[Item]:

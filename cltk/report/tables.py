@@ -126,7 +126,7 @@ def note(summaries: Sequence[Summary]) -> str:
     """How the intervals came about, only what applies."""
     lines = [
         "±: the longer side of the 95 % interval, paired document by document. A rise and a loss are forgetting. NLL in nats a"
-        " token."
+        " token, of a task of lm-eval's in nats a document."
     ]
     several = [summary for summary in summaries if len(summary.entries) > 1]
     if len(several) < len(summaries):

@@ -16,7 +16,7 @@ from cltk.measure.confirming import confirm, confirmed, difference, explore
 from cltk.measure.forgetting import compare, span
 from cltk.measure.scores import Scores, TaskScores
 
-HIGHER = {"acc": True, "acc_norm": True, "exact_match": True, "nll": False, "err": False, "bleu": True}
+HIGHER = {"acc": True, "acc_norm": True, "exact_match": True, "nll": False, "err": False, "bleu": True, "bits_per_byte": False}
 
 
 def task(name, values, cluster=(), choices=(), **settings):
@@ -130,6 +130,7 @@ def test_macro_p_weighs_documents_by_their_task(monkeypatch):
         ([{"acc": 4, "acc_norm": 4}, {"nll": 9}], "acc_norm", 4),
         ([{"acc": 4}, {"exact_match": 5}, {"bleu": 9}], "accuracy", 9),
         ([{"bleu": 4, "nll": 4}, {"nll": 3}], "nll", 7),
+        ([{"nll": 4}, {"nll": 3, "bits_per_byte": 3}], "nll", 3),  # nats a document and nats a token have no mean
         ([{"bleu": 4}, {"err": 3}, {"bleu": 2}], "bleu", 6),
     ],
 )

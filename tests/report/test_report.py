@@ -465,3 +465,25 @@ def test_the_experiment_of_the_fixture(experiment: Path, study: Path, monkeypatc
     assert found["low_lr"].primary.points == pytest.approx(old)
     assert found["low_lr"].per_document
     assert found["low_lr"].difference.estimate.mean == pytest.approx(np.mean(old) - np.mean(found["plain"].primary.points))
+
+
+def test_nats_a_document_are_not_averaged_with_nats_a_token(tmp_path):
+    """lm-eval's tasks with a perplexity sum over an answer: of two texts and such a task the endpoint is the mean of the texts."""
+
+    def longer(scores):
+        again = task("answers", "nll", 20 * np.asarray(scores.tasks["brown"].values["nll"]))
+        texts = {}
+        for name in ("brown", "news"):
+            one = task(name, "nll", np.asarray(scores.tasks["brown"].values["nll"]) * (1 + (name == "news")))
+            one.values["bits_per_byte"], one.higher_is_better["bits_per_byte"] = one.values["nll"], False
+            texts[name] = one
+        return replace(scores, tasks=scores.tasks | texts | {"answers": again})
+
+    base, post = longer(base_scores()), longer(tuned_scores("plain", 0, base_scores()))
+    write_json(tmp_path / "base.scores.json", base.to_json())
+    write_json(tmp_path / "plain.json", record("plain", 0, 0, post, base))
+    write_json(tmp_path / "plain.scores.json", post.to_json())
+    (summary,) = summarize(read_entries(tmp_path))
+    assert summary.primary_tasks == ["brown", "news"]
+    assert summary.primary.estimate.mean == pytest.approx(1.5 * losses("plain", "brown", 1).mean())
+    assert [one.task for one in summary.retain if one.metric == "nll"] == ["brown", "answers", "news"]

@@ -468,7 +468,7 @@ def test_the_experiment_of_the_fixture(experiment: Path, study: Path, monkeypatc
 
 
 def test_nats_a_document_are_not_averaged_with_nats_a_token(tmp_path):
-    """lm-eval's tasks with a perplexity sum over an answer: of two texts and such a task the endpoint is the mean of the texts."""
+    """lm-eval's tasks with a perplexity sum over an answer: beside such a task the endpoint is the mean of the texts."""
 
     def longer(scores):
         again = task("answers", "nll", 20 * np.asarray(scores.tasks["brown"].values["nll"]))

@@ -8,7 +8,7 @@ of every task, and keeps the scores alone: results/documents/NEWTASK-CELL.npz wi
 when its file is there. `redraw` draws n of the N documents again and again from those files, and from the committed scores of
 experiments/ewc-path and methods-study, and compares with the mean of all N: the tables of documents.md.
 
-coverage   of the 95 % interval for the N documents (`TwoPhase.here`)
+coverage   of the 95 % interval for the N documents (`TwoPhase.here`), skewed and rare losses as in rows (`corrected`)
 bias       the largest |mean error / its standard error| of a cell: in 24 cells some 3 is noise
 gain       squared error of the plain mean of n random documents / that of the estimate; quartiles over cells
 n_eff      documents it says it is worth / n: for documents like these, the N being a sample too; bounded by N/n
@@ -29,7 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from cltk.measure.inclusion import flip_sizes, inclusion, systematic
+from cltk.measure.forgetting import span
+from cltk.measure.inclusion import draw, flip_sizes
+from cltk.measure.stats import corrected
 from cltk.measure.twophase import MARGIN_OF, predictors, two_phase
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,11 +82,12 @@ def make(arguments: argparse.Namespace) -> None:
     from cltk.files import locked
 
     measured, left = suite(arguments.documents), arguments.cells
+    runs = {name: cltk.load(ROOT / "experiments" / "documents" / f"{name}.yaml", arguments.out / name) for name in STUDIES}
+    for run in runs.values():
+        run.check()  # both, before hours of work
     if not (arguments.scores / "start.npz").exists():
         score(measured, "asset:smollm2-135m-instruct", arguments.dtype, arguments.scores / "start.npz")
-    for study in STUDIES:
-        run = cltk.load(ROOT / "experiments" / "documents" / f"{study}.yaml", arguments.out / study)
-        run.check()
+    for study, run in runs.items():
         run.out.mkdir(parents=True, exist_ok=True)
         for order, cell in enumerate(run.cells):
             file, folder = arguments.scores / f"{study}-{cell.name}.npz", run.folder(cell)
@@ -162,8 +165,8 @@ def redraw(study: Study, task: str, metric: str, count: int, share: float, draws
     x = predictors(metric, start, references)
     unit = np.asarray(start.get("cluster", np.arange(len(x))))
     labels = [str(one) for one in unit] if "cluster" in start else None
-    units, n, rows = len(np.unique(unit)), round(share * len(x)), []
-    pi = inclusion(flip_sizes(start[MARGIN_OF[metric]], x[:, -1]), n) if unequal else None
+    units, n, rows, bounds = len(np.unique(unit)), round(share * len(x)), [], span(metric, start[metric])
+    sizes = flip_sizes(start[MARGIN_OF[metric]], np.sqrt(np.square(x[:, -count:]).mean(axis=1))) if unequal else None
     for name, cell in study.cells.items():
         if str(cell[task]["documents"]) != str(start["documents"]):
             raise SystemExit(f"{study.name}: {name} was scored on other documents of {task}; delete its file")
@@ -173,11 +176,12 @@ def redraw(study: Study, task: str, metric: str, count: int, share: float, draws
         rng, errors, plain, covered, r2, worth = np.random.default_rng(0), [], [], 0, [], []
         for _ in range(draws):
             chosen = np.flatnonzero(np.isin(unit, rng.permutation(units)[: round(share * units)]))
-            scored = chosen if pi is None else systematic(pi, int(rng.integers(1 << 31)))
-            found = two_phase(d[scored], scored, x, labels, pi)
+            scored, pi = (chosen, None) if sizes is None else draw(sizes, n, labels or (), str(rng.integers(1 << 31)))
+            found = two_phase(d[scored], scored, x, labels, pi, bounds)
+            low, high = corrected(found.here).ci  # as rows have it
             errors.append(found.here.mean - d.mean())
             plain.append(d[chosen].mean() - d.mean())
-            covered += bool(found.here.low <= d.mean() <= found.here.high)
+            covered += bool(low <= d.mean() <= high)
             r2.append(found.r2)
             worth.append(found.n_eff / found.scored)
         gain = np.square(plain).mean() / np.square(errors).mean()

@@ -62,7 +62,7 @@ def measure(kind: str, n: int, total: int, r2: float, clusters: bool, unequal: b
     mean, errors, plain, said, worth, covered, here = expected(kind), [], [], [], [], 0, 0
     for _ in range(draws):
         d, x, labels, margin = population(kind, total, r2, clusters, rng)
-        pi = inclusion(flip_sizes(margin, x[:, 2]), n) if unequal else None
+        pi = inclusion(flip_sizes(margin, x[:, 2]), n, 0.25) if unequal else None
         if pi is not None:
             scored = systematic(pi, int(rng.integers(1 << 31)))
         elif clusters:

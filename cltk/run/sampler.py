@@ -91,8 +91,9 @@ def _distribution(space: SpaceSpec) -> Any:
     if space.choices is not None:
         return CategoricalDistribution(space.choices)
     low, high = space.ends
-    whole = isinstance(low, int) and isinstance(high, int)
-    return IntDistribution(low, high, log=bool(space.log)) if whole else FloatDistribution(low, high, log=bool(space.log))
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=bool(space.log))
+    return FloatDistribution(low, high, log=bool(space.log))
 
 
 def _any(space: SpaceSpec, rng: random.Random) -> Any:

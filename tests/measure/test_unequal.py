@@ -183,6 +183,21 @@ def test_intervals_of_a_draw_by_margin_hold_what_they_promise() -> None:
     assert np.var(plain) > 1.3 * np.var(errors)
 
 
+def test_rows_are_narrower_than_of_documents_drawn_equally() -> None:
+    """The floor is not so low that what rarely drawn documents may hide takes back what the draw gains."""
+    widths, rng = np.zeros((20, 2)), np.random.default_rng(0)
+    for row in widths:
+        start, moved = rng.normal(0.5, 2, 1000), rng.normal(-0.1, 0.4, 1000)
+        before, other, after = (
+            np.where(start + add > 0, 1.0, 0.0) for add in (0 * moved, moved, moved + 0.2 * rng.normal(size=1000))
+        )
+        x, sizes = np.column_stack([before, start, before - other]), flip_sizes(start, before - other)
+        for i, (at, pi) in enumerate((draw(sizes, 250, (), "a"), (np.sort(rng.permutation(1000)[:250]), None))):
+            low, high = corrected(two_phase((before - after)[at], at, x, probability=pi, span=1.0).estimate).ci
+            row[i] = high - low
+    assert np.median(widths[:, 0]) < 0.95 * np.median(widths[:, 1])
+
+
 def _truth() -> float:
     """P(start right) - P(tuned right): 0.5 + 2 z > 0 and 0.2 + sqrt(4 + 0.36 + 0.09) z > 0."""
     from scipy.stats import norm

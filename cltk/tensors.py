@@ -89,6 +89,28 @@ def own_precision(model: nn.Module) -> Iterator[None]:
         inner.forward = wrapped
 
 
+@contextmanager
+def in_dtype(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, weights and saved buffers are rounded to `dtype`, as `from_pretrained(dtype=...)` reads them; afterwards they are
+    the very tensors they were. None: as they are.
+
+    What is not saved (rotary frequencies) and what the model's class keeps in float32 stays. Inside, both are in memory.
+    """
+    strict = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    saved = {} if dtype is None else model.state_dict(keep_vars=True)
+    found = {  # tied weights once
+        id(tensor): tensor for name, tensor in saved.items() if tensor.is_floating_point() and not strict & set(name.split("."))
+    }
+    before = [(tensor, tensor.data) for tensor in found.values()]
+    try:
+        for tensor, data in before:
+            tensor.data = data.to(dtype)
+        yield
+    finally:
+        for tensor, data in before:
+            tensor.data = data
+
+
 def reshard(model: nn.Module) -> None:
     """Back to shards after passes without a backward: FSDP2 leaves its root whole, and `zero_grad` would miss the shards'."""
     part: Any

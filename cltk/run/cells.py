@@ -179,7 +179,7 @@ class Work:
         self._close()  # the stage before has its own run
         watch = watch_of(self.inputs, stage)
         if watch is not None and before is not None:
-            watch.paired = self._evaluate(stage, *self.inputs.model(stage), f"{name}: start model", watch.suite)
+            watch.paired = self._evaluate(stage, *self.inputs.model(stage), f"{name}: start model", watch.suite, True)
         trained = train_cell(
             stage, model, tokenizer, self.inputs.data(stage), [*mitigators, *([watch] if watch else [])], checkpoints,
             cache=self.out / "cache", tell=progress(self.say, name), choices=self.choices.get(stage.stage), folder=self.out,
@@ -220,15 +220,20 @@ class Work:
         suite, pre = self.inputs.suite(cell), self.base(cell)
         return score_part(cell, suite, pre, references, lambda part: self._evaluate(cell, model, tokenizer, who, part))
 
-    def _evaluate(self, cell: Cell, model: Any, tokenizer: Any, who: str, suite: Suite | None = None) -> Scores:
+    def _evaluate(
+        self, cell: Cell, model: Any, tokenizer: Any, who: str, suite: Suite | None = None, own: bool = False
+    ) -> Scores:
+        """In evals.dtype, or in the weights' own."""
         digest, evals = tensors.digest(model), cell.config.evals
-        answers = records.digest_of([digest, models.config_digest(model), evals.scorer, evals.batch_size])
+        dtype = None if own or evals.dtype is None else getattr(torch, evals.dtype)
+        how = [evals.scorer, evals.batch_size, *([] if dtype is None else [evals.dtype])]
+        answers = records.digest_of([digest, models.config_digest(model), *how])
         place, name = self.out / "cache", f"journal-{answers[:16]}"
-        own = place / f"{name}-{self.inputs.digest(cell)[:10]}.jsonl"  # equal weights may be scored for two cells at once
-        journal = Journal(own, write=first(), others=sorted(place.glob(f"{name}-*.jsonl")))
+        file = place / f"{name}-{self.inputs.digest(cell)[:10]}.jsonl"  # equal weights may be scored for two cells at once
+        journal = Journal(file, write=first(), others=sorted(place.glob(f"{name}-*.jsonl")))
         tell: Any = lambda what, done, n, tokens: self.say(f"{who}: {what}", done, n, f"{tokens} tokens" if tokens else "")  # noqa: E731
         settings: Any = {"batch_size": evals.batch_size, "scorer": evals.scorer, "journal": journal, "progress": tell}
-        with products.allowed(cell.config.speed.onednn is not False):
+        with products.allowed(cell.config.speed.onednn is not False), tensors.in_dtype(model, dtype):
             return (suite or self.inputs.suite(cell)).evaluate(model, tokenizer, digest=digest, **settings)
 
     def _moved(self, cell: Cell, tuned: Any, tokenizer: Any) -> dict[str, Any]:

@@ -28,7 +28,8 @@ parameter nothing is saved.
 Two more moments are those of `cltk run`, which has whole models on every GPU before and behind the training, sharded or not:
 
     start      one model + what methods keep of it whole       it is read to every GPU, scored, and sharded by the training
-    scoring    two models: the tuned one, gathered, and the start model, whose KL is taken     (one with evals.kl_rows: 0)
+    scoring    two models: the tuned one, gathered, and the start model, whose KL is taken     (one with evals.kl_rows: 0);
+               with evals.dtype at least one model and its copy in that
 
 In a Trainer of your own (`cltk.attach`) these two are yours to count: `training` is the peak without them.
 
@@ -79,6 +80,7 @@ class Setup:
     autocast: bool = False
     counted: float = 1.0
     compared: bool = True  # `cltk run` takes the KL between start and tuned model behind the training
+    scored: str | None = None  # evals.dtype
 
     def __post_init__(self) -> None:
         for key, known in (("dtype", BYTES), ("optim", STATES), ("sharding", SHARDINGS)):
@@ -153,7 +155,10 @@ def estimate(shape: Shape, setup: Setup, mitigators: Sequence[Any] = ()) -> Esti
     there, rest = moments[moment]
     training = weights + there + optimizer + kept + rest
     read, before = shape.parameters * BYTES[setup.dtype], trained * (needs.parked * size + needs.parked_wide * 4)
-    around = {"start": read + round(whole + before), "scoring": read * (2 if setup.compared else 1)}
+    copy = shape.parameters * BYTES[setup.scored] if setup.scored not in (None, setup.dtype) else 0
+    around = {
+        "start": read + round(whole + before) + copy, "scoring": read + max(read if setup.compared else 0, copy),
+    }  # fmt: skip
     peak, at = max((training, moment), *((held, name) for name, held in around.items()), key=lambda pair: pair[0])
     return Estimate(
         method_name(list(mitigators)), shape.parameters, trained, weights, there, optimizer, kept, rest, training, peak, at,

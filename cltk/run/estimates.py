@@ -63,6 +63,7 @@ def setup_of(config: Any, bf16: bool) -> Setup:
         dtype=config.model.dtype, optim=str(train.get("optim", "adamw_torch_fused")),
         batch=int(train.get("per_device_train_batch_size", 8)), length=max(data.max_length for data in tasks),
         accumulation=int(train.get("gradient_accumulation_steps", 1)), compared=bool(config.evals.kl_rows),
+        scored=config.evals.dtype,
         checkpointing=any(train.get(f"{what}_checkpointing") for what in ("activation", "gradient")), autocast=bf16,
     )  # fmt: skip
 

@@ -126,7 +126,7 @@ class DuringSpec(Section):
 class EvalSpec(Section):
     """What is measured before and after."""
 
-    later = ("judge", "split")
+    later = ("judge", "split", "dtype")
     retain: list[Entry] = Field(default_factory=list, description="lm-eval tasks, groups, tags, patterns, suite files, texts")
     learn: list[Entry] = Field(default_factory=list, description="more measures of the gain, beside held-out NLL")
     limit: Count | None = Field(None, description="the first documents of each lm-eval task")
@@ -150,6 +150,9 @@ class EvalSpec(Section):
     kl_rows: Annotated[int, Field(ge=0)] = Field(16, description="rows of each text on which KL(start || tuned) is measured")
     margins: dict[str, float] = Field(default_factory=dict, description="{metric: loss that does not matter}")
     scorer: Literal["prefix", "stock"] = Field("prefix", description="contexts computed once, or lm-eval's own HFLM")
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="of the weights while tasks and texts are scored, before and after; their own when not given"
+    )
 
     @property
     def chats(self) -> bool:

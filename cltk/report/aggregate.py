@@ -99,7 +99,7 @@ def _summary(group: Group, side: Side) -> Summary:
 def _texts(group: Group, items: list[Item]) -> list[Item]:
     """Those whose NLLs have a mean (`averaged`)."""
     metrics: dict[str, list[str]] = {item.rows[0]["task"]: [] for item in items}
-    for row in group.entries[0].record["retain"]["rows"]:
+    for row in group.entries[0].record["retain"]["rows"] if items else ():
         metrics.get(row["task"], []).append(row["metric"])
     kept = averaged(metrics)
     return [item for item in items if item.rows[0]["task"] in kept]

@@ -486,4 +486,4 @@ def test_nats_a_document_are_not_averaged_with_nats_a_token(tmp_path):
     (summary,) = summarize(read_entries(tmp_path))
     assert summary.primary_tasks == ["brown", "news"]
     assert summary.primary.estimate.mean == pytest.approx(1.5 * losses("plain", "brown", 1).mean())
-    assert [one.task for one in summary.retain if one.metric == "nll"] == ["brown", "answers", "news"]
+    assert [one.task for one in summary.retain if one.metric == "nll"] == ["brown", "news", "answers"]

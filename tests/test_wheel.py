@@ -93,7 +93,7 @@ def test_commands_of_the_wheel(command: Any, tiny: Any, tokenizer: Any, tmp_path
                 "model": {"pretrained": str(tmp_path / "base")},
                 "data": {"max_length": 64, "drop_long": True},
                 "train": {"max_steps": 1},
-                "evals": {"limit": 2, "kl_rows": 0, "retain": ["suites/general"]},
+                "evals": {"documents": None, "limit": 2, "kl_rows": 0, "retain": ["suites/general"]},
                 "grid": {"mitigators": {"plain": []}},
             }
         )

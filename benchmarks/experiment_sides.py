@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 HERE = Path(__file__).parent
 PARTS = ("training", "tasks", "texts", "rest")
 
@@ -28,6 +30,9 @@ class Job:
         from cltk.run.spec import EvalSpec
 
         found = ["evals.kl_rows=0", f"speed.autocast={str(self.dtype != 'float32').lower()}"]
+        part = yaml.safe_load(self.yaml.read_text())["evals"].get("documents")
+        if part:  # the script scores all of them in every cell
+            found += ["evals.documents=null", f"evals.sample={part['total']}"]
         if self.dtype != "float32" and "dtype" in EvalSpec.model_fields:
             found.append(f"evals.dtype={self.dtype}")
         return found
@@ -81,6 +86,10 @@ def hand_over(job: Job, folder: Path, batch: int) -> list[str]:
         if isinstance(entry, TextSpec):
             texts[entry.label] = put(f"text-{entry.label}", rows(entry.text, entry.limit, evenly=True))
     tasks = [entry for entry in evals.retain if isinstance(entry, str)]
+    if evals.sample is not None:
+        suite = run.inputs.suite(cell)
+        suite.load()
+        (folder / "samples.json").write_text(json.dumps({task: list(suite.chosen[task].indices) for task in tasks}))
     source = plan.folder / evals.include_path if evals.include_path else HERE.parent / "evals" / "tasks"
     include = prepare(source, folder / "tasks", tasks)
     name = cell.config.model.pretrained

@@ -17,7 +17,7 @@ clock() { echo "$1 $2 $EPOCHREALTIME" >>"$folder/clock"; }
 
 measure() { # NAME MODEL
     "$python" -m lm_eval --model hf --model_args "pretrained=$2,dtype=$dtype" --tasks "$tasks" --include_path "$include" \
-        --limit "$limit" --batch_size "$batch" --device cpu --output_path "$folder/$1/lm_eval" --log_samples
+        "${part[@]}" --batch_size "$batch" --device cpu --output_path "$folder/$1/lm_eval" --log_samples
     clock tasks "$1"
     "$python" "$here/nll.py" "$folder" "$2" "$folder/$1/nll.json"
     clock texts "$1"
@@ -25,6 +25,8 @@ measure() { # NAME MODEL
 
 model=$(setting model) tasks=$(setting tasks) include=$(setting include) limit=$(setting limit) batch=$(setting batch)
 dtype=$(setting dtype)
+part=(--limit "$limit")
+[ ! -e "$folder/samples.json" ] || part=(--samples "$(cat "$folder/samples.json")")
 clock begin -
 measure base "$model"
 for method in "$@"; do

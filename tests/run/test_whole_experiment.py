@@ -58,6 +58,26 @@ def test_the_script_calls_what_one_would_type(bench: Any, tmp_path: Path) -> Non
     assert not (bench.folder / "plain" / "model").exists()
 
 
+def test_documents_drawn_at_random_are_the_scripts_too(bench: Any, tmp_path: Path) -> None:
+    """lm_eval takes them by `--samples`; of a two-phase experiment both sides score all."""
+    file = tmp_path / "drawn.yaml"
+    file.write_text(bench.job.yaml.read_text().replace("\n  limit: 8\n", "\n  documents: {total: 6, scored: 4}\n"))
+    job, folder = bench.experiment_sides.Job(file, 1, "float32"), tmp_path / "drawn"
+    assert job.run(tmp_path / "unused").cells[0].config.evals.documents is None
+    folder.mkdir()
+    bench.experiment_sides.hand_over(job, folder, 8)
+    (stub := tmp_path / "python").write_text(STUB)
+    stub.chmod(0o755)
+    seen = {"PYTHON": str(stub), "REAL": sys.executable, "CALLS": str(tmp_path / "calls"), "FOLDER": str(folder)}
+    script = BENCHMARKS / "by_hand" / "experiment.sh"
+    subprocess.run(["bash", str(script), str(folder), "plain"], env={**os.environ, **seen}, check=True)
+    line = next(line for line in (tmp_path / "calls").read_text().splitlines() if "lm_eval" in line)
+    assert "--limit" not in line
+    drawn = json.loads(line.split("--samples ")[1].split(" --batch_size")[0])
+    assert len(set(drawn["toy"])) == 6
+    assert drawn["toy"] == sorted(drawn["toy"]) != list(range(6))
+
+
 @pytest.mark.slow
 def test_both_sides_train_and_score_the_same(bench: Any, tmp_path: Path) -> None:
     """In this process, where the benchmark starts one for every command; answers by lm_eval's own evaluation."""

@@ -1,16 +1,16 @@
 """A whole experiment: `cltk run` against the shell script that one writes without it (by_hand/), in turns, and their scores.
 
-    python benchmarks/experiment.py                          # the quickstart, five cells: 15 minutes on two cores of a Zen 5
-    python benchmarks/experiment.py --cells 1                # the start model and one cell: 5 minutes there
+    python benchmarks/experiment.py                          # the quickstart, five cells: 35 minutes on two cores of a Zen 5
+    python benchmarks/experiment.py --cells 2                # the start model and two cells: 16 minutes there
     python benchmarks/experiment.py --dtype bfloat16         # both sides train in autocast (and score in it: evals.dtype)
     python benchmarks/experiment.py --quick                  # a random model of 0.1 M parameters, a minute
 
 by_hand/experiment.sh runs lm_eval's command on the start model, transformers' Trainer with padded batches for every method, and
 lm_eval's command on each result; texts are scored by a padded loop over rows of like lengths. Same model, rows, order of
-batches, documents, precision and measures (evals.kl_rows=0: the script has no KL). lm_eval's batch size is the one of --batches
-that is fastest here. Trainer's group_by_length is left off: of a job of N steps it takes the longest rows, other ones and more
-tokens. Times are whole processes, imports and loading included; by part: training (of the script with loading and saving),
-tasks, texts, and the rest (cltk's start and its report).
+batches, documents (all of them in every cell: evals.documents=null), precision and measures (evals.kl_rows=0: no KL).
+lm_eval's batch size is the one of --batches that is fastest here. Trainer's group_by_length is left off: of a job of N steps
+it takes the longest rows, other ones and more tokens. Times are whole processes, imports and loading included; by part:
+training (of the script with loading and saving), tasks, texts, and the rest (cltk's start and its report).
 
 Scores: the start model's answers must agree within 1e-4 + 1e-5 |logprob| and its accuracies wholly. Trainings of the same
 batches (plain, low_lr, early_stopping) part by rounding, which Adam enlarges: their mean NLLs must agree within 0.01 nats (two

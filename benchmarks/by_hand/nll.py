@@ -54,7 +54,8 @@ def row_nll(model: Any, rows: list[Row], pad_id: int, batch: int) -> list[float]
         inputs = pad([rows[i] for i in some], pad_id)
         labels = inputs.pop("labels")[:, 1:]
         logits = model(**inputs).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        flat = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        losses = flat.view_as(labels)  # [n, V, T] would be summed in the order of V, and be off by 1e-4
         for i, total, count in zip(some, losses.sum(1).tolist(), (labels != -100).sum(1).tolist(), strict=True):
             found[i] = total / count
     return found

@@ -137,7 +137,10 @@ def _mean(group: Group, items: list[Item], name: str) -> Effect:
     if len(items) == 1:
         return combined(items, items[0].rows[0]["task"])
     row = group.entries[0].record["retain"]["macro"]
-    if len(group.entries) == 1 and kind(row["metric"]) == items[0].kind:
+    same = kind(row["metric"]) == items[0].kind
+    if same and row["metric"] == "nll":  # older records took tasks with a perplexity in
+        same = row["n"] == sum(item.rows[0]["n"] for item in items)
+    if len(group.entries) == 1 and same:
         return Effect.of(row, name)
     return combined(items, name)
 

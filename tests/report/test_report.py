@@ -487,3 +487,12 @@ def test_nats_a_document_are_not_averaged_with_nats_a_token(tmp_path):
     assert summary.primary_tasks == ["brown", "news"]
     assert summary.primary.estimate.mean == pytest.approx(1.5 * losses("plain", "brown", 1).mean())
     assert [one.task for one in summary.retain if one.metric == "nll"] == ["brown", "news", "answers"]
+
+    # a record without accuracies, of before: its mean was over all three
+    old = record("plain", 0, 0, post, base)
+    rows = [row for row in old["retain"]["rows"] if row["metric"] in ("nll", "bits_per_byte")]
+    mixed = {"metric": "nll", "n": 3 * N, "forgetting": 99.0, "ci": [98.0, 100.0]}
+    old["retain"] |= {"rows": rows, "macro": old["retain"]["macro"] | mixed}
+    write_json(tmp_path / "plain.json", old)
+    (again,) = summarize(read_entries(tmp_path))
+    assert again.primary.estimate.mean == pytest.approx(summary.primary.estimate.mean)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -433,7 +434,7 @@ def test_what_only_the_inputs_show_is_said_before_weights(
     monkeypatch.setattr("cltk.models.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     assert main(["run", str(write(**{old: new})), "--out", "out"]) == 2
     said = capsys.readouterr().err
-    assert __import__("re").search(line, said), said
+    assert re.search(line, said), said
     assert "Traceback" not in said
 
 

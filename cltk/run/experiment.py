@@ -15,7 +15,7 @@ from typing import Any
 from cltk.errors import DiskError, InputError, LeaseLostError, RunError
 from cltk.files import check_folder, shipped
 from cltk.ranks import agreed, decided, first, gathered, join, regroup
-from cltk.run import records
+from cltk.run import machine, records
 from cltk.run.ahead import check_lengths, check_margins, check_roles, check_training
 from cltk.run.apart import check_apart, models
 from cltk.run.arguments import check_sharding
@@ -100,6 +100,8 @@ class ExperimentRun:
             self.inputs.digest(cell)
         try:
             for cell in map(self.cells.__getitem__, self.missing()):
+                if first():
+                    machine.warn_of_slow_scores(cell.config.evals.dtype)
                 if self.inputs.references(cell):
                     suite = self.inputs.suite(cell)
                     check_part(cell, suite, self.inputs.tokenizer(cell) if cell.config.evals.chat_template else None)

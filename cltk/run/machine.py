@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from functools import cache
 
 import torch
@@ -11,10 +12,11 @@ from cltk.forward.products import CLOSE, available, onednn_error, onednn_gain, p
 
 __all__ = [
     "GAIN", "MEASURED", "faster_in_bfloat16", "faster_onednn", "keep_memory", "onednn_error", "onednn_gain", "products",
-    "runs_fused",
+    "runs_fused", "warn_of_slow_scores",
 ]  # fmt: skip
 
 MEASURED = ("autocast", "onednn")  # choices of `speed` that the machine's mood can change
+SLOW = 0.7  # a product in bfloat16 that is worth a word
 GAIN = 1.15  # how many times as fast a product must be for oneDNN to be taken
 
 
@@ -24,6 +26,20 @@ def faster_in_bfloat16(device: str) -> bool:
     from cltk.measure.settings import fast_dtype
 
     return fast_dtype(device) == torch.bfloat16
+
+
+@cache
+def warn_of_slow_scores(dtype: str | None) -> None:
+    """Says once where `evals.dtype` will cost more time than it saves: some processors take a hundred times as long."""
+    from cltk.measure.settings import bfloat16_gain
+
+    if dtype == "bfloat16" and (gain := bfloat16_gain()) < SLOW:
+        times = f"take {1 / gain:.3g} times as long as" if gain else "are emulated, and slower than"
+        logging.getLogger(__name__).warning(
+            "evals.dtype: bfloat16: products in it %s in float32 on this machine; leave evals.dtype out to score in the"
+            " weights' own dtype",
+            times,
+        )
 
 
 def faster_onednn() -> bool:

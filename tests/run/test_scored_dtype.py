@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import cltk
 from cltk import tensors
 from cltk.cli import main
+from cltk.run import machine
 from cltk.run.estimates import estimate_yaml
 from cltk.run.records import read_json
 from tests.conftest import sentences
@@ -111,3 +112,19 @@ def test_the_copy_is_estimated(experiment: Path) -> None:
     one = estimate_yaml(experiment, batch=1, length=1, optim="sgd")[0]
     assert one.moment in ("start", "scoring")
     assert one.peak == 6 * one.parameters
+
+
+@pytest.mark.parametrize(("gain", "said"), [(0.01, "take 100 times as long as"), (0.0, "are emulated"), (0.9, "")])
+def test_a_processor_without_such_products_is_said(
+    gain: float, said: str, experiment: Path, study: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Zen 3: right, and a hundred times slower than not asking for it."""
+    monkeypatch.chdir(study)
+    monkeypatch.setattr("cltk.measure.settings.bfloat16_gain", lambda: gain)
+    machine.warn_of_slow_scores.cache_clear()
+    experiment.write_text(experiment.read_text().replace("  limit: 8", "  limit: 8\n  dtype: bfloat16"))
+    cltk.load(experiment, "out").check()
+    lines = [record.getMessage() for record in caplog.records if "evals.dtype" in record.getMessage()]
+    assert len(lines) == bool(said)
+    assert all(said in line and "leave evals.dtype out" in line for line in lines)
+    machine.warn_of_slow_scores.cache_clear()

@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.dev
 OLD := .venv-oldest/.installed
+DS := $(VENV)/.deepspeed
 
 .PHONY: quickstart test oldest deepspeed check format docs paper install clean
 
@@ -47,11 +48,15 @@ $(OLD): setup.cfg pyproject.toml constraints-oldest.txt
 	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt --no-compile --no-build-isolation -e ".[oldest]"
 	touch $(OLD)
 
-# the engines of DeepSpeed on two processes, where it installs (nothing is compiled); some minutes, so not in `make test`
-deepspeed: $(DEV)
+# the engines of DeepSpeed on two processes, where it installs; some minutes, so not in `make test`. ZERO chooses tests (pytest -k)
+ZERO ?= zero
+deepspeed: $(DS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile -p no:cacheprovider tests/distributed tests/run \
+		-k "$(ZERO)"
+
+$(DS): $(DEV)
 	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(PIP) --no-build-isolation "deepspeed>=0.19"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -p no:cacheprovider tests/distributed tests/run/test_parallel.py \
-		-k "zero or deepspeed"
+	touch $(DS)
 
 check: $(DEV)
 	$(BIN)/ruff check .

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
@@ -62,7 +64,7 @@ def regroup(problem: str) -> str:
     name = f"cltk/{_regrouped}"
     if store.add(f"{name}/failed", 1) == 1:
         store.set(f"{name}/problem", problem)
-    dist.destroy_process_group()
+    _end()
     store.set(f"{name}/{rank}", "here")
     try:
         store.wait([f"{name}/{one}" for one in range(world)], timedelta(seconds=PATIENCE))
@@ -70,6 +72,23 @@ def regroup(problem: str) -> str:
         raise TimeoutError(f"the other processes did not stop within {PATIENCE:.0f} s") from None
     dist.init_process_group(backend, store=dist.PrefixStore(name, store), rank=rank, world_size=world)
     return store.get(f"{name}/problem").decode()
+
+
+def _end() -> None:
+    """End the group. DeepSpeed, where it has begun, keeps groups of its own, and would go on with those of the one that was.
+
+    The group that there was at its import (transformers imports it where it is installed, whatever trains) it keeps for ever,
+    as the default of two functions, where None is the present one.
+    """
+    deepspeed, backend = sys.modules.get("deepspeed.comm"), sys.modules.get("deepspeed.comm.torch")
+    functions = map(inspect.unwrap, vars(backend.TorchBackend).values()) if backend else ()
+    for function in filter(inspect.isfunction, functions):
+        if any(isinstance(given, dist.ProcessGroup) for given in function.__defaults__ or ()):
+            function.__defaults__ = tuple(None if isinstance(x, dist.ProcessGroup) else x for x in function.__defaults__)
+    if deepspeed is not None and deepspeed.is_initialized():
+        deepspeed.destroy_process_group()
+    else:
+        dist.destroy_process_group()
 
 
 def as_one(work: Callable[[], int]) -> int:

@@ -11,7 +11,7 @@ float32 masters, and anchors rounded as they are: at the start it is 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -75,6 +75,13 @@ def _pulled(mitigator: Anchored, scale: Callable[[], float], i: int, grad: Tenso
 def loss_scale(trainer: Any) -> float:
     """What DeepSpeed multiplies the loss by in fp16; 1 elsewhere."""
     return float(getattr(getattr(trainer.model_wrapped, "optimizer", None), "cur_scale", None) or 1.0)
+
+
+def end(trainer: Any) -> None:
+    """Release the engine: nothing else does, and its hooks keep weights, optimizer states and process groups alive for ever."""
+    if active(trainer):
+        with suppress(Exception):  # of a device that failed; the first failure is the one that is told
+            trainer.accelerator.free_memory()
 
 
 def whole(model: nn.Module, edit: bool = False) -> AbstractContextManager[Any]:

@@ -225,11 +225,15 @@ class ExtraLosses:
         return bool(mixed) or torch.is_autocast_enabled(device) or bool(kinds & {torch.bfloat16, torch.float16})
 
     def loss_scale(self) -> float:
-        """What fp16 training multiplies the loss by; 1 elsewhere."""
-        if deepspeed.active(self.trainer):
-            return deepspeed.loss_scale(self.trainer)
-        scaler = getattr(self.trainer.accelerator, "scaler", None)
-        return float(scaler.get_scale()) if scaler is not None else 1.0
+        return loss_scale(self.trainer)
+
+
+def loss_scale(trainer: Any) -> float:
+    """What fp16 training multiplies the loss by; 1 elsewhere."""
+    if deepspeed.active(trainer):
+        return deepspeed.loss_scale(trainer)
+    scaler = getattr(trainer.accelerator, "scaler", None)
+    return float(scaler.get_scale()) if scaler is not None else 1.0
 
 
 def _equal(weights: dict[str, float]) -> bool:

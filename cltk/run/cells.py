@@ -186,7 +186,7 @@ class Work:
         )  # fmt: skip
         self.loggers = trained.loggers
         gc.collect()  # the trainer holds the optimizer's state, and itself
-        return training_of(trained), unsharded(trained.model, lambda: self.inputs.model(stage)[0])
+        return training_of(trained), unsharded(trained, lambda: self.inputs.model(stage)[0])
 
     def _average(self, stage: Cell, mitigators: list[Any], kept: Path, name: str) -> tuple[dict[str, Any], Any]:
         """A training that other cells share, up to the averages of whole weights at its end: done once, and kept.

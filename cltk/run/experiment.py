@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import sys
@@ -32,7 +31,7 @@ from cltk.run.parts import check_part
 from cltk.run.plans import Cell, Plan
 from cltk.run.search import settle
 from cltk.run.tidy import CACHE, sweep
-from cltk.run.trouble import explained, failure_of
+from cltk.run.trouble import explained, failure_of, let_go
 
 
 def load(
@@ -230,6 +229,7 @@ class ExperimentRun:
             raise
         except Exception as error:
             failure = failure_of(cell, error)
+            let_go(error)
             try:
                 failure = json.loads(regroup(json.dumps(failure)))
             except TimeoutError as lost:
@@ -239,7 +239,6 @@ class ExperimentRun:
             with suppress(DiskError):
                 if first():
                     records.write_json(self.folder(cell) / FAILED, failure)
-        gc.collect()  # what the failed training held
         say(f"{cell.name} failed: {failure['error']}", order + 1, total, "failed")
         return f"{cell.name}: {failure['error']}"
 

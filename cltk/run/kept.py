@@ -65,13 +65,17 @@ def finished(place: Path) -> Leg:
     return Leg(Scores.from_json(kept["scores"]), kept["train"])
 
 
-def unsharded(model: Any, another: Callable[[], Any]) -> Any:
-    """The model itself; of one that is in pieces (FSDP, ZeRO-3) a whole copy on every rank, in the weights of `another`."""
+def unsharded(trained: Any, another: Callable[[], Any]) -> Any:
+    """The model itself; of one that is in pieces (FSDP, ZeRO-3) a whole copy on every rank, in the weights of `another`.
+
+    What else the training (`cltk.run.train.Trained`) holds is released.
+    """
+    model = trained.model
     named = dict(model.named_parameters())
-    if not any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in named.values()):
-        return model
-    copy = another()
-    with whole(model):
-        for name, parameter in copy.named_parameters():
-            parameter.data.copy_(tensors.whole(named[name].detach()))
-    return copy
+    if any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in named.values()):
+        model = another()
+        with whole(trained.model):
+            for name, parameter in model.named_parameters():
+                parameter.data.copy_(tensors.whole(named[name].detach()))
+    trained.release()
+    return model

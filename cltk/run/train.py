@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Trained:
     peak_bytes: int  # of the GPU during training; without one, of the process since it began
     notes: dict[str, Any] = field(default_factory=dict)
     loggers: Any = None  # `cltk.run.loggers.Loggers`: open until the caller closes them
+    release: Callable[[], None] = lambda: None  # what holds memory beside the model; once its weights were read
 
 
 class DivergedError(RunError):
@@ -65,6 +67,7 @@ def train_cell(
     from transformers import PrinterCallback, Trainer, set_seed
 
     from cltk.forward.packing import collate_training
+    from cltk.hosts import deepspeed
     from cltk.hosts.trainer import attach
     from cltk.run.checkpoints import MEASURED, Keeper, settled, taken_up
     from cltk.run.loggers import Loggers
@@ -109,6 +112,7 @@ def train_cell(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except BaseException:
             loggers.close()
+            deepspeed.end(trainer)
             raise
     loggers.trained(trainer)
     plan = getattr(trainer, "cltk_plan", None)
@@ -116,7 +120,7 @@ def train_cell(
         trainer.accelerator.unwrap_model(trainer.model), tokenizer, trainer.state.global_step, keeper.seconds,
         sum(gathered(int(counter.trained))), keeper.history(), parameters, peak_bytes(),
         {**(plan.notes if plan else {}), "speed": speed.notes(), **prepared.notes()},
-        loggers,
+        loggers, partial(deepspeed.end, trainer),
     )  # fmt: skip
 
 
@@ -193,6 +197,8 @@ def make_callbacks(trainer: Any, output: Path, tell: Tell | None) -> list[Any]:
     import torch
     from transformers import TrainerCallback
 
+    from cltk.hosts.scale import loss_scale
+
     known: list[Any] = []  # Trainer's norm of the gradient that the optimizer gets
     norm_of = trainer._get_grad_norm
 
@@ -209,7 +215,9 @@ def make_callbacks(trainer: Any, output: Path, tell: Tell | None) -> list[Any]:
                 known[:] = torch._foreach_norm(grads) if grads else [torch.zeros(())]  # DeepSpeed keeps its own
             norms = [torch.as_tensor(norm) for norm in known]
             known.clear()
-            if not torch.isfinite(torch.stack([n.to(norms[0].device) for n in norms])).all():
+            norm = torch.stack([n.to(norms[0].device) for n in norms])
+            overflow = not (torch.isfinite(norm) & (norm >= 0)).all()  # DeepSpeed says -1
+            if overflow and loss_scale(trainer) <= 1:  # above it a step of fp16 is skipped, and the scale halved
                 step = state.global_step + 1
                 trainer.save_model(str(output / "last_good"))
                 error = DivergedError(

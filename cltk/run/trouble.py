@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import traceback
 from collections.abc import Callable, Iterator
@@ -113,3 +114,12 @@ def failure_of(cell: Cell, error: Exception) -> dict[str, Any]:
         "cell": cell.name, "method": cell.method, "error": text.rstrip(": "), "kind": type(error).__name__,
         "step": getattr(error, "step", None), "traceback": traceback.format_exception(error),
     }  # fmt: skip
+
+
+def let_go(error: BaseException) -> None:
+    """Drop the frames of an exception and of those behind it: they hold a training, and the group that other ranks wait in."""
+    behind: BaseException | None = error
+    while behind is not None:
+        behind.__traceback__ = None
+        behind = behind.__cause__ or behind.__context__
+    gc.collect()

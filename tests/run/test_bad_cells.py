@@ -16,6 +16,7 @@ from cltk.cli import main
 from cltk.errors import InputError
 from cltk.run import cells
 from cltk.run.records import read_json
+from tests.run.test_parallel import ZERO, ranks
 
 GRID = "grid: {mitigators: {one: [], two: [low_lr: {factor: 0.5}], three: [l2_sp: {strength: 0.1}]}}\nkeep_model: false\n"
 
@@ -169,12 +170,19 @@ import sys
 from cltk.cli import main
 from cltk.ranks import ranks
 from cltk.run import cells
+from transformers import Trainer
 
-train = cells.train_cell
+train, stock = cells.train_cell, Trainer.training_step
+
+def step(*_):
+    raise KeyError(f"rank {ranks()[0]}")
 
 def failing(cell, *arguments, **more):
+    Trainer.training_step = stock
     if cell.method == "two" and str(ranks()[0]) in sys.argv[1]:
-        raise KeyError(f"rank {ranks()[0]}")
+        if sys.argv[2] == "before":
+            step()
+        Trainer.training_step = step
     return train(cell, *arguments, **more)
 
 cells.train_cell = failing
@@ -183,9 +191,17 @@ raise SystemExit(main(["run", "experiment.yaml", "--out", "out"]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bad", ["1", "0", "01"], ids=["second", "first", "both"])
-def test_ranks_fail_together_and_go_on_together(bad: str, three: Path) -> None:
-    """A rank that fails alone would leave the other in a collective for ever."""
+@pytest.mark.parametrize(("bad", "when", "engine"), [
+    ("1", "before", "ddp"), ("0", "step", "ddp"), ("01", "before", "ddp"), ("1", "before", "zero2"), ("1", "before", "zero3"),
+])  # fmt: skip
+def test_ranks_fail_together_and_go_on_together(bad: str, when: str, engine: str, three: Path) -> None:
+    """A rank that fails alone leaves the other in a collective for ever, if anything of a training holds the group: as
+    DeepSpeed's engines do, which nothing ends; its own groups are those of the group that was.
+    """
+    if engine != "ddp":
+        pytest.importorskip("deepspeed")
+        text = three.read_text().replace("l2_sp: {strength: 0.1}", "l2_sp: {strength: 0.1, form: gradient}")
+        three.write_text(text.replace("per", ZERO.replace("STAGE", engine[-1]), 1))
     Path("rank.py").write_text(RANK)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -196,10 +212,12 @@ def test_ranks_fail_together_and_go_on_together(bad: str, three: Path) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "DS_BUILD_OPS": "0",
     }
     started = [
         subprocess.Popen(
-            [sys.executable, "rank.py", bad], env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            [sys.executable, "rank.py", bad, when], env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for rank in range(2)
@@ -213,3 +231,20 @@ def test_ranks_fail_together_and_go_on_together(bad: str, three: Path) -> None:
     assert "rank" in kept["error"]
     for output in outputs:
         assert "1 of 3 cells failed (two_seed=0); the first: two_seed=0: KeyError: 'rank" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_a_training_that_diverges_under_deepspeed(stage: str, three: Path) -> None:
+    """It steps inside backward, and has its own words for a norm that is not finite: -1, and inf where it skipped the step."""
+    pytest.importorskip("deepspeed")
+    text = (
+        three.read_text().replace("low_lr: {factor: 0.5}", "low_lr: {factor: 1.0e+33}").replace("max_steps: 2", "max_steps: 4")
+    )
+    three.write_text(text.replace(", three: [l2_sp: {strength: 0.1}]", "").replace("per", ZERO.replace("STAGE", stage), 1))
+    for code, output in ranks("experiment.yaml", "--out", "out", DS_ACCELERATOR="cpu", DS_BUILD_OPS="0"):
+        assert code == 1, output[-3000:]
+        assert "1 of 2 cells failed (two_seed=0); the first: two_seed=0: the loss or a gradient is not finite" in output
+    assert len(list(Path("out").glob("*/record.json"))) == 1
+    (file,) = Path("out").glob("*/failed.json")
+    assert read_json(file)["kind"] == "DivergedError"

@@ -304,20 +304,28 @@ def test_only_trained_tokens_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clip", "norm", "gradient", "diverged"),
+    ("clip", "norm", "gradient", "scale", "diverged"),
     [
-        (1.0, 2.0, 1.0, False),
-        (1.0, float("nan"), 0.0, True),  # clipped by it, gradients say nothing any more
-        (1.0, float("inf"), 0.0, True),
-        (0.0, 2.0, float("nan"), True),  # a mitigator changed the gradient behind Trainer's norm
-        (1.0, None, float("nan"), True),
+        (1.0, 2.0, 1.0, 1.0, False),
+        (1.0, float("nan"), 0.0, 1.0, True),  # clipped by it, gradients say nothing any more
+        (1.0, float("inf"), 0.0, 1.0, True),
+        (0.0, 2.0, float("nan"), 1.0, True),  # a mitigator changed the gradient behind Trainer's norm
+        (1.0, None, float("nan"), 1.0, True),
+        (1.0, -1.0, 0.0, 1.0, True),  # DeepSpeed's word for it
+        (1.0, float("inf"), 0.0, 65536.0, False),  # fp16's first steps: skipped, with half the scale for the next one
+        (1.0, None, float("nan"), 2.0, False),
     ],
 )
-def test_what_is_not_finite_is_found(clip: float, norm: float | None, gradient: float, diverged: bool, tmp_path: Path) -> None:
+def test_what_is_not_finite_is_found(
+    clip: float, norm: float | None, gradient: float, scale: float, diverged: bool, tmp_path: Path
+) -> None:
     model = nn.Linear(1, 1, bias=False)
     model.weight.grad = torch.full((1, 1), gradient)
     saved: list[str] = []
-    trainer = SimpleNamespace(model=model, _get_grad_norm=lambda *_: norm, save_model=saved.append)
+    scaler = SimpleNamespace(get_scale=lambda: scale)
+    trainer: Any = SimpleNamespace(
+        model=model, _get_grad_norm=lambda *_: norm, save_model=saved.append, accelerator=SimpleNamespace(scaler=scaler)
+    )
     (watch,) = make_callbacks(trainer, tmp_path, None)
     trainer._get_grad_norm(model)
     with pytest.raises(DivergedError, match="not finite at step 4") if diverged else nullcontext():

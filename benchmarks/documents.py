@@ -1,7 +1,7 @@
 """What scoring n of N documents loses and saves, on real fine-tunes of which all documents were scored.
 
     python benchmarks/documents.py make [--cells 1] [--documents 1000]    # minutes a cell; goes on where it was interrupted
-    python benchmarks/documents.py redraw [--draws 1000]                  # of the cells that are there; says how many
+    OMP_NUM_THREADS=1 python benchmarks/documents.py redraw [--draws 1000]    # of the cells that are there; says how many
 
 `make` trains every cell of experiments/documents/*.yaml, scores start model and cells in bfloat16 on the same random documents
 of every task, and keeps the scores alone: results/documents/NEWTASK-CELL.npz with "task|metric" -> float32 [N]. A cell is done
@@ -23,7 +23,9 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,28 +202,55 @@ def redraw(study: Study, task: str, metric: str, count: int, share: float, draws
     }  # fmt: skip
 
 
-def shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(shown, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def analyse(arguments: argparse.Namespace) -> None:
+    """Every redraw of every study, in as many processes as there are processors."""
     rows = []
-    for study in studies(arguments.scores):
-        print(f"\n{study.name}: {len(study.cells)} cells and {len(study.references)} references")
-        for task, metric, count in measures(study):
-            unequal = [False, True] if metric in MARGIN_OF and count else [False]
-            for one in unequal:
-                say(f"{study.name} {task} {metric} {count}")
-                found = redraw(study, task, metric, count, arguments.share, arguments.draws, one)
+    with ProcessPoolExecutor() as pool:
+        for study in studies(arguments.scores):
+            print(f"\n{study.name}: {len(study.cells)} cells and {len(study.references)} references")
+            asked = [
+                (task, metric, count, arguments.share, arguments.draws, one)
+                for task, metric, count in measures(study)
+                for one in ([False, True] if metric in MARGIN_OF and count else [False])
+            ]
+            for number, found in enumerate(pool.map(partial(redraw, study), *zip(*asked, strict=True)), 1):
+                say(f"{number} of {len(asked)}")
                 rows += [found] if found else []
     SCORES.parent.mkdir(exist_ok=True)
     plain = [{key: float(v) if isinstance(v, np.floating) else v for key, v in row.items()} for row in rows]
     (SCORES.parent / "documents.json").write_text(json.dumps({"draws": arguments.draws, "results": plain}, indent=1) + "\n")
-    print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in plain:
-        print("| " + " | ".join(map(shown, row.values())) + " |")
+    tables(plain)
+
+
+def tables(rows: list[dict[str, Any]]) -> None:
+    """A table a study: gains by the number of references, documents drawn equally; the rest with all references."""
+    for study in dict.fromkeys(row["study"] for row in rows):
+        found: dict[tuple[str, str], dict[Any, dict[str, Any]]] = {}
+        for row in rows:
+            if row["study"] == study:
+                found.setdefault((row["task"], row["metric"]), {})[row["references"], row["drawn"]] = row
+        most = max(row["references"] for row in rows if row["study"] == study)
+        heads = ["task", "metric", "n of N", "cells", *(f"gain, {count} references" for count in range(most + 1))]
+        heads += ["by margin", "R^2", "n_eff / n", "coverage (lowest)", "by margin", "bias"]
+        print(f"\n{study}\n| {' | '.join(heads)} |\n| --- | --- |" + " ---: |" * (len(heads) - 2))
+        for (task, metric), ways in found.items():
+            best, margin = ways[most, "equally"], ways.get((most, "by margin"))
+            gains = [f"{ways[count, 'equally']['gain']:.1f}" for count in range(most + 1)]
+            gains[-1] = "**{}** ({:.1f}, {:.1f})".format(gains[-1], *best["quartiles"])
+            cells = [
+                task,
+                metric,
+                f"{best['n']} of {best['N']}",
+                best["cells"],
+                *gains,
+                f"{margin['gain']:.1f}" if margin else "",
+            ]
+            cells += [f"{best['R^2']:.2f}", f"{best['n_eff']:.1f}", covered(best), covered(margin) if margin else ""]
+            print("| " + " | ".join(map(str, [*cells, f"{best['bias']:.1f}"])) + " |")
+
+
+def covered(row: dict[str, Any]) -> str:
+    return f"{100 * row['coverage']:.1f} ({100 * row['lowest']:.1f})"
 
 
 def main() -> None:

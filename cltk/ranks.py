@@ -83,8 +83,9 @@ def _end() -> None:
     deepspeed, backend = sys.modules.get("deepspeed.comm"), sys.modules.get("deepspeed.comm.torch")
     functions = map(inspect.unwrap, vars(backend.TorchBackend).values()) if backend else ()
     for function in filter(inspect.isfunction, functions):
-        if any(isinstance(given, dist.ProcessGroup) for given in function.__defaults__ or ()):
-            function.__defaults__ = tuple(None if isinstance(x, dist.ProcessGroup) else x for x in function.__defaults__)
+        given = function.__defaults__ or ()
+        if any(isinstance(one, dist.ProcessGroup) for one in given):
+            function.__defaults__ = tuple(None if isinstance(one, dist.ProcessGroup) else one for one in given)
     if deepspeed is not None and deepspeed.is_initialized():
         deepspeed.destroy_process_group()
     else:

@@ -35,6 +35,7 @@ def score_tasks(
     has_start(tokenizer)
     documents = sum(one.count for one in suite.chosen.values())
     lm = make_lm(model, tokenizer, digest, batch_size, journal, progress and by_document(progress, documents), scorer)
+    lm.seeds = suite.prompting.seeds
     fits_positions(loaded["tasks"], model.config, tokenizer)
     found = answered(suite, lm, tokenizer, lambda: make_lm(model, tokenizer, digest, 1, None, None, "stock"))
     if unended := getattr(lm, "unended", 0):

@@ -98,23 +98,27 @@ class Decoder:
 
     def _together(self, start: int, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """Rows of one beginning, those that end in the same step at a time."""
-        waiting, active = deque(rows), list[Row]()
+        waiting, active, unread = deque(rows), list[Row](), list[Row]()
         slots = Slots(self._prefix(rows[0].prompt[:start]))
         try:
             while waiting or active:
-                while fresh := self._next(slots, waiting):
-                    logits = self._read(slots, fresh)
-                    active += fresh
+                while unread := self._next(slots, waiting):
+                    logits = self._read(slots, unread)
+                    active += (fresh := unread)
+                    unread = []
                     yield self._choose(slots, active, fresh, logits)
                 if active:
                     self._make_room(slots, active, waiting)
                     yield self._choose(slots, active, list(active), self._step(slots, active))
         except torch.OutOfMemoryError:
-            if len(active) < 2:
+            if len(active) + len(unread) < 2:
                 raise
-            self.room = slots.bytes_for(len(active), slots.width) // 2
+            if len(unread) > 1:
+                self.max_tokens = max(1, self.max_tokens // 2)
+            else:
+                self.room = slots.bytes_for(len(active), slots.width) // 2
             del slots
-            yield from self._together(start, [*active, *waiting])
+            yield from self._together(start, [*active, *unread, *waiting])
 
     def _prefix(self, tokens: list[int]) -> list[tuple[Tensor, Tensor]]:
         if not tokens:

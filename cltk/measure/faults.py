@@ -70,7 +70,8 @@ def _of_model(error: Exception) -> InputError | None:
     frame, model, words = error.__traceback__, "", str(error).lower()
     while frame is not None:
         one = frame.tb_frame.f_locals.get("self")
-        model = model or (type(one).__name__ if isinstance(one, torch.nn.Module) else "")
+        runs = isinstance(one, torch.nn.Module) and frame.tb_frame.f_code.co_name in ("forward", "_call_impl")
+        model = model or (type(one).__name__ if runs else "")
         frame = frame.tb_next
     if out_of_memory(error) or not (model or words.startswith("cuda error")):
         return None

@@ -18,6 +18,7 @@ from cltk.measure import named
 from cltk.measure.decoding import Decoder, Row
 from cltk.measure.greedy import Asked, Reader, check_plain, text_of, thinks_on
 from cltk.measure.named import Tell
+from cltk.measure.prompting import SEEDS
 from cltk.measure.tree_forward import UnsupportedModelError
 from cltk.ranks import gathered, ranks, shared
 
@@ -73,7 +74,7 @@ class _Together:
         self.copies = Counter(self.keys.values())
         self.found: dict[str, Answer] = {}
         self.unwritten: dict[str, Answer] = {}
-        self.tokens, self.written = 0, time.monotonic()
+        self.tokens, self.cut, self.written = 0, 0, time.monotonic()
 
     def texts(self) -> dict[int, str]:
         """Request -> text. Raises UnsupportedModelError where the model cannot be decoded here."""
@@ -83,6 +84,12 @@ class _Together:
             self.found = {key: answer for key, answer in kept.items() if answer and "text" in answer}
         first = {key: i for i, key in reversed(self.keys.items()) if key not in self.found}
         rows = [self._row(i) for i in sorted(first.values())]
+        if self.cut:
+            log.warning(
+                "%d of %d prompts and their new tokens are longer than the model's positions: cut from the left",
+                self.cut,
+                len(rows),
+            )
         if rows:
             trees = lm.proven(max(len(row.prompt) + row.asked.limit for row in rows))
             if trees is None:
@@ -98,6 +105,7 @@ class _Together:
         (context, _), asked = self.requests[i].args, self.greedy[i]
         room = self.lm.max_length - asked.limit
         ids, _ = self.lm.tok_batch_encode([context], left_truncate_len=room, truncation=self.lm.truncation)
+        self.cut += len(ids[0]) >= room and len(self.lm.tok_encode(context)) > room
         return Row(i, ids[0].tolist(), asked)
 
     def _parts(self, rows: list[Row]) -> Iterator[list[Row]]:
@@ -108,6 +116,7 @@ class _Together:
     def _decode(self, decoder: Decoder, part: list[Row]) -> None:
         """This rank's share, then every rank's texts on all; what one could not do is raised on all."""
         fresh: dict[str, Answer] = {}
+        before = self.tokens
         problem: Exception | None = None
         try:
             for row in decoder.run(part[self.rank :: self.world]):
@@ -123,10 +132,10 @@ class _Together:
                 raise
             problem = error
         if self.world > 1:
-            answers = gathered((problem, fresh, self.tokens))
+            answers = gathered((problem, fresh, self.tokens - before))
             if failed := next((error for error, _, _ in answers if error is not None), None):
                 raise failed
-            self.tokens = sum(tokens for _, _, tokens in answers)
+            self.tokens = before + sum(tokens for _, _, tokens in answers)
             for _, texts, _ in answers:
                 self._keep(texts)
         self._write()
@@ -154,9 +163,10 @@ def _stock(lm: Any, ask: Stock, requests: list[Any], tell: Callable[[int], None]
         tell(len(texts))
         return list(texts)
     seen: Counter[str] = Counter()
-    keys = []
+    keys, seeds = [], getattr(lm, "seeds", SEEDS)
     for request in requests:
-        plain = _key(lm.digest, "generate", request)
+        drawn = _samples(request.args[1]) and seeds != SEEDS  # other seeds, other samples
+        plain = _key(f"{lm.digest} seeds {seeds}" if drawn else lm.digest, "generate", request)
         keys.append(hashlib.sha256(f"{plain} {seen[plain]}".encode()).hexdigest())  # samples are drawn anew
         seen[plain] += 1
     done = 0

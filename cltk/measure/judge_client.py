@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cltk.errors import InputError, RunError
+from cltk.measure.judge_prompts import CUT
 from cltk.measure.judge_questions import Messages
-from cltk.secrets import HIDDEN, hidden
+from cltk.secrets import HIDDEN, SHORTEST, hidden
 
 KEY = "CLTK_JUDGE_KEY"  # the environment variable that holds the key, where none is named
 LARGEST = 1 << 24  # bytes of a reply that are read
@@ -105,10 +106,18 @@ class Client:
         with self._opener.open(request, timeout=self.timeout) as reply:
             found = json.loads(reply.read(LARGEST))
         try:
-            text = found["choices"][0]["message"].get("content")
+            choice = found["choices"][0]
+            text = choice["message"].get("content")
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ValueError(f"no chat completion: {str(found)[:200]}") from None
-        return self._without_key(text) if isinstance(text, str) else ""
+        if isinstance(text, list):  # of parts, as some servers give it
+            text = "".join(
+                str(part.get("text") or "") for part in text if isinstance(part, dict) and part.get("type") == "text"
+            )
+        if not isinstance(text, str):
+            return ""
+        text = self._without_key(text).encode("utf-8", "replace").decode()  # half a surrogate pair could not be written
+        return text + CUT if choice.get("finish_reason") == "length" else text
 
     def _refused(self, error: urllib.error.HTTPError) -> str:
         """What the endpoint says; raises RunError where asking again changes nothing."""
@@ -137,7 +146,7 @@ class Client:
     def _without_key(self, text: str) -> str:
         """An endpoint may repeat what it was sent."""
         key = os.environ.get(self.key_env, "")
-        return text.replace(key, HIDDEN) if key else text
+        return text.replace(key, HIDDEN) if len(key) >= SHORTEST else text
 
     def _turn(self) -> None:
         """Waits until one more request may be sent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,30 +49,46 @@ def judge_models(
     check(list(zip(called, chosen, strict=True)), max_new_tokens)
     dtype = sides.common_dtype(chosen[0], chosen[1:], dtype)
     judging.probe(judges)
-    book, texts = Journal(out / ANSWERS), []
+    book, texts, notes = Journal(out / ANSWERS), [], list[list[str]]()
     for who, model in zip(called, chosen, strict=True):
         tell = (lambda done, total, who=who: progress(f"{who}: answers", done, total, "")) if progress else None
         pair = sides.live(model, dtype)
-        texts.append(
-            answers(*pair, questions, journal=book, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=tell)
-        )
+        said: list[str] = []
+        how: Any = {"journal": book, "max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": tell}
+        texts.append(answers(*pair, questions, **how, notes=said))
+        notes.append([f"{who}: {line}" for line in said])
         del pair
         gc.collect()
-    return judge_answers(texts[0], texts[1:], questions, judges, out, name, progress)
+    found = judge_answers(texts[0], texts[1:], questions, judges, out, name, progress, called=called[1:])
+    return [replace(one, notes=[*one.notes, *notes[0], *own]) for one, own in zip(found, notes[1:], strict=True)]
 
 
 def judge_answers(
     base: judging.Answers, tuned: Sequence[judging.Answers], questions: Sequence[Question], judges: Judges, out: Path,
-    name: str = "judge", progress: Tell | None = None, place: Path | None = None,
+    name: str = "judge", progress: Tell | None = None, place: Path | None = None, called: Sequence[str] = (),
 ) -> list[Judged]:  # fmt: skip
-    """As `judge_models`, of answers that are there; `judgements.jsonl` goes to `place`, or to `out` where none is given."""
-    book, found, rows = Journal(out / JUDGEMENTS), [], []
+    """As `judge_models`, of answers that are there; `judgements.jsonl` goes to `place`, or to `out` where none is given.
+
+    Rows of other judgements that stand there stay: another model's, another mode's.
+    """
+    book, found, file = Journal(out / JUDGEMENTS), [], (place or out) / WRITTEN
     for number, texts in enumerate(tuned):
+        who = called[number] if called else str(number)
         asked = judging.items(judges, questions, base, texts)
         replies = judging.ask(judges, asked, book, progress)
         written = judging.written(asked, replies, questions, judges.mode)
-        rows += [{"tuned": number, **row} for row in written]
-        text = "".join(json.dumps(without_secrets(row), ensure_ascii=False) + "\n" for row in rows)
-        write_text((place or out) / WRITTEN, text)
+        fresh = [without_secrets({"tuned": who, **row}) for row in written]
+        rows = [*_others(file, fresh), *fresh]
+        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         found.append(judged(judges, questions, asked, replies, name))
     return found
+
+
+def _others(file: Path, fresh: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the file that `fresh` has not: of other models, prompts, judges or repeats."""
+    if not file.exists():
+        return []
+    what = ("tuned", "prompt", "judge", "repeat")
+    known = {json.dumps([row[key] for key in what]) for row in fresh}
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    return [row for row in rows if json.dumps([row.get(key) for key in what]) not in known]

@@ -20,7 +20,9 @@ CHOICE = (
     "Compare {what} in a few sentences. Then say which assistant did better on a last line of one of these forms: [[A]] if it"
     " is assistant A, [[B]] if it is assistant B, [[C]] if neither is better."
 )
-THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|$)", re.DOTALL | re.IGNORECASE)
+# up to the last end of one: templates may have its beginning; one that has no end is all of the reply
+THOUGHT = re.compile(r"^.*</think(?:ing)?>|^\s*<think(?:ing)?>.*$", re.DOTALL | re.IGNORECASE)
+CUT = "\n[cut off: max_tokens]"  # behind a reply that did not come to its end, where a draft's grade may stand
 RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)(?:\s*/\s*10)?\s*\]\]")
 WINNER = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 
@@ -44,15 +46,20 @@ def compared(question: Question, first: Sequence[str], second: Sequence[str], tu
 
 def rating(reply: str) -> float | None:
     """The grade in a reply; None where there is none, several differ, or it is not from 1 to 10. Thoughts do not count."""
-    found = {float(one) for one in RATING.findall(THOUGHT.sub("", reply))}
+    found = {float(one) for one in RATING.findall(_meant(reply))}
     value = found.pop() if len(found) == 1 else None
     return value if value is not None and 1 <= value <= 10 else None
 
 
 def winner(reply: str) -> str | None:
     """ "A", "B" or "C"; None where the reply names none of them, or several."""
-    found = set(WINNER.findall(THOUGHT.sub("", reply)))
+    found = set(WINNER.findall(_meant(reply)))
     return found.pop() if len(found) == 1 else None
+
+
+def _meant(reply: str) -> str:
+    """A reply without its thoughts; nothing of one that was cut off."""
+    return "" if reply.endswith(CUT) else THOUGHT.sub("", reply)
 
 
 def _messages(parts: Sequence[str]) -> Messages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from cltk.measure.untouched import untouched
 from cltk.models.thinking import thinking_of
 
 Messages = list[dict[str, str]]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,22 +78,24 @@ def _texts(value: Any) -> TypeGuard[list[str]]:
 
 def answers(
     model: Any, tokenizer: Any, questions: Sequence[Question], *, journal: Any = None, max_new_tokens: int = 1024,
-    batch_size: Any = "auto", progress: Any = None,
+    batch_size: Any = "auto", progress: Any = None, notes: list[str] | None = None,
 ) -> list[list[str]]:  # fmt: skip
     """The model's greedy answer to every turn, [questions][turns]: each turn is asked with the conversation before it.
 
     Args:
         journal: where answers are kept and looked up, by all that decides them (`cltk.measure.identity`).
         progress: called with (turns done, turns in all).
+        notes: where lines go about conversations that were cut and thoughts without an end.
 
     Raises:
-        InputError: the tokeniser has no chat template; a conversation does not fit into the model's positions.
+        InputError: the tokeniser has no chat template; a question alone does not fit into the model's positions.
     """
     from lm_eval.api.instance import Instance
 
     check_template(tokenizer, "judge")
     settings = {"until": [], "do_sample": False, "max_gen_toks": max_new_tokens}
     found: list[list[str]] = [[] for _ in questions]
+    said = notes if notes is not None else []
     done, total = 0, sum(len(question.turns) for question in questions)
     with untouched(model), tensors.own_precision(model), own_randomness(), quiet():
         key = identity(model, tokenizer) if journal is not None else ""
@@ -99,13 +103,33 @@ def answers(
         for turn in range(max(len(question.turns) for question in questions)):
             asked = [i for i, question in enumerate(questions) if len(question.turns) > turn]
             prompts = [_prompt(tokenizer, questions[i], found[i]) for i in asked]
+            _check_length(
+                lm, [(questions[i], prompt) for i, prompt in zip(asked, prompts, strict=True)], turn, max_new_tokens, said
+            )
             requests = [Instance("generate_until", {}, (prompt, dict(settings)), 0) for prompt in prompts]
             for i, text in zip(asked, lm.generate_until(requests, disable_tqdm=True), strict=True):
                 found[i].append(text.strip())
             done += len(asked)
             if progress:
                 progress(done, total)
+    if unended := getattr(lm, "unended", 0):
+        said.append(
+            f"{unended} answers do not come to {lm.think_end_token!r}: all of such a text is the answer; give more new tokens"
+        )
+    for line in said:
+        log.warning("judge: %s", line)
     return found
+
+
+def _check_length(lm: Any, asked: Sequence[tuple[Question, str]], turn: int, new: int, said: list[str]) -> None:
+    """lm-eval cuts from the left what has no room in the positions: a line of it, an error where nothing is answered yet."""
+    room = lm.max_length - new
+    long = [question.id for question, prompt in asked if len(lm.tok_encode(prompt)) > room]
+    what = f"do not fit into {lm.max_length} positions with {new} new tokens"
+    if long and turn == 0:
+        raise InputError(f"judge: {len(long)} questions (first: {long[0]}) {what}; lower max_new_tokens")
+    if long:
+        said.append(f"{len(long)} conversations up to turn {turn + 1} {what}: cut from the left; lower max_new_tokens")
 
 
 def check_room(config: Any, tokenizer: Any, max_new_tokens: int, who: str) -> None:

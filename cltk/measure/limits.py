@@ -112,6 +112,10 @@ def check_room(lm: Any, requests: Sequence[Any]) -> None:
         context, settings = request.args
         name = f"task {request.task_name}, request {number}"
         new = normalize_gen_kwargs(settings, lm.max_gen_toks)["max_gen_toks"]
+        if settings.get("do_sample") and not float(settings.get("temperature") or 0) > 0:
+            raise InputError(
+                f"{name}: do_sample needs a temperature above 0; set temperature in gen_kwargs, or leave do_sample out"
+            )
         if new < 1:
             raise InputError(f"{name}: it asks for {new} new tokens; set max_gen_toks to 1 or more")
         if lm.backend == "causal" and new >= lm.max_length:

@@ -71,6 +71,12 @@ class Prompting:
         elif self.num_fewshot is not None or own is None:
             task.set_config(key="num_fewshot", value=self.num_fewshot or 0)
         if self.gen_kwargs and task.get_config("output_type") == "generate_until":
+            given, its = self.generation(), task.get_config("generation_kwargs") or {}
+            for alias in ("max_new_tokens", "max_tokens"):
+                if alias in given and "max_gen_toks" in its and "max_gen_toks" not in given:
+                    raise InputError(
+                        f"gen_kwargs: {alias}: the task's own max_gen_toks goes before it, as in lm-eval; give max_gen_toks"
+                    )
             task.set_config(key="generation_kwargs", value=self.generation(), update=True)
         return note
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from cltk.measure.judge_models import ANSWERS, judge_answers
 from cltk.measure.judge_questions import Question, answers, check_room, check_template, read_questions
 from cltk.measure.judging import Judges
 from cltk.measure.tasks import SHIPPED
-from cltk.ranks import agreed, first
+from cltk.ranks import agreed, decided, first, ranks
 from cltk.run.methods import resolve_path
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from cltk.run.plans import Cell
     from cltk.run.spec_judge import JudgeSpec
 
+TOLD = 60.0  # seconds between two words of the first rank to the others
 FOLDER = "judge"  # of an output folder: answers and judgements of all cells, which cost money
 
 
@@ -80,15 +83,31 @@ def judge_part(inputs: Inputs, cell: Cell, tuned: tuple[Any, Any], folder: Path,
     if spec is None:
         return {}
     who, asked, out = judges(spec), questions(inputs, spec), folder.parent / FOLDER
-    book, texts = Journal(out / ANSWERS, write=first()), []
+    book, texts, notes = Journal(out / ANSWERS, write=first()), [], list[str]()
     for name in ("start model", cell.name):
         model, tokenizer = inputs.model(cell) if name != cell.name else tuned
         tell: Any = lambda done, total, name=name: say(f"{name}: answers", done, total, "")  # noqa: E731
-        texts.append(answers(model, tokenizer, asked, journal=book, max_new_tokens=spec.max_new_tokens, progress=tell))
+        said: list[str] = []
+        how: Any = {"journal": book, "max_new_tokens": spec.max_new_tokens, "progress": tell}
+        texts.append(answers(model, tokenizer, asked, **how, notes=said))
+        notes += [f"{name}: {line}" for line in said]
         del model
-    found = None
-    if first():
+
+    def judge() -> dict[str, Any]:
         name = Path(spec.questions).stem
-        found = judge_answers(texts[0], texts[1:], asked, who, out, name, say, folder)[0].to_json()
-        found["asked"] = {"endpoint": who.client.url, "settings": who.client.body("", [])}
-    return {"judge": agreed(found)}
+        found = judge_answers(texts[0], texts[1:], asked, who, out, name, say, folder, called=[cell.name])[0].to_json()
+        found["notes"] = [*found["notes"], *notes]
+        return {**found, "asked": {"endpoint": who.client.url, "settings": who.client.body("", [])}}
+
+    return {"judge": _by_one(judge)}
+
+
+def _by_one(work: Callable[[], Any]) -> Any:
+    """`work()` of the first rank; the others hear of it once a minute, since a collective waits for some minutes at most."""
+    if ranks()[1] == 1:
+        return work()
+    with ThreadPoolExecutor(1) as pool:
+        task = pool.submit(work) if first() else None
+        while not agreed(task is None or bool(wait([task], timeout=TOLD).done)):
+            pass
+        return decided(task.result if task else work)

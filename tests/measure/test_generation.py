@@ -319,6 +319,52 @@ def test_a_device_that_runs_out_of_memory(tiny: Any, tokenizer: Any, monkeypatch
     assert together(model, tokenizer, requests) == expected
 
 
+@pytest.mark.parametrize("when", ["behind others", "at first", "always one"])
+def test_a_device_that_runs_out_of_memory_while_prompts_are_read(
+    when: str, tiny: Any, tokenizer: Any, monkeypatch: Any
+) -> None:
+    """The rows that were to be read wait again: they were neither among the waiting nor among the active ones."""
+    model, requests = louder(tiny()), asked({"until": ["a", "e"], "max_gen_toks": 9}, 12)
+    expected, whole, failed = alone(model, tokenizer, requests), Decoder._read, []
+
+    def small(self: Any, slots: Any, fresh: list[Row]) -> Any:
+        much = {"behind others": len(slots) >= 2 and not failed, "at first": len(fresh) > 3, "always one": len(slots) > 0}
+        if much[when]:
+            failed.append(len(fresh))
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(self, slots, fresh)
+
+    monkeypatch.setattr(Decoder, "_read", small)
+    assert together(model, tokenizer, requests, batch_size=4) == expected
+    assert failed
+
+
+def test_other_seeds_draw_other_samples(tiny: Any, tokenizer: Any, tmp_path: Any) -> None:
+    """Kept texts of one seed were those of every seed, and repeats over seeds showed no noise."""
+    model, requests = louder(tiny()), asked({"until": [], "max_gen_toks": 9, "do_sample": True, "temperature": 1.0}, 4)
+    found = []
+    for seeds in ((0, 1234, 1234, 1234), (1, 1, 1, 1), (0, 1234, 1234, 1234)):
+        lm = PrefixLM(model, tokenizer, journal=Journal(tmp_path / "kept.jsonl"), digest="d")
+        lm.seeds = seeds
+        torch.manual_seed(seeds[2])
+        found.append(lm.generate_until(requests, disable_tqdm=True))
+    assert found[0] == found[2] != found[1]
+
+
+def test_prompts_that_are_cut_are_said(tiny: Any, tokenizer: Any, caplog: Any) -> None:
+    model, requests = tiny(max_position_embeddings=64), asked({"until": ["."], "max_gen_toks": 40}, 3, header=6)
+    assert together(model, tokenizer, requests) == alone(model, tokenizer, requests)
+    assert "3 of 3 prompts and their new tokens are longer than the model's positions: cut from the left" in caplog.text
+    caplog.clear()
+    together(model, tokenizer, asked({"until": ["."], "max_gen_toks": 4}, 3))
+    assert "cut from the left" not in caplog.text
+
+
+def test_sampling_without_a_temperature_is_refused(tiny: Any, tokenizer: Any) -> None:
+    with pytest.raises(InputError, match=r"task t, request 0: do_sample needs a temperature above 0"):
+        PrefixLM(tiny(), tokenizer).generate_until(asked({"do_sample": True, "max_gen_toks": 4}, 2), disable_tqdm=True)
+
+
 def test_a_model_that_gives_nan_is_refused(tiny: Any, tokenizer: Any) -> None:
     model = tiny()
     lm = PrefixLM(model, tokenizer)

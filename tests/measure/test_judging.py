@@ -78,6 +78,10 @@ def run(server: Server, tmp_path: Path, tuned: Any = TUNED, **settings: Any) -> 
         ("[[8]] ... Grade: [[8]]", 8.0),
         ("<think>maybe [[3]]</think>Grade: [[6]]", 6.0),
         ("<think>[[3]] and then cut", None),
+        ("draft [[3]] then cut </think> The answer is fi", None),  # whose template had the beginning
+        ("hmm [[3]] maybe</think>Good. Grade: [[8]]", 8.0),
+        ("The answer leaves a stray <think> tag. Grade: [[4]]", 4.0),
+        (f"A draft: [[3]], but{judge_prompts.CUT}", None),
         ("[[0]]", None),
         ("[[11]]", None),
         ("[[100]]", None),
@@ -118,6 +122,24 @@ def test_prompts_show_the_conversation_up_to_the_turn_and_the_reference_of_those
 
 
 # --- the endpoint
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "key", "text"),
+    [
+        ({"content": [{"type": "text", "text": "Grade: "}, {"type": "text", "text": "[[8]]"}]}, "stop", "", "Grade: [[8]]"),
+        ({"content": "draft [[3]]"}, "length", "", f"draft [[3]]{judge_prompts.CUT}"),
+        ({"content": "Grade: [[10]]"}, "stop", "1", "Grade: [[10]]"),  # local servers are given such keys
+        ({"content": "half \ud83d of a pair"}, "stop", "", "half ? of a pair"),  # could not be written
+    ],
+)
+def test_replies_as_servers_give_them(
+    message: Any, reason: str, key: str, text: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLTK_JUDGE_KEY", key)
+    server.faults = [lambda h: send(h, 200, {"choices": [{"message": message, "finish_reason": reason}]})]
+    one = client(server)
+    assert one.ask(one.body("m", [{"role": "user", "content": "x"}])) == text
 
 
 def test_faults_are_asked_again(server: Server) -> None:
@@ -357,6 +379,32 @@ def test_judged_readings_without_a_verdict_leave_the_others(server: Server, tmp_
 
 
 # --- questions and answers
+
+
+def test_judgements_of_other_models_and_modes_stay(server: Server, tmp_path: Path) -> None:
+    server.reply = lambda body: "[[7]]" if "from 1 (useless)" in shown(body) else "[[A]]"
+    judges = Judges(client(server), ("m",))
+    for who, mode in (("a", "single"), ("b", "single"), ("b", "pairwise"), ("a", "single")):
+        judges = Judges(client(server), ("m",), mode)
+        judge_models.judge_answers(BASE, [TUNED], QUESTIONS, judges, tmp_path, "qs", called=[who])
+    rows = [json.loads(line) for line in (tmp_path / judge_models.WRITTEN).read_text().splitlines()]
+    count = {
+        (who, side): sum((row["tuned"], row["side"]) == (who, side) for row in rows) for who in "ab" for side in ("base", "AB")
+    }
+    assert count == {("a", "base"): 12, ("b", "base"): 12, ("a", "AB"): 0, ("b", "AB"): 12}
+
+
+def test_conversations_that_do_not_fit(tiny: Any, chat: Any) -> None:
+    """lm-eval cuts them from the left: the question itself, which is refused, or what was said before, which is noted."""
+    model = tiny(max_position_embeddings=128)
+    question = Question("q7", "", ("the cat sat", "and the dog?"))
+    notes: list[str] = []
+    answers(model, chat, [question], max_new_tokens=60, notes=notes)
+    assert notes == [
+        "1 conversations up to turn 2 do not fit into 128 positions with 60 new tokens: cut from the left; lower max_new_tokens"
+    ]
+    with pytest.raises(InputError, match=r"judge: 1 questions \(first: q7\) do not fit into 128 positions with 120 new tokens"):
+        answers(model, chat, [question], max_new_tokens=120)
 
 
 @pytest.mark.parametrize(

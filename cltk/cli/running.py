@@ -178,14 +178,19 @@ def clean(options: argparse.Namespace) -> int:
 def reproduce(options: argparse.Namespace) -> int:
     """`cltk reproduce`: 0 when every record was reproduced, 1 when one was not."""
     from cltk.progress import Bar
+    from cltk.run.reproduce import Reproduction
     from cltk.run.reproduce import reproduce as again
     from cltk.run.speed import tune_allocator
 
     tune_allocator()
-    with Bar() as bar:
-        found = again(options.record, options.out, options.tolerance, bar, options.trust)
-    with apart(options.json):
-        for one in found:
-            print("\n".join(one.lines()))
-    put_json(options.json, [one.to_json() for one in found])
+    found: list[Reproduction] = []
+    try:
+        with Bar() as bar:
+            again(options.record, options.out, options.tolerance, bar, options.trust, found.append)
+    finally:  # what was compared before one failed
+        if found:
+            with apart(options.json):
+                for one in found:
+                    print("\n".join(one.lines()))
+            put_json(options.json, [one.to_json() for one in found])
     return int(any(one.beyond for one in found))

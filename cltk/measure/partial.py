@@ -15,7 +15,7 @@ from cltk.measure.forgetting import Result, Row, _judge, _kind, compare, headlin
 from cltk.measure.looks import Looks, next_look
 from cltk.measure.pairing import pair
 from cltk.measure.scores import Scores, TaskScores
-from cltk.measure.subset import positions, restricted
+from cltk.measure.subset import by_document, positions, restricted
 from cltk.measure.twophase import TwoPhase, predictors, two_phase
 
 if TYPE_CHECKING:
@@ -98,8 +98,10 @@ def compare_part(
     """
     known = chances or {}
     result = compare(restrict(pre, places, known), post, margins=margins, draws=draws, seed=seed)
-    for one in references if places else ():
-        pair(_same(pre, places), _same(one, places))
+    used = {row.task: places[row.task] for row in result.rows if row.task in places}
+    for one in references:
+        if own := {task: at for task, at in used.items() if one.tasks[task].values}:
+            pair(_same(pre, own), _same(one, own))
     found = {
         (row.task, row.metric): _estimate(row, pre, post, references, places[row.task], known.get(row.task))
         for row in result.rows
@@ -153,7 +155,7 @@ def _two_phase(
 ) -> TwoPhase:  # fmt: skip
     before = pre.tasks[task]
     bounds = span(metric, np.asarray(before.values[metric]))
-    x = predictors(metric, before.values, [one.tasks[task].values for one in references])
+    x = predictors(metric, before.values, [own for one in references if metric in (own := one.tasks[task].values)])
     return two_phase(d, list(range(len(before)) if places is None else places), x, before.cluster, chance, bounds)
 
 
@@ -167,7 +169,8 @@ def _row(row: Row, found: TwoPhase, pre: Scores, settings: Mapping[str, Any]) ->
     after = before - found.estimate.mean if row.higher_is_better else before + found.estimate.mean
     documents = {"scored": found.scored, "total": found.total, "r2": found.r2, "n_eff": found.n_eff}
     if DRAWN in settings:
-        documents |= {DRAWN: settings[DRAWN], "size": found.estimate.parts[0].size}
+        size = found.estimate.parts[0].size if found.estimate.parts else float(found.scored)  # of one cluster
+        documents |= {DRAWN: settings[DRAWN], "size": size}
     return replace(row, pre=before, post=after, documents=documents, **_judged(row, found.estimate))
 
 
@@ -201,12 +204,15 @@ def until(
         The scores of the documents that were needed, with the mark of `marked`; their places; the looks at every task. A task
         that needed all of its documents has no places.
     """
-    sizes, looks = dict.fromkeys(suite.sizes(), FIRST), {name: Looks(half_width) for name in suite.sizes()}
+    sizes = dict.fromkeys(by_document(suite, pre), FIRST)
+    looks = {name: Looks(half_width) for name in sizes}
     while True:
         places = positions(suite, sizes)
         post = marked(evaluate(restricted(suite, places)), places, pre)
-        for task, one in looks.items():
-            if one.ended or task not in post.tasks:
+        for task, one in list(looks.items()):
+            if task not in post.tasks or not post.tasks[task].values:  # its own code failed
+                del looks[task]
+            if one.ended or task not in looks:
                 continue
             metric = headline(list(post.tasks[task].values))
             d, total = _losses(pre, post, task, metric, places.get(task)), len(pre.tasks[task])

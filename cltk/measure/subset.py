@@ -50,6 +50,11 @@ def positions(suite: Suite, n: int | Mapping[str, int]) -> dict[str, list[int]]:
     return {name: places for name, places in drawn.items() if len(places) < found[name][0]}
 
 
+def by_document(suite: Suite, pre: Scores) -> list[str]:
+    """The tasks and texts that have scores document by document: corpus metrics and what failed need all of them, or none."""
+    return [name for name in suite.sizes() if name not in pre.tasks or pre.tasks[name].values]
+
+
 def by_margin(
     suite: Suite, n: int, pre: Scores, references: Sequence[Scores]
 ) -> tuple[dict[str, list[int]], dict[str, Floats]]:
@@ -62,7 +67,7 @@ def by_margin(
         Task -> places of about n documents, and of the tasks that were drawn by margin task -> every document's probability
         [N]. The others, texts among them, have no margin of the metric that stands for them, and equal probabilities.
     """
-    places = positions(suite, n)
+    places = positions(suite, dict.fromkeys(by_document(suite, pre), n))
     chances: dict[str, Floats] = {}
     for name in list(places):
         if name not in pre.tasks or (sizes := _sizes(pre.tasks[name], [one.tasks[name] for one in references])) is None:
@@ -82,7 +87,9 @@ def _sizes(start: TaskScores, references: Sequence[TaskScores]) -> Floats | None
     if margin not in start.values or metric in start.weights or margin in start.weights:
         return None
     before = np.asarray(start.values[metric], np.float64)
-    lost = [before - np.asarray(one.values[metric], np.float64) for one in references]
+    lost = [before - np.asarray(one.values[metric], np.float64) for one in references if metric in one.values]
+    if not lost:
+        return None
     return flip_sizes(start.values[margin], np.sqrt(np.mean(np.square(lost), axis=0)))
 
 

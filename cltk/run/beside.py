@@ -21,7 +21,9 @@ def references_of(record: dict[str, Any], file: Path | None) -> list[tuple[dict[
     wanted, found = (record.get("documents") or {}).get("references", {}), []
     near = list(map(_read, _near(file))) if wanted else []
     for name, digest in wanted.items():
-        one = next((one for one in near if one and one[0]["digests"].get("tuned_model") == digest), None)
+        same = [one for one in near if one and one[0]["digests"].get("tuned_model") == digest]
+        whole = [one for one in same if not one[0].get("documents")]  # other cells may have its weights
+        one = next((one for one in whole if one[0]["method"] == name), next(iter(whole), None))
         if one is None:
             raise InputError(
                 f"{file}: part of its documents was scored, and {name} ({digest[:12]}), which predicts the others, has no"

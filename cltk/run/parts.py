@@ -15,7 +15,7 @@ from cltk.measure.looks import Looks
 from cltk.measure.partial import FIRST, compare_part, marked, until
 from cltk.measure.scores import Scores
 from cltk.measure.stats import Floats
-from cltk.measure.subset import by_margin, check_prompts, positions, restricted
+from cltk.measure.subset import by_document, by_margin, check_prompts, positions, restricted
 from cltk.run.plans import Cell
 
 
@@ -78,7 +78,7 @@ def score_part(
     places, chances = (
         by_margin(suite, documents.scored, pre, list(references.values()))
         if documents.draw == "margin"
-        else (positions(suite, documents.scored), {})
+        else (positions(suite, dict.fromkeys(by_document(suite, pre), documents.scored)), {})
     )
     notes = _drawn_equally(pre, places, chances) if documents.draw == "margin" else {}
     post = marked(evaluate(restricted(suite, places)), places, pre, chances)

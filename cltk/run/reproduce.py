@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cltk import models
-from cltk.errors import InputError
+from cltk.errors import InputError, RunError
 from cltk.run import records
 from cltk.run.beside import cells_of, references_of
 from cltk.run.claims import alone
@@ -39,6 +39,7 @@ class Reproduction:
     causes: tuple[str, ...]  # what else is not as it was: choices of speed, versions, device
     rerun: Path  # the new record
     missing: tuple[str, ...] = ()  # files that lie beside no more: what they held was not compared
+    there: bool = False  # the new record was there already, of a call before
 
     @property
     def beyond(self) -> list[Difference]:
@@ -61,7 +62,7 @@ class Reproduction:
         return {
             "record": str(self.record), "cell": self.cell, "rerun": str(self.rerun), "verdict": self.verdict,
             "reproduced": not self.beyond, "compared": self.compared, "differences": [str(one) for one in self.beyond],
-            "causes": list(self.causes), "not_compared": list(self.missing),
+            "causes": list(self.causes), "not_compared": list(self.missing), "not_run_again": self.there,
         }  # fmt: skip
 
     def lines(self, most: int = 20) -> list[str]:
@@ -71,7 +72,8 @@ class Reproduction:
             shown.append(f"  and {len(self.beyond) - most} more")
         causes = [f"  not as it was: {cause}" for cause in self.causes] if self.differences else []
         missing = [f"  not compared: {what}" for what in self.missing]
-        return [f"{self.cell}: {self.verdict}", *shown, *causes, *missing]
+        there = [f"  not run again: {self.rerun} was there already"] if self.there else []
+        return [f"{self.cell}: {self.verdict}", *there, *shown, *causes, *missing]
 
 
 def _of_weights(name: str) -> bool:
@@ -80,26 +82,38 @@ def _of_weights(name: str) -> bool:
 
 
 def reproduce(
-    where: str | Path, out: str | Path | None = None, tolerance: float = 0.0, tell: Tell | None = None, trust: bool = False
-) -> list[Reproduction]:
+    where: str | Path, out: str | Path | None = None, tolerance: float = 0.0, tell: Tell | None = None, trust: bool = False,
+    each: Callable[[Reproduction], None] = lambda _: None,
+) -> list[Reproduction]:  # fmt: skip
     """Run the cells of these records again, in a folder of their own, and compare. The old records are only read.
 
     Args:
         where: a record, or a folder of them.
-        out: where the new records go; runs/reproduced-NAME (with a number, if taken) when not given.
+        out: where the new records go; runs/reproduced-NAME (with a number, if taken) when not given. Those that an interrupted
+            call left there are compared, and not made again.
         tolerance: differences to accept, relative, or absolute where the old value is below 1; 0 for none.
         trust: see `cltk.load`.
+        each: called with every result as soon as there is one.
 
     Raises:
         InputError: a record is damaged, or the model, data or tasks are not what the record saw; nothing is written then.
-        RunError: a cell cannot be run.
+        RunError: cells cannot be run; the others were.
     """
     if not 0 <= tolerance < math.inf:
         raise InputError(f"--tolerance {tolerance}: give a finite number of at least 0")
     files = records.find_records(where)
     folder = Path(out) if out is not None else _free(files[0])
     prepared = [_prepare(file, folder, trust) for file in files]
-    found = [_rerun(file, old, run, tolerance, tell or (lambda *_: None)) for file, old, run in prepared]
+    found, failed = [], []
+    for file, old, run in prepared:
+        try:
+            found.append(_rerun(file, old, run, tolerance, tell or (lambda *_: None)))
+        except RunError as error:
+            failed.append(f"{run.cells[-1].name}: {error}")
+            continue
+        each(found[-1])
+    if failed:
+        raise RunError(f"{len(failed)} of {len(prepared)} records: {failed[0]}; --out {folder} goes on with what was done")
     with alone(folder):
         sweep(folder)
     return found
@@ -120,9 +134,6 @@ def _prepare(file: Path, out: Path, trust: bool) -> tuple[Path, dict[str, Any], 
     if file.name == records.RECORD and out.resolve() == file.resolve().parent.parent:
         raise InputError(f"--out {out}: holds this record already; choose another folder")
     run = experiment_of(old, out, trust, file)
-    cell = run.cells[-1]
-    if (run.folder(cell) / records.RECORD).exists():
-        raise InputError(f"--out {out}: holds a record of {cell.name} already; choose another folder")
     _check_inputs(file, old, run)
     run.check()
     _check_tasks(file, old, run)
@@ -180,14 +191,14 @@ def _check_tasks(file: Path, old: dict[str, Any], run: ExperimentRun) -> None:
 def _rerun(file: Path, old: dict[str, Any], run: ExperimentRun, tolerance: float, tell: Tell) -> Reproduction:
     cell = run.cells[-1]
     chosen = {stage: possible(found) for stage, found in choices(old).items()}
-    work = replace(run.work(tell), choices=chosen, shared=frozenset())
+    work, new_file = replace(run.work(tell), choices=chosen, shared=frozenset()), run.folder(cell) / records.RECORD
     with alone(run.out), explained(cell.config, run.folder(cell)):
         for one, (_, beside) in zip(run.cells, references_of(old, file), strict=False):
             if not (place := run.folder(one) / records.SCORES).exists():  # one that was run again is the better one
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(beside, place)
-        work.cell(cell, int(old.get("order", 0)))
-    new_file = run.folder(cell) / records.RECORD
+        if not (there := new_file.exists()):
+            work.cell(cell, int(old.get("order", 0)))
     new = records.read_record(new_file)
     sides, missing = [values_of(old), values_of(new)], []
     theirs = records.read_json(work.base_folder(cell) / records.SCORES)
@@ -200,7 +211,9 @@ def _rerun(file: Path, old: dict[str, Any], run: ExperimentRun, tolerance: float
         for side, scores in zip(sides, (was, now), strict=True):
             side.update(documents_of(scores, name))
     found = tuple(differences(sides[0], sides[1], added=old.get("format", 1) == records.FORMAT))
-    return Reproduction(file, cell.name, tolerance, len(sides[0]), found, tuple(causes(old, new)), new_file, tuple(missing))
+    return Reproduction(
+        file, cell.name, tolerance, len(sides[0]), found, tuple(causes(old, new)), new_file, tuple(missing), there
+    )
 
 
 NOT_THERE = {"documents": "no scores.json beside the record", "start_model": "no base-*/scores.json of its output folder"}

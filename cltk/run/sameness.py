@@ -27,7 +27,8 @@ class Difference:
         """Relative to the old value, or absolute where that is below 1; infinite for what is no number."""
         if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in (self.old, self.new)):
             return math.inf
-        return abs(self.new - self.old) / max(1.0, abs(self.old))
+        size = abs(self.new - self.old) / max(1.0, abs(self.old))
+        return math.inf if math.isnan(size) else size
 
     def __str__(self) -> str:
         by = f", off by {self.new - self.old:+.3g}" if math.isfinite(self.size) else ""

@@ -34,10 +34,10 @@ class Past:
         return all(excess <= 0 for excess in self.over.values())
 
 
-def check_optuna() -> None:
+def check_optuna(at: str = "") -> None:
     """Raises InputError where Optuna is not installed."""
     if find_spec("optuna") is None:
-        raise InputError("needs Optuna; pip install 'cltk-forgetting[search]'")
+        raise InputError(f"{at}needs Optuna; pip install 'cltk-forgetting[search]'")
 
 
 def suggest(

@@ -26,7 +26,7 @@ from cltk.run.kept import FAILED
 from cltk.run.methods import nearest
 from cltk.run.plans import Cell, Plan
 from cltk.run.sampler import Past, best, check_optuna, suggest
-from cltk.run.search_plan import searched, with_values
+from cltk.run.search_plan import restate, searched, with_values
 from cltk.run.search_verdict import MUCH, check_budgets, none_within, verdict
 from cltk.run.spec_search import SearchSpec, SplitSpec
 
@@ -61,9 +61,11 @@ class Search:
 
     @cached_property
     def study(self) -> str:
-        """What its trials follow from, but for how many there are: a digest."""
+        """What its trials follow from, but for how many there are and what is asked of them: a digest."""
         some = with_values(self.template, {key: one.extremes[0] for key, one in self.spec.over.items()}, self.run.plan.folder)
-        return records.digest_of([self.trials.inputs.digest(some), self.spec.model_dump(exclude={"trials", "method"})])
+        return records.digest_of(
+            [self.trials.inputs.digest(some), self.spec.model_dump(include={"over", "seed", "validation"})]
+        )
 
     def check(self) -> None:
         """What can be found wrong before weights are loaded.
@@ -73,10 +75,7 @@ class Search:
                 be trained with.
         """
         at = f"{self.run.plan.file}: search"
-        try:
-            check_optuna()
-        except InputError as error:
-            raise InputError(f"{at}: {error}") from None
+        check_optuna(f"{at}: ")
         evals, metrics = self.template.config.evals, metrics_of(self.trials.inputs.suite(self.template))
         rows = self.trials.inputs.rows(self.template, evals.retain)
         check_budgets(self.spec.budget, {row: metrics[row] for row in rows}, at)
@@ -149,6 +148,7 @@ class Search:
                 self.trials.check()
                 decided(lambda: check_free(self.trials.out))
                 failed |= Queue(self.trials, todo, say).work()
+        restate(self.trials, cells)
         self.trials.sweep_up()
         lost = [cell for cell in cells if self.diverged(cell)]
         for cell in lost if first() else ():  # nobody goes on from there
@@ -176,6 +176,7 @@ class Search:
         ]
         self.run.plan = replace(plan, cells=cells, experiment=plan.experiment.model_copy(update={"search": None}))
         self.run.inputs = replace(self.run.inputs, plan=self.run.plan)
+        restate(self.run, cells)
 
 
 def check_whole(run: ExperimentRun, ray: str | None, only: Sequence[int] | None, wait: bool) -> None:
@@ -212,7 +213,7 @@ def settle(run: ExperimentRun, say: Tell, ray: str | None, only: Sequence[int] |
     won = search.chosen(cells)
     search.settle(won)
     if not won:
-        return none_within(search.past(cells), failed, len(cells))
+        return none_within(search.past(cells), failed, len(cells), sum(map(search.diverged, cells)))
     return f"{len(failed)} of {len(cells)} trials failed; the first: {next(iter(failed.values()))}" if failed else ""
 
 
@@ -244,6 +245,6 @@ def planned(run: ExperimentRun) -> list[str]:
     for at, cell in enumerate(done):
         side = "within" if at in past and past[at].within else "over"
         state = f"gain {past[at].gain:.4g}, {side} the budget" if at in past else "to run"
-        state = "diverged" if at in past and min(past[at].over.values()) == MUCH else state
+        state = "diverged" if search.diverged(cell) else state
         lines.append(f"  trial {at}: {', '.join(f'{key}={value}' for key, value in cell.search['values'].items())} ({state})")
     return lines

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cltk.errors import InputError
+from cltk.ranks import first
+from cltk.run import records
 from cltk.run.checked import checked
 from cltk.run.methods import check_mitigators, nearest
 from cltk.run.needs import split
@@ -18,6 +20,9 @@ from cltk.run.spec_data import Source
 from cltk.run.spec_search import SearchSpec, SplitSpec
 from cltk.run.yaml import Keys
 
+if TYPE_CHECKING:
+    from cltk.run.experiment import ExperimentRun
+
 PLACES = "train.KEY or mitigators.NAME.KEY, such as mitigators.ewc.strength"
 
 
@@ -25,6 +30,14 @@ def searched(cells: Sequence[Cell], search: SearchSpec) -> list[Cell]:
     """The cells that are to have the values of the search: all of one method, one a seed."""
     method = search.method or cells[0].method
     return [cell for cell in cells if cell.method == method]
+
+
+def restate(run: ExperimentRun, cells: Sequence[Cell]) -> None:
+    """Records that stand there have the search's present rules: a record is no other for another budget, its verdict is."""
+    for cell in cells if first() else ():
+        file = run.folder(cell) / records.RECORD
+        if cell.search and file.exists() and (old := records.read_json(file)).get("search") != cell.search:
+            records.write_json(file, {**old, "search": cell.search})
 
 
 def with_split(config: Experiment, search: SearchSpec | None) -> Experiment:

@@ -39,11 +39,12 @@ def verdict(record: dict[str, Any], search: dict[str, Any]) -> tuple[float | Non
     return gain, over
 
 
-def none_within(past: Mapping[int, Past], failed: Mapping[int, str], trials: int) -> str:
+def none_within(past: Mapping[int, Past], failed: Mapping[int, str], trials: int, diverged: int = 0) -> str:
     """What to say where no trial is within the budgets: which came nearest.
 
     Args:
         past, failed: by trial.
+        diverged: how many did.
     """
     worst = {at: max(one.over.items(), key=lambda item: item[1]) for at, one in past.items()}
     known = {at: (name, over) for at, (name, over) in worst.items() if over < MUCH}
@@ -51,8 +52,9 @@ def none_within(past: Mapping[int, Past], failed: Mapping[int, str], trials: int
     if known:
         at, (name, over) = min(known.items(), key=lambda item: item[1][1])
         said += f"; the nearest is trial {at}, with {1 + over:.2f} times the budget of {name}"
-    if lost := len(worst) - len(known):
-        said += f"; {lost} diverged"
+    said += f"; {diverged} diverged" if diverged else ""
+    if unknown := [name for at, (name, _) in worst.items() if at not in known][diverged:]:
+        said += f"; {len(unknown)} have no number for {unknown[0]} (an interval needs two clusters)"
     if failed:
         said += f"; the first failure: {next(iter(failed.values()))}"
     return f"{said}; widen search.over, or the budget"

@@ -81,7 +81,9 @@ class DocumentsSpec(Section):
     later = ("draw",)
     total: Sample | None = Field(None, description="evals.sample by another name: documents of each task and text")
     scored: Count | Literal["auto"] = Field(description="random ones of them that other cells score; auto: see half_width")
-    reference: str | list[str] = Field("plain", description="methods whose first cell scores all documents")
+    reference: str | Annotated[list[str], Field(min_length=1)] = Field(
+        "plain", description="methods whose first cell scores all documents"
+    )
     half_width: Annotated[float, Field(gt=0)] | None = Field(
         None, description="with scored: auto, the half width of every headline's interval at which a cell is scored enough"
     )

@@ -6,6 +6,7 @@ What people met: random documents that differ from model to model (UKGovernmentB
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cltk.errors import InputError, RunError
 from cltk.measure.inclusion import flip_sizes, inclusion
 from cltk.measure.scores import Scores
 from cltk.measure.twophase import two_phase
+from cltk.run.cells import Work
 from cltk.run.config import load_config
 from cltk.run.records import read_json
 from tests.conftest import TINY, sentences, write_jsonl
@@ -257,3 +259,72 @@ def test_a_draw_that_fell_back_to_equal_probabilities_is_said() -> None:
     assert "chance" not in record["documents"]
     assert len(scores.tasks["toy"]) == 20
     assert "drawn" not in scores.tasks["toy"].settings
+
+
+def generated(name: str, rest: str) -> None:
+    """A task of generated texts over the toy task's documents."""
+    documents = Path("tasks/docs.jsonl").resolve()
+    Path(f"tasks/{name}.yaml").write_text(
+        f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{validation: {documents}}}}}\n"
+        "validation_split: validation\noutput_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{choices[label]}}'\n"
+        f"generation_kwargs: {{until: ['.'], max_gen_toks: 4}}\n{rest}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "documents", ["{scored: auto, half_width: 0.3}", "{total: 60, scored: 20, draw: margin}", "{total: 60, scored: 20}"]
+)
+def test_what_has_no_score_a_document_is_scored_whole_or_left_out(documents: str) -> None:
+    """A corpus metric needs all documents, a task whose own code fails has none: neither stops the cells that score a part."""
+    quiz()
+    generated("corpus", "metric_list: [{metric: bleu}]")
+    Path("tasks/boom.py").write_text("def f(doc, results):\n    raise ValueError('no answer found')\n")
+    generated("broken", "process_results: !function boom.f\nmetric_list: [{metric: acc}]")
+    grid = "grid: {mitigators: {plain: [], low_lr: [low_lr: {factor: 0.5}]}}\n"
+    write(documents, "retain: [toy, corpus, broken]", grid)
+    assert main(["run", "x.yaml", "--out", "out", "--trust"]) == 0
+    for method in ("plain", "low_lr"):
+        record, scores = kept(cltk.load("x.yaml", "out", trust=True), method)
+        assert {row["task"] for row in record["retain"]["rows"]} == {"toy", "corpus"}
+        assert len(scores.tasks["toy"]) == (60 if method == "plain" else pytest.approx(40, abs=20))
+        assert "every metric" in record["retain"]["left_out"]["broken"]
+
+
+def test_one_document_drawn_by_margin_has_a_row_without_an_interval() -> None:
+    quiz()
+    grid = "grid: {mitigators: {plain: [], low_lr: [low_lr: {factor: 0.5}], control: [l2_sp: {strength: 0.0}]}}\n"
+    write("{total: 60, scored: 1, draw: margin}", "retain: [toy]", grid)
+    assert main(["run", "x.yaml", "--out", "out"]) == 0
+    record, _ = kept(cltk.load("x.yaml", "out"), "low_lr")
+    row = next(row for row in record["retain"]["rows"] if row["metric"] == "acc_norm")
+    assert row["verdict"].startswith("cannot tell")
+    (low,) = Path("out").glob("low_lr*/record.json")  # and control has the weights of its reference, but not all documents
+    assert main(["reproduce", str(low), "--out", "again"]) == 0
+
+
+def test_a_record_that_cannot_be_run_again_takes_no_other_with_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("{scored: 32}", grid="grid: {mitigators: {plain: [], low_lr: [low_lr: {factor: 0.5}]}}\n")
+    assert main(["run", "x.yaml", "--out", "out"]) == 0
+    cell, seen = Work.cell, []
+
+    def failing(self: Any, *given: Any) -> Any:
+        seen.append(given)
+        if len(seen) == 1:
+            raise RuntimeError("CUDA out of memory")
+        return cell(self, *given)
+
+    monkeypatch.setattr(Work, "cell", failing)
+    capsys.readouterr()
+    assert main(["reproduce", "out", "--out", "again", "--json", "found.json"]) == 1
+    told = capsys.readouterr()
+    assert told.out.count("reproduced bit for bit") == 1
+    assert len(json.loads(Path("found.json").read_text())) == 1
+    assert "1 of 2 records: " in told.err
+    assert "--out again goes on with what was done" in " ".join(told.err.split())
+    assert main(["reproduce", "out", "--out", "again"]) == 0
+    told = capsys.readouterr()
+    assert told.out.count("reproduced bit for bit") == 2
+    assert told.out.count("was there already") == 1
+    assert len(seen) == 3

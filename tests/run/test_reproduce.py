@@ -51,8 +51,10 @@ def test_reproduces_bit_for_bit_and_leaves_the_record_alone(record: Path, capsys
     assert files(Path("out")) == before
     again = read_json(next(Path("runs/reproduced-experiment").glob("ewc*/record.json")))
     assert again["digests"]["tuned_model"] == read_json(record)["digests"]["tuned_model"]
-    assert main(["reproduce", str(record), "--out", "runs/reproduced-experiment"]) == 2  # never over a record
-    assert "already" in capsys.readouterr().err
+    there = files(Path("runs/reproduced-experiment"))
+    assert main(["reproduce", str(record), "--out", "runs/reproduced-experiment"]) == 0  # never over a record
+    assert "not run again: " in capsys.readouterr().out
+    assert files(Path("runs/reproduced-experiment")) == there
     assert main(["reproduce", str(record), "--out", "out"]) == 2
     assert files(Path("out")) == before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from cltk.cli import main
 from cltk.run.records import read_json, read_record, write_json
 from cltk.run.reproduce import _base, _scores
-from cltk.run.sameness import causes, choices, differences, documents_of, values_of
+from cltk.run.sameness import Difference, causes, choices, differences, documents_of, values_of
 from tests.conftest import TINY
 
 RESULTS = Path(__file__).parents[2] / "experiments/ewc-path/results"
@@ -84,6 +85,11 @@ def test_any_change_of_scores_is_noticed(ewc: tuple[dict[str, Any], dict[str, An
     for path in random.Random(1).choices(all_places, k=200):
         found = list(differences(documents_of(changed(scores, path), "documents"), whole))
         assert len(found) == 1, path
+
+
+@pytest.mark.parametrize(("old", "new"), [(0.5, math.nan), (math.nan, 0.5), (math.inf, 3.0)])
+def test_what_is_no_number_any_more_is_a_difference(old: float, new: float) -> None:
+    assert Difference("train.history.0.loss", old, new).size == math.inf
 
 
 def test_names_that_sound_like_times_are_names() -> None:

@@ -273,6 +273,15 @@ def test_a_search_end_to_end_and_again(capsys: pytest.CaptureFixture[str]) -> No
     for file in (next(Path("out").glob("*/record.json")), next(Path("out/search").glob("*trial=2*/record.json"))):
         assert main(["reproduce", str(file), "--out", f"again-{file.parent.name}"]) == 0
 
+    # another budget asks something else of the same trials: verdicts are by it, and nothing is trained again
+    done = {path: read_record(path)["digests"] for path in Path("out/search").glob("*/record.json")}
+    for budget in (50.0, 0.4):
+        code = main(["run", "x.yaml", "--out", "out", f"search.budget.old_text={budget}"])
+        assert done == {path: read_record(path)["digests"] for path in Path("out/search").glob("*/record.json")}
+        assert all(record["search"]["budget"] == {"old_text": budget} for record in trials())
+        finals = [read_record(one) for one in Path("out").glob("*/record.json")]
+        assert code == 1 or any(record["search"]["budget"] == {"old_text": budget} for record in finals)
+
 
 @needs_optuna
 def test_a_killed_search_goes_on_as_if_it_had_not_been(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,10 +144,10 @@ def experiment_of(record: dict[str, Any], out: Path, trust: bool = False, file: 
     """The record's cell, the last one, as an experiment with the references that predict its documents, if any do. Relative
     paths start where those of its YAML did.
 
-    The record names its YAML as it was typed: below the current folder, or below one of those that `file` lies in.
+    The record names its YAML as it was typed: below one of the folders that `file` lies in, or below the current one.
     """
     named = Path(record["folder"])
-    tries = [Path(named), *(folder / named for folder in (file.resolve().parents if file else ()))]
+    tries = [*(folder / named for folder in (file.resolve().parents if file else ())), named]
     found = next((path for path in tries if path.is_file()), None)
     source = found or next((path for path in tries if path.parent.is_dir() and path.parent != Path()), named)
     try:

@@ -48,8 +48,10 @@ def models(seed: int, size: int = N) -> tuple[Scores, Scores, Scores]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Any:
     """by_margin of the start model and the reference, at n of N documents."""
     whole = {"quiz": list(range(n)), "text": [0, 1]}
-    monkeypatch.setattr(subset, "positions", lambda suite, wanted: {name: found[:wanted] for name, found in whole.items()})
-    suite: Any = SimpleNamespace(selection=SimpleNamespace(seed=0))
+    monkeypatch.setattr(
+        subset, "positions", lambda suite, wanted: {name: found[: wanted[name]] for name, found in whole.items()}
+    )
+    suite: Any = SimpleNamespace(selection=SimpleNamespace(seed=0), sizes=lambda: whole)
     return lambda pre, *references: by_margin(suite, n, pre, references)
 
 

@@ -225,6 +225,7 @@ class ExtraLosses:
         return bool(mixed) or torch.is_autocast_enabled(device) or bool(kinds & {torch.bfloat16, torch.float16})
 
     def loss_scale(self) -> float:
+        """Of the trainer."""
         return loss_scale(self.trainer)
 
 

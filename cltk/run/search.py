@@ -213,7 +213,7 @@ def settle(run: ExperimentRun, say: Tell, ray: str | None, only: Sequence[int] |
     won = search.chosen(cells)
     search.settle(won)
     if not won:
-        return none_within(search.past(cells), failed, len(cells), sum(map(search.diverged, cells)))
+        return none_within(search.past(cells), failed, len(cells), [at for at, one in enumerate(cells) if search.diverged(one)])
     return f"{len(failed)} of {len(cells)} trials failed; the first: {next(iter(failed.values()))}" if failed else ""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,12 +39,12 @@ def verdict(record: dict[str, Any], search: dict[str, Any]) -> tuple[float | Non
     return gain, over
 
 
-def none_within(past: Mapping[int, Past], failed: Mapping[int, str], trials: int, diverged: int = 0) -> str:
+def none_within(past: Mapping[int, Past], failed: Mapping[int, str], trials: int, diverged: Collection[int] = ()) -> str:
     """What to say where no trial is within the budgets: which came nearest.
 
     Args:
         past, failed: by trial.
-        diverged: how many did.
+        diverged: the trials that did; others without a number have no interval.
     """
     worst = {at: max(one.over.items(), key=lambda item: item[1]) for at, one in past.items()}
     known = {at: (name, over) for at, (name, over) in worst.items() if over < MUCH}
@@ -52,8 +52,8 @@ def none_within(past: Mapping[int, Past], failed: Mapping[int, str], trials: int
     if known:
         at, (name, over) = min(known.items(), key=lambda item: item[1][1])
         said += f"; the nearest is trial {at}, with {1 + over:.2f} times the budget of {name}"
-    said += f"; {diverged} diverged" if diverged else ""
-    if unknown := [name for at, (name, _) in worst.items() if at not in known][diverged:]:
+    said += f"; {len(diverged)} diverged" if diverged else ""
+    if unknown := [name for at, (name, _) in worst.items() if at not in known and at not in diverged]:
         said += f"; {len(unknown)} have no number for {unknown[0]} (an interval needs two clusters)"
     if failed:
         said += f"; the first failure: {next(iter(failed.values()))}"

@@ -340,7 +340,7 @@ def test_a_device_that_runs_out_of_memory_while_prompts_are_read(
 
 
 def test_other_seeds_draw_other_samples(tiny: Any, tokenizer: Any, tmp_path: Any) -> None:
-    """Kept texts of one seed were those of every seed, and repeats over seeds showed no noise."""
+    """Kept texts of one seed were those of every seed (so in lm-eval: #3046, #3819), and repeats over seeds showed no noise."""
     model, requests = louder(tiny()), asked({"until": [], "max_gen_toks": 9, "do_sample": True, "temperature": 1.0}, 4)
     found = []
     for seeds in ((0, 1234, 1234, 1234), (1, 1, 1, 1), (0, 1234, 1234, 1234)):

@@ -3,7 +3,8 @@
 What people met: the first number of a reply taken for its grade, and a neutral one where there is none
 (OpenAgentHQ/openagent-eval#74); grades in brackets that leave the scale (IBM/unitxt#1960); one order only, which favours a
 place (openvang/vanguarstew#87); 12.9 % of GPT-4's verdicts that flip with the order (lm-sys/FastChat#3911); verdicts that
-change from run to run (weitzer-org/sound-profile-builder#68).
+change from run to run (weitzer-org/sound-profile-builder#68); thoughts without their opening tag, which the template holds
+(vllm#13125), or with an end inside (llama.cpp#27661).
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 
 import cltk
 from cltk.cli import main
@@ -176,6 +177,30 @@ def test_sampled_generations_start_from_lm_evals_seeds(tiny: Any, tokenizer: Any
     for _ in range(2):
         ours = suite.evaluate(tiny(), tokenizer, scorer="stock", batch_size=4).lm_eval["samples"][name]
         assert [s["resps"] for s in ours] == [s["resps"] for s in theirs]
+
+
+@pytest.mark.parametrize("alias", ["max_new_tokens", "max_tokens"])
+def test_a_setting_that_the_tasks_own_goes_before_is_refused(alias: str, tiny: Any, tokenizer: Any) -> None:
+    """lm-eval warns and takes the task's max_gen_toks; the settings would say the other number."""
+    suite = Suite([generation()], include_path="tasks", gen_kwargs={alias: 3})
+    with pytest.raises(InputError, match=rf"gen_kwargs: {alias}: the task's own max_gen_toks goes before it"):
+        suite.evaluate(tiny(), tokenizer)
+    both = Suite([generation()], include_path="tasks", gen_kwargs={"max_gen_toks": 3})
+    assert both.evaluate(tiny(), tokenizer).lm_eval
+
+
+def test_what_generate_refuses_is_no_fault_of_the_models_forward(tiny: Any, tokenizer: Any) -> None:
+    from cltk.measure.faults import _of_model
+
+    model = tiny()
+    ids = torch.tensor([[5, 6, 7]])
+    for refused, act in (
+        (False, lambda: model.generate(ids, do_sample=True, temperature=0.0)),
+        (True, lambda: model(ids + 10**6)),
+    ):
+        with pytest.raises(Exception) as raised:  # noqa: PT011 - whatever transformers raises
+            act()
+        assert (_of_model(raised.value) is not None) is refused
 
 
 def test_a_zero_in_the_tasks_file_stays_and_is_said(tiny: Any, tokenizer: Any, capsys: Any) -> None:

@@ -195,8 +195,10 @@ raise SystemExit(main(["run", "experiment.yaml", "--out", "out"]))
     ("1", "before", "ddp"), ("0", "step", "ddp"), ("01", "before", "ddp"), ("1", "before", "zero2"), ("1", "before", "zero3"),
 ])  # fmt: skip
 def test_ranks_fail_together_and_go_on_together(bad: str, when: str, engine: str, three: Path) -> None:
-    """A rank that fails alone leaves the other in a collective for ever, if anything of a training holds the group: as
-    DeepSpeed's engines do, which nothing ends; its own groups are those of the group that was.
+    """A rank that fails alone leaves the other in a collective for ever, if anything of a training holds the group.
+
+    DeepSpeed's engines do, which nothing ends (transformers#28178, DeepSpeed#5143, #7204); its own groups are those of the
+    group that was.
     """
     if engine != "ddp":
         pytest.importorskip("deepspeed")

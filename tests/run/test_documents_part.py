@@ -130,6 +130,7 @@ def test_another_reference_is_another_cell() -> None:
         ("{scored: 5, totl: 8}", OLD, "totl: unknown key"),
         ("{scored: auto, half_width: 0.01, draw: margin}", OLD, "draw: margin needs a number"),
         ("{scored: 5, draw: margins}", OLD, "evals.documents.draw"),
+        ("{scored: 5, reference: []}", OLD, "evals.documents.reference"),
     ],
 )
 def test_what_does_not_fit_is_refused_when_read(documents: str, evals: str, message: str) -> None:

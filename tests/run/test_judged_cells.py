@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import yaml
 
 import cltk
 from cltk.cli import main
-from cltk.errors import InputError
+from cltk.errors import InputError, RunError
+from cltk.run import judging
 from tests.conftest import CHATML, TINY
 from tests.judge_server import Server
 
@@ -133,3 +136,25 @@ def test_an_endpoint_that_refuses_stops_before_training(experiment: Any, server:
         cltk.load(experiment({"endpoint": server.url}), "out").run()
     assert len(server.calls) == 2  # one for each cell
     assert not list(Path("out").rglob("scores.json"))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_others_hear_of_a_long_judging_before_a_collective_gives_up(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL waits ten minutes and ends the processes."""
+    heard: list[bool] = []
+
+    def work() -> str:
+        time.sleep(0.1)
+        if fails:
+            raise RunError("no reply")
+        return "judged"
+
+    monkeypatch.setattr(judging, "TOLD", 0.01)
+    monkeypatch.setattr(judging, "ranks", lambda: (0, 2))
+    monkeypatch.setattr(judging, "agreed", lambda done: heard.append(done) or done)
+    monkeypatch.setattr(judging, "decided", lambda act: act())
+    with pytest.raises(RunError, match="no reply") if fails else nullcontext():
+        assert judging._by_one(work) == "judged"
+    assert len(heard) > 3
+    assert heard[-1] is True
+    assert not any(heard[:-1])

@@ -25,7 +25,7 @@ from cltk.run.estimates import estimate_yaml
 from cltk.run.experiment import ExperimentRun, load
 from cltk.run.records import read_record
 from cltk.run.sampler import RANDOM, Past, best, suggest
-from cltk.run.search_verdict import check_budgets, verdict
+from cltk.run.search_verdict import MUCH, check_budgets, none_within, verdict
 from cltk.run.spec_search import SearchSpec, SpaceSpec
 from tests.conftest import TINY
 
@@ -308,6 +308,20 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(monkeypatch: pytest.Monke
     write(**changes, **{"trials: 4": "trials: 3"})
     load(file, "cut").run()
     assert told(trials("cut")) == told(trials("whole"))
+
+
+def test_what_diverged_is_not_what_has_no_interval() -> None:
+    """A text of one cluster has none, and no learning rate will give it one."""
+    past = {
+        0: Past({}, 1.0, {"old_text/nll": MUCH}),
+        1: Past({}, 0.0, {"old_text": MUCH}),
+        2: Past({}, 1.0, {"old_text/nll": 0.5}),
+    }
+    said = none_within(past, {}, 3, [1])
+    assert "the nearest is trial 2, with 1.50 times" in said
+    assert "; 1 diverged; 1 have no number for old_text/nll (an interval needs two clusters);" in said
+    assert "diverged" not in none_within({0: past[0]}, {}, 1)
+    assert "no number" not in none_within({1: past[1]}, {}, 1, [1])
 
 
 @needs_optuna

@@ -25,7 +25,7 @@ from cltk.measure.tree_proof import EXTRA, WIDE, check_close
 
 WATCHED, SOON = 2, 16  # which row of a group is compared with a plain forward, and after how many tokens
 TRIED = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, NotImplementedError)  # by an odd model
-ROOM_CPU, ROOM_SHARE = 2**29, 0.4  # bytes of keys and values: on the CPU, and of a GPU's free memory
+ROOM_CPU, ROOM_SHARE = 2**30, 0.4  # bytes of keys and values: on the CPU, and of a GPU's free memory
 
 
 @dataclass(eq=False)
@@ -109,6 +109,7 @@ class Decoder:
                     yield self._choose(slots, active, fresh, logits)
                 if active:
                     self._make_room(slots, active, waiting)
+                    active[:] = [active[row] for row in slots.sort()]
                     yield self._choose(slots, active, list(active), self._step(slots, active))
         except torch.OutOfMemoryError:
             if len(active) + len(unread) < 2:
@@ -155,7 +156,7 @@ class Decoder:
         if slots.prefix:
             positions = (slots.start + torch.arange(width, device=self.device)).expand(len(parts), width)
             given |= self._seen(positions, slots.start + width)
-            with attending(slots, positions, width):
+            with attending(slots, positions, width, [(0, len(parts), width)]):
                 logits = self.trees.call(lambda hidden: hidden[rows, last], **given)
         else:
             logits = self.trees.call(lambda hidden: hidden[rows, last], **given)
@@ -168,7 +169,7 @@ class Decoder:
         positions = slots.start + torch.tensor(slots.lengths, device=self.device)[:, None]
         cache = slots.step()
         keys = max(slots.lengths)
-        with attending(slots, positions, keys):
+        with attending(slots, positions, keys, slots.blocks()):
             return self.trees.call(
                 lambda hidden: hidden[:, -1], input_ids=ids, past_key_values=cache, use_cache=True,
                 **self._seen(positions, slots.start + keys),

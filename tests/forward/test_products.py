@@ -21,6 +21,7 @@ WIDE = {
     "intermediate_size": 512,
     "initializer_range": 0.2,
 }  # large enough for oneDNN
+ONES = torch.linspace(-1, 1, 128 * 600).view(128, 600)
 with_onednn = pytest.mark.skipif(not products.exact(), reason="a processor whose oneDNN computes float32")
 
 
@@ -126,7 +127,14 @@ def test_scores_are_float64_s_to_a_hundred_thousandth(onednn, tiny, tokenizer):
         assert nll == pytest.approx(float(double(input_ids=ids, labels=ids).loss), rel=1e-5)
 
 
-@with_onednn
+def onednn_takes_over():
+    """Processors without bfloat16 are left with torch's products."""
+    with products.products(True):
+        found = ONES @ ONES.mT
+    return not torch.equal(found, ONES @ ONES.mT)
+
+
+@pytest.mark.skipif(not (products.exact() and onednn_takes_over()), reason="a processor whose oneDNN computes float32")
 def test_onednn_does_compute_here(tiny):
     """Another order of sums: were these equal, the setting would do nothing for a model."""
     model, ids = tiny(**WIDE), torch.arange(64)[None]
@@ -135,3 +143,46 @@ def test_onednn_does_compute_here(tiny):
         with products.fast(model):
             found = model(input_ids=ids).logits
     assert 0 < float((found - plain).abs().max()) < 1e-4 * float(plain.abs().max())
+
+
+@pytest.mark.parametrize("rows", [1, 2, products.FEW, products.FEW + 1])
+@pytest.mark.parametrize("bias", [True, False])
+def test_few_rows_give_the_layer_s_values(rows, bias):
+    """The reference is numpy's product in float64."""
+    layer = torch.nn.Linear(96, 48, bias=bias)
+    x = torch.randn(rows, 1, 96)
+    weight, added = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy() if bias else 0
+    exact = x.double().numpy() @ weight.T + added
+    with torch.no_grad(), products.few_rows(torch.nn.Sequential(layer)):
+        found = layer(x)
+    assert found.shape == (rows, 1, 48)
+    assert found.is_contiguous()
+    assert abs(found.double().numpy() - exact).max() < 1e-5 * abs(exact).max()
+    assert "forward" not in vars(layer)
+
+
+def test_few_rows_leave_what_is_not_theirs():
+    """Layers that another library has hooked, other widths of numbers, classes derived from Linear."""
+
+    class Own(torch.nn.Linear):
+        pass
+
+    plain, hooked, half, own = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4).bfloat16(), Own(4, 4)
+    hooked.forward = lambda x: x + 1
+    with products.few_rows(torch.nn.ModuleList([plain, hooked, half, own])):
+        assert ["forward" in vars(layer) for layer in (plain, half, own)] == [True, False, False]
+        assert torch.equal(hooked(torch.ones(2, 4)), 2 * torch.ones(2, 4))
+    assert "forward" not in vars(plain)
+    assert "forward" in vars(hooked)
+
+
+def failing(model):
+    with products.few_rows(model):
+        raise RuntimeError
+
+
+def test_few_rows_end_with_an_error():
+    layer = torch.nn.Linear(4, 4)
+    with pytest.raises(RuntimeError):
+        failing(layer)
+    assert "forward" not in vars(layer)

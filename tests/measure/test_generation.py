@@ -19,6 +19,7 @@ from cltk.measure.decoding import Decoder, Row
 from cltk.measure.headers import groups
 from cltk.measure.journal import Journal
 from cltk.measure.scoring import PrefixLM
+from cltk.measure.slots import Slots
 from tests.conftest import sentences
 from tests.forward.causal_models import build
 
@@ -303,6 +304,29 @@ def test_with_little_memory_rows_wait_again(header: int, tiny: Any, tokenizer: A
     assert together(model, tokenizer, requests) == expected
     assert 1 < max(rows for rows, tokens in shapes if tokens == 1) < 8
     assert len(left) > 0
+
+
+@pytest.mark.parametrize("header", [0, 9])
+def test_rows_of_other_lengths_are_sorted(header: int, tiny: Any, tokenizer: Any, monkeypatch: Any) -> None:
+    """Rows attend in blocks, as far as their longest; texts of other lengths mix them, and then rows change places."""
+    requests = asked({"until": ["e"], "max_gen_toks": 60}, 24, header=header)
+    model = louder(tiny())
+    expected = alone(model, tokenizer, requests)
+    monkeypatch.setattr("cltk.measure.slots.BLOCK", 2)
+    monkeypatch.setattr("cltk.measure.slots.SORTED", 1.01)
+    moved, whole = [], Slots.sort
+
+    def sort(self: Slots) -> list[int]:
+        order = whole(self)
+        moved.append(order != sorted(order))
+        assert not moved[-1] or self.lengths == sorted(self.lengths, reverse=True)
+        return order
+
+    monkeypatch.setattr(Slots, "sort", sort)
+    lm = PrefixLM(model, tokenizer, batch_size=6)
+    assert lm.generate_until(requests, disable_tqdm=True) == expected
+    assert any(moved)
+    assert not all(moved)
 
 
 def test_a_device_that_runs_out_of_memory(tiny: Any, tokenizer: Any, monkeypatch: Any) -> None:

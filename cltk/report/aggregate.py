@@ -7,19 +7,16 @@ not forget by more than M" are a family each.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from cltk.measure import stats
-from cltk.measure.forgetting import averaged, span
+from cltk.measure.forgetting import averaged
 from cltk.report import noise
-from cltk.report.effects import Effect, Item, combined, finite, kind
+from cltk.report.effects import Effect, Item, combined, kind
 from cltk.report.groups import Group, group_entries, references
 from cltk.report.sides import Side, common_seeds, difference
-from cltk.report.sources import Entry, Record, ScoreFiles, headline_rows, stack
+from cltk.report.sources import Entry, ScoreFiles, headline_rows, stack
 
 PART = "part of the documents was scored, the others are predicted from the start model and references (two-phase)"
 
@@ -91,7 +88,7 @@ def _summary(group: Group, side: Side) -> Summary:
         macro=macro,
         primary=_mean(group, texts, "old text") if texts else macro or (combined(chosen, "macro") if chosen else None),
         primary_tasks=[item.rows[0]["task"] for item in chosen],
-        per_document=all(item.evidence.d is not None for item in [*retain, *learn]),
+        per_document=all(item.whole is not None for item in [*retain, *learn]),
         notes=[*group.notes, *([PART] if any(entry.record.get("documents") for entry in group.entries) else [])],
     )  # fmt: skip
 
@@ -113,23 +110,9 @@ def _items(group: Group, role: str, side: Side) -> list[Item]:
         if all(task in rows for rows in by_seed):
             rows = [found[task] for found in by_seed]
             whole = stack(side.runs(task))
-            if whole is None:
-                scores = np.array([row[key] for row in rows for key in ("pre", "post")])
-                evidence = noise.from_records(
-                    [row["forgetting"] for row in rows], [finite(row["se"], math.nan) for row in rows], rows[0]["clusters"],
-                    rows[0]["n"], span(rows[0]["metric"], scores), _size(rows),
-                )  # fmt: skip
-            else:
-                bounds = span(rows[0]["metric"], whole.before, whole.after)
-                evidence = noise.from_documents(whole.d, whole.cluster, bounds)
             right = whole.right if whole is not None and len(rows) > 1 else None
-            items.append(Item(rows, evidence, None if right is None else noise.churn(right)))
+            items.append(Item(rows, whole, None if right is None else noise.churn(right)))
     return items
-
-
-def _size(rows: Sequence[Record]) -> float | None:
-    """What the documents of these rows count as at least, where they were drawn with unequal probabilities."""
-    return min((one["size"] for row in rows if (one := row.get("documents")) and "size" in one), default=None)
 
 
 def _mean(group: Group, items: list[Item], name: str) -> Effect:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from cltk.measure import stats
-from cltk.measure.forgetting import ACCURACIES, UNITS
+from cltk.measure.forgetting import ACCURACIES, UNITS, span
 from cltk.measure.stats import Estimate
 from cltk.report import noise
-from cltk.report.sources import Record
+from cltk.report.sources import Losses, Record
 
 ALPHA = 0.05
 
@@ -112,15 +113,31 @@ def finite(value: float | None, missing: float) -> float:
 
 @dataclass(frozen=True)
 class Item:
-    """One task of one method: its rows, one a seed, and what they weigh."""
+    """One task of one method: its rows, one a seed, and what they weigh; of one seed alone nobody asks that."""
 
     rows: list[Record]
-    evidence: noise.Evidence
+    whole: Losses | None  # document by document, where the scores of all seeds are there
     churn: float | None
+
+    @cached_property
+    def evidence(self) -> noise.Evidence:
+        rows, whole = self.rows, self.whole
+        if whole is not None:
+            return noise.from_documents(whole.d, whole.cluster, span(rows[0]["metric"], whole.before, whole.after))
+        scores = np.array([row[key] for row in rows for key in ("pre", "post")])
+        return noise.from_records(
+            [row["forgetting"] for row in rows], [finite(row["se"], math.nan) for row in rows], rows[0]["clusters"],
+            rows[0]["n"], span(rows[0]["metric"], scores), _size(rows),
+        )  # fmt: skip
 
     @property
     def kind(self) -> str:
         return kind(self.rows[0]["metric"])
+
+
+def _size(rows: Sequence[Record]) -> float | None:
+    """What the documents of these rows count as at least, where they were drawn with unequal probabilities."""
+    return min((one["size"] for row in rows if (one := row.get("documents")) and "size" in one), default=None)
 
 
 def combined(items: list[Item], name: str) -> Effect:

@@ -33,16 +33,20 @@ class Group:
 def group_entries(entries: Iterable[Entry]) -> list[Group]:
     """Records that differ in nothing but the seed, in the order of their first; of a repeated seed the last counts."""
     together: defaultdict[str, list[Entry]] = defaultdict(list)
+    contexts: dict[str, str] = {}
     for entry in entries:
-        key = [_context(entry.record), _mitigators(entry.record), _files(entry.record)]
-        together[digest_of(key)].append(entry)
+        context = _context(entry.record)
+        key = digest_of([context, _mitigators(entry.record), _files(entry.record)])
+        together[key].append(entry)
+        contexts[key] = context
     groups = []
-    for label, found in zip(_labels([found[0].record for found in together.values()]), together.values(), strict=True):
+    labels = _labels([found[0].record for found in together.values()])
+    for label, (key, found) in zip(labels, together.items(), strict=True):
         first, by_seed = found[0].record, {entry.record.get("seed", 0): entry for entry in found}
         repeated = len(found) - len(by_seed)
         notes = [f"a seed has several records, of which the last counts ({repeated} left out)"] if repeated else []
         ordered = [by_seed[seed] for seed in sorted(by_seed)]
-        groups.append(Group(label, _family(first), _is_plain(first), _context(first), _start(first), ordered, notes))
+        groups.append(Group(label, _family(first), _is_plain(first), contexts[key], _start(first), ordered, notes))
     return groups
 
 

@@ -38,11 +38,9 @@ test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal -p no:cacheprovider --ignore tests/run/test_quickstart.py
 	$(BIN)/python -m pytest -m slow -p no:cacheprovider tests/run/test_quickstart.py
 
-# the wings that lean on transformers, TRL and lm-eval, on the oldest versions that setup.cfg allows; simulations of statistics
-# alone are left out
-ALONE := $(foreach one,bootstrap gate looks moments power twophase unequal,--ignore=tests/measure/test_$(one).py)
+# the wings that lean on transformers, TRL and lm-eval, on the oldest versions that setup.cfg allows
 oldest: $(OLD)
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -p no:cacheprovider tests/hosts tests/mitigate tests/measure $(ALONE)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -p no:cacheprovider tests/hosts tests/mitigate tests/measure
 
 $(OLD): setup.cfg pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest

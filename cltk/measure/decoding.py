@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from cltk.errors import RunError
+from cltk.forward import products
 from cltk.measure.greedy import Asked, Processor, Stops
 from cltk.measure.headers import groups
 from cltk.measure.slots import Slots, attending, filled
@@ -169,7 +170,7 @@ class Decoder:
         positions = slots.start + torch.tensor(slots.lengths, device=self.device)[:, None]
         cache = slots.step()
         keys = max(slots.lengths)
-        with attending(slots, positions, keys, slots.blocks()):
+        with products.few_rows(self.trees.model), attending(slots, positions, keys, slots.blocks()):
             return self.trees.call(
                 lambda hidden: hidden[:, -1], input_ids=ids, past_key_values=cache, use_cache=True,
                 **self._seen(positions, slots.start + keys),

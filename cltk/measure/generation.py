@@ -95,7 +95,7 @@ class _Together:
             if trees is None:
                 return {}
             decoder = Decoder(trees, lm.tokenizer, lm.rows, lm.max_tokens)
-            with torch.inference_mode(), products.fast(lm.model), products.few_rows(lm.model):
+            with torch.inference_mode(), products.fast(lm.model):
                 for part in self._parts(rows):
                     self._decode(decoder, part)
         lm.unended = getattr(lm, "unended", 0) + sum("unended" in self.found[key] for key in self.keys.values())

@@ -25,7 +25,7 @@ from cltk.measure.tree_forward import UnsupportedModelError
 
 Pair = tuple[Tensor, Tensor]  # keys and values
 ROOM = 64  # tokens by which slots grow at least
-BLOCK = 8  # rows that attend in one product, over as many keys as the longest of them has
+BLOCK = 8  # rows that attend in one product on a processor, over as many keys as the longest of them has; a GPU takes all
 SORTED = 1.25  # slots are sorted where blocks read so many times what sorted ones would
 UNKNOWN = ("s_aux", "sinks", "position_bias", "head_mask", "attention_bias", "cache")  # what only its own attention does
 
@@ -84,13 +84,13 @@ class Slots:
 
     def blocks(self) -> list[tuple[int, int, int]]:
         """Rows that attend together: (first, behind the last, tokens of the longest)."""
-        return _blocks(self.lengths)
+        return self._blocks(self.lengths)
 
     def sort(self) -> list[int]:
         """Rows by falling length, where that saves reading; the numbers that they had, in their new order."""
         order = sorted(range(len(self)), key=lambda row: -self.lengths[row])
         lengths = [self.lengths[row] for row in order]
-        if _read(self.lengths) < SORTED * _read(lengths):
+        if self._read(self.lengths) < SORTED * self._read(lengths):
             return list(range(len(self)))
         places = torch.tensor(order, device=self._layers[0][0].device)
         for pair in self._layers:
@@ -98,6 +98,15 @@ class Slots:
                 part[: len(order), :, : lengths[0]] = part[places, :, : lengths[0]]
         self.lengths = lengths
         return order
+
+    def _blocks(self, lengths: Sequence[int]) -> list[tuple[int, int, int]]:
+        size = BLOCK if self._layers[0][0].device.type == "cpu" else len(lengths)
+        edges = [*range(0, len(lengths), size), len(lengths)]
+        return [(first, end, max(lengths[first:end])) for first, end in pairwise(edges)]
+
+    def _read(self, lengths: Sequence[int]) -> int:
+        """Keys that one step's blocks read."""
+        return sum((end - first) * longest for first, end, longest in self._blocks(lengths))
 
     def step(self) -> Cache:
         """The cache of a forward of one token a row, which it writes behind each row."""
@@ -144,16 +153,6 @@ class _Slot(DynamicLayer):
         return self.longest - 1
 
 
-def _blocks(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
-    edges = [*range(0, len(lengths), BLOCK), len(lengths)]
-    return [(first, end, max(lengths[first:end])) for first, end in pairwise(edges)]
-
-
-def _read(lengths: Sequence[int]) -> int:
-    """Keys that one step's blocks read."""
-    return sum((end - first) * longest for first, end, longest in _blocks(lengths))
-
-
 def filled(cache: Cache) -> list[Pair]:
     """Keys and values of every layer of a plain DynamicCache that a forward has filled."""
     layers: list[Any] = cache.layers
@@ -166,7 +165,7 @@ def filled(cache: Cache) -> list[Pair]:
 def attending(slots: Slots, positions_BT: Tensor, keys: int, blocks: Sequence[tuple[int, int, int]]) -> Iterator[None]:
     """While open, a model's rows see the prefix and the first `keys` tokens of their own slots, up to their own position.
 
-    `blocks`: rows that attend together, and how many of those keys they need.
+    `blocks` (first row, behind the last, keys): rows that attend together, and how many of those keys they need.
 
     Raises UnsupportedModelError at the end, if the model builds masks or attends in ways of its own.
     """

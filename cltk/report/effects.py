@@ -113,7 +113,7 @@ def finite(value: float | None, missing: float) -> float:
 
 @dataclass(frozen=True)
 class Item:
-    """One task of one method: its rows, one a seed, and what they weigh; of one seed alone nobody asks that."""
+    """One task of one method: its rows, one a seed, and what they weigh, which is computed when it is asked for."""
 
     rows: list[Record]
     whole: Losses | None  # document by document, where the scores of all seeds are there

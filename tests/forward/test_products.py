@@ -21,7 +21,6 @@ WIDE = {
     "intermediate_size": 512,
     "initializer_range": 0.2,
 }  # large enough for oneDNN
-ONES = torch.linspace(-1, 1, 128 * 600).view(128, 600)
 with_onednn = pytest.mark.skipif(not products.exact(), reason="a processor whose oneDNN computes float32")
 
 
@@ -127,14 +126,8 @@ def test_scores_are_float64_s_to_a_hundred_thousandth(onednn, tiny, tokenizer):
         assert nll == pytest.approx(float(double(input_ids=ids, labels=ids).loss), rel=1e-5)
 
 
-def onednn_takes_over():
-    """Processors without bfloat16 are left with torch's products."""
-    with products.products(True):
-        found = ONES @ ONES.mT
-    return not torch.equal(found, ONES @ ONES.mT)
-
-
-@pytest.mark.skipif(not (products.exact() and onednn_takes_over()), reason="a processor whose oneDNN computes float32")
+@with_onednn
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="torch asks a processor for bfloat16 first")
 def test_onednn_does_compute_here(tiny):
     """Another order of sums: were these equal, the setting would do nothing for a model."""
     model, ids = tiny(**WIDE), torch.arange(64)[None]
@@ -147,14 +140,17 @@ def test_onednn_does_compute_here(tiny):
 
 @pytest.mark.parametrize("rows", [1, 2, products.FEW, products.FEW + 1])
 @pytest.mark.parametrize("bias", [True, False])
-def test_few_rows_give_the_layer_s_values(rows, bias):
-    """The reference is numpy's product in float64."""
+def test_few_rows_give_the_layer_s_values(rows, bias, monkeypatch):
+    """The reference is numpy's product in float64. torch's own form is called for other numbers of rows alone."""
+    calls, own = [], torch.nn.functional.linear
+    monkeypatch.setattr("torch.nn.functional.linear", lambda *given: calls.append(1) or own(*given))
     layer = torch.nn.Linear(96, 48, bias=bias)
     x = torch.randn(rows, 1, 96)
     weight, added = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy() if bias else 0
     exact = x.double().numpy() @ weight.T + added
     with torch.no_grad(), products.few_rows(torch.nn.Sequential(layer)):
-        found = layer(x)
+        found = layer(input=x)
+    assert len(calls) == (rows in (1, products.FEW + 1))
     assert found.shape == (rows, 1, 48)
     assert found.is_contiguous()
     assert abs(found.double().numpy() - exact).max() < 1e-5 * abs(exact).max()
@@ -167,10 +163,15 @@ def test_few_rows_leave_what_is_not_theirs():
     class Own(torch.nn.Linear):
         pass
 
+    class Packed(torch.nn.Parameter):
+        pass
+
     plain, hooked, half, own = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4).bfloat16(), Own(4, 4)
+    packed = torch.nn.Linear(4, 4)
+    packed.weight = Packed(packed.weight.detach())
     hooked.forward = lambda x: x + 1
-    with products.few_rows(torch.nn.ModuleList([plain, hooked, half, own])):
-        assert ["forward" in vars(layer) for layer in (plain, half, own)] == [True, False, False]
+    with products.few_rows(torch.nn.ModuleList([plain, hooked, half, own, packed])):
+        assert ["forward" in vars(layer) for layer in (plain, half, own, packed)] == [True, False, False, False]
         assert torch.equal(hooked(torch.ones(2, 4)), 2 * torch.ones(2, 4))
     assert "forward" not in vars(plain)
     assert "forward" in vars(hooked)

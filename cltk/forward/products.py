@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 CLOSE = 1e-5  # of a product's largest entry
-FEW = 128  # rows of a product up to which W x^T is faster than x W^T
+FEW = 64  # rows of a product up to which W x^T is faster than x W^T
 _allowed = True
 
 
@@ -125,7 +125,7 @@ def fast(model: nn.Module) -> Iterator[None]:
 def few_rows(model: nn.Module) -> Iterator[None]:
     """For decoding: float32 layers on a processor compute 2 to FEW rows x [n, in] as (W x^T)^T instead of x W^T.
 
-    The same sums, rounded otherwise; 1.2 to 2.4 times as fast where it was measured (benchmarks/products.py). Layers that are
+    The same sums, rounded otherwise; 1.2 to 2.1 times as fast where it was measured (benchmarks/products.py). Layers that are
     more than an `nn.Linear` with a plain weight are left alone: of other classes, sharded, quantized, or hooked.
     """
     changed = [

@@ -9,6 +9,9 @@ DS := $(VENV)/.deepspeed
 
 .PHONY: quickstart test oldest deepspeed check format docs paper install clean
 
+# Some images forbid python to keep compiled modules: then every process compiles torch and transformers anew, 15 seconds each
+export PYTHONDONTWRITEBYTECODE :=
+
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
 # what a user needs; modules are compiled when they are first imported
@@ -34,7 +37,7 @@ quickstart: $(STAMP)
 # the whole suite: the fast tests, the slow ones (real model, several processes, browser), and the main job, alone and with all
 # threads, because its numbers are compared with the committed ones to the last bit
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -p no:cacheprovider
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -p no:cacheprovider
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal -p no:cacheprovider --ignore tests/run/test_quickstart.py
 	$(BIN)/python -m pytest -m slow -p no:cacheprovider tests/run/test_quickstart.py
 

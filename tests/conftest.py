@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -58,6 +59,13 @@ def products() -> Iterator[None]:
         if ONEDNN == "0":
             patch.setattr("cltk.forward.products.exact", lambda: False)
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen() -> None:
+    """Every Trainer.train() collects garbage, 0.4 s among the objects of torch and transformers: these are set aside."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

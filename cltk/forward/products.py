@@ -99,8 +99,10 @@ def allowed(onednn: bool) -> Iterator[None]:
 
 @cache
 def exact() -> bool:
-    """Whether this machine's oneDNN computes float32: a fact, where being faster would be a measurement."""
-    return available() and onednn_error() <= CLOSE
+    """Whether oneDNN computes products here, and float32: a fact, where being faster would be a measurement. torch asks whether
+    the processor has what bfloat16 needs before it hands products over, also those that are float32."""
+    asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return available() and (asked is None or bool(asked())) and onednn_error() <= CLOSE
 
 
 def named(device: str) -> str:

@@ -9,6 +9,7 @@ Shapes: B rows, T tokens a row in this forward, P prefix tokens, L longest slot,
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
@@ -59,8 +60,7 @@ class Slots:
     def add(self, cache: Cache, lengths: Sequence[int]) -> None:
         """Rows behind the last one, from the cache of their prompts' forward (padded to the right)."""
         found = filled(cache)
-        first, rows = len(self.lengths), len(self.lengths) + len(lengths)
-        length = max(lengths)
+        first, rows, length = len(self.lengths), len(self.lengths) + len(lengths), max(lengths)
         if not self._layers:
             self._layers = [[part[:0, :, :0] for part in pair] for pair in found]
             self.token_bytes = sum(part[0, :, 0].numel() * part.element_size() for pair in found for part in pair)
@@ -113,9 +113,8 @@ class Slots:
         longest = max(self.lengths) + 1
         self._grow(len(self.lengths), longest)
         places = torch.tensor(self.lengths, device=self._layers[0][0].device)
-        layers: list[Any] = [_Slot(keys, values, places, longest) for keys, values in self._layers]
-        cache = DynamicCache()
-        cache.layers = layers
+        cache: Any = DynamicCache()
+        cache.layers = [_Slot(keys, values, places, longest) for keys, values in self._layers]
         self.lengths = [length + 1 for length in self.lengths]
         return cache
 
@@ -123,12 +122,12 @@ class Slots:
         have = len(self._layers[0][0])
         if rows <= have and width <= self.width:
             return
-        rows = max(rows, have)
-        self.width = self.width if width <= self.width else width + max(ROOM, width // 8)
+        rows, spare = max(rows, have), width if self._layers[0][0].device.type == "cpu" else width // 8  # see `zeros`
+        self.width = self.width if width <= self.width else width + max(ROOM, spare)
         used = (len(self.lengths), max(self.lengths, default=0))
         for pair in self._layers:
             for i, part in enumerate(pair):
-                pair[i] = part.new_zeros(rows, part.shape[1], self.width, part.shape[3])
+                pair[i] = zeros(part, (rows, part.shape[1], self.width, part.shape[3]))
                 pair[i][: used[0], :, : used[1]] = part[: used[0], :, : used[1]]
 
 
@@ -151,6 +150,14 @@ class _Slot(DynamicLayer):
 
     def get_seq_length(self) -> int:
         return self.longest - 1
+
+
+def zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros; on a processor pages that take memory when they are first written, and leave no holes in the heap."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    pages = mmap.mmap(-1, torch.Size(shape).numel() * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=like.dtype).view(shape)
 
 
 def filled(cache: Cache) -> list[Pair]:

@@ -21,6 +21,7 @@ WIDE = {
     "intermediate_size": 512,
     "initializer_range": 0.2,
 }  # large enough for oneDNN
+FOUND = products.exact  # before it is patched
 with_onednn = pytest.mark.skipif(not products.exact(), reason="a processor whose oneDNN computes float32")
 
 
@@ -105,6 +106,20 @@ def test_answers_of_one_are_not_taken_for_those_of_the_other(tiny, tokenizer):
     assert products.named("cuda") == "torch"
 
 
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_processor_without_bfloat16_computes_by_torch_and_is_recorded_so(supported, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    assert FOUND.__wrapped__() == (supported and products.onednn_error() <= products.CLOSE)
+
+
+def test_what_is_recorded_is_what_computes():
+    """Where the setting changes no product's last bit, torch's own kernels computed it."""
+    a, b = torch.randn(300, 512), torch.randn(512, 300)
+    with products.products(True):
+        found = a @ b
+    assert torch.equal(found, a @ b) != FOUND() or products.onednn_error() > products.CLOSE
+
+
 @with_onednn
 @pytest.mark.parametrize("onednn", [True, False])
 def test_scores_are_float64_s_to_a_hundred_thousandth(onednn, tiny, tokenizer):
@@ -127,7 +142,6 @@ def test_scores_are_float64_s_to_a_hundred_thousandth(onednn, tiny, tokenizer):
 
 
 @with_onednn
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="torch asks a processor for bfloat16 first")
 def test_onednn_does_compute_here(tiny):
     """Another order of sums: were these equal, the setting would do nothing for a model."""
     model, ids = tiny(**WIDE), torch.arange(64)[None]

@@ -61,6 +61,14 @@ def products() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_list_of_packages() -> Iterator[None]:
+    """lm-eval's simple_evaluate lists what is installed, by a pip of its own: a second or more that no test looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.utils.collect_env.get_pip_packages", lambda *_: ("pip3", ""))
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def frozen() -> None:
     """Every Trainer.train() collects garbage, 0.4 s among the objects of torch and transformers: these are set aside."""

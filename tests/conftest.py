@@ -69,6 +69,27 @@ def no_list_of_packages() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def tasks_read_once() -> Iterator[None]:
+    """lm-eval reads its 14,000 task files for every index, 7 to 13 s: once for all tests of a process."""
+    from lm_eval import tasks
+    from lm_eval.tasks._index import TaskIndex
+
+    build, packaged, known = TaskIndex.build, Path(tasks.__file__).parent, dict[str, Any]()
+
+    def remembered(paths: Any, **settings: Any) -> Any:
+        first, *own = list(paths) or [None]
+        if first != packaged or settings:
+            return build(paths, **settings)
+        if not known:
+            known.update(build([packaged]))
+        return {**known, **build(own)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskIndex, "build", staticmethod(remembered))
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def frozen() -> None:
     """Every Trainer.train() collects garbage, 0.4 s among the objects of torch and transformers: these are set aside."""

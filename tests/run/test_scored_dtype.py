@@ -79,7 +79,11 @@ def test_scores_are_those_of_weights_read_in_it(experiment: Path, study: Path, m
         for dtype in ("bfloat16", "float32"):
             lm = HFLM(str(folder), dtype=dtype, batch_size=1, device="cpu")
             stock = simple_evaluate(
-                lm, tasks=["toy"], limit=8, task_manager=TaskManager(include_path="tasks"), bootstrap_iters=0
+                lm,
+                tasks=["toy"],
+                limit=8,
+                task_manager=TaskManager(include_defaults=False, include_path="tasks"),
+                bootstrap_iters=0,
             )
             logprobs[dtype] = [float(doc["filtered_resps"][doc["doc"]["label"]][0]) for doc in stock["samples"]["toy"]]
         assert found["toy"]["values"]["logprob"] == logprobs["bfloat16"]

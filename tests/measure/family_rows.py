@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import cache
 from typing import Any
+
+import datasets
 
 from tests.conftest import WORDS
 
@@ -268,13 +271,30 @@ FAMILIES: dict[str, tuple[str, Row]] = {
 }  # fmt: skip
 
 
+class Splits(datasets.DatasetDict):
+    """The splits of a data set, each made when it is first asked for."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__()
+        self.row = row
+        for name in SPLITS[:3]:  # who asks for all gets these
+            self[name] = self.__missing__(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in SPLITS
+
+    def __missing__(self, name: str) -> datasets.Dataset:
+        first = 100 * SPLITS.index(name)
+        self[name] = datasets.Dataset.from_list([self.row(Made(i + first)) for i in range(3 * DOCUMENTS)])
+        return self[name]
+
+
+made = cache(Splits)
+
+
 def fake(path: Any = None, name: Any = None, *_: Any, data_files: Any = None, split: Any = None, **__: Any) -> Any:
     """`datasets.load_dataset`, answered from the rows above."""
-    import datasets
-
     makers = dict(reversed(FAMILIES.values()))
     keys = [f"{path} {name}", str(path), *(key for key in makers if key.startswith("json ") and key[5:] in str(data_files))]
-    row = next(makers[key] for key in keys if key in makers)
-    count = 3 * DOCUMENTS
-    found = {s: datasets.Dataset.from_list([row(Made(i + 100 * n)) for i in range(count)]) for n, s in enumerate(SPLITS)}
-    return datasets.DatasetDict(found) if split is None else found[split]
+    found = made(next(makers[key] for key in keys if key in makers))
+    return found if split is None else found[split]

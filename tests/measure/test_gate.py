@@ -282,7 +282,7 @@ def limit(share: float, draws: int) -> float:
 @pytest.mark.parametrize("n", [100, 500, pytest.param(2000, marks=pytest.mark.slow)])
 def test_false_alarms_of_models_that_did_not_change(n):
     """Nothing lost, 6 % of the documents flip: never more than 5 % are called over; at the budget itself neither claim is."""
-    draws = 600 if n < 2000 else 4000
+    draws = 600 if n < 2000 else 1500
     assert shares(n, 0.0, 0.06, 0.02, draws)["over"] <= limit(0.05, draws)
     at = shares(n, 0.02, 0.06, 0.02, draws, seed=1)
     assert at["over"] <= limit(0.05, draws)
@@ -294,7 +294,7 @@ def test_false_alarms_of_models_that_did_not_change(n):
 )
 def test_misses_as_the_power_says(n, loss):
     """P(over) of a real loss is Phi((loss - budget) / SE - 1.645), SE^2 = (churn - loss^2) / n, less what caution costs."""
-    churn, budget, draws = 0.12, 0.02, 800
+    churn, budget, draws = 0.12, 0.02, 500
     found = shares(n, loss, churn, budget, draws)["over"]
     se = math.sqrt((churn - loss**2) / n)
     expected = ref.norm.cdf((loss - budget) / se - ref.norm.isf(0.05))

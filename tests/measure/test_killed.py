@@ -18,7 +18,7 @@ from tests.conftest import WORDS, sentences, write_jsonl
 @pytest.mark.slow
 def test_killed_in_the_middle(study: Path) -> None:
     rows = [
-        {"q": f"{s} {i}", "choices": [WORDS[i % 20], "zebra", "violet"], "label": 0} for i, s in enumerate(sentences(1500, 4))
+        {"q": f"{s} {i}", "choices": [WORDS[i % 20], "zebra", "violet"], "label": 0} for i, s in enumerate(sentences(800, 4))
     ]
     write_jsonl(study / "tasks" / "docs.jsonl", rows)
 
@@ -34,7 +34,7 @@ def test_killed_in_the_middle(study: Path) -> None:
     journals = study / "killed" / "journals"
     while not any(file.stat().st_size for file in journals.glob("*.jsonl")):  # the first batch has been written
         assert victim.poll() is None, "it ended before it could be killed"
-        time.sleep(0.001)
+        time.sleep(0.005)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     (journal,) = journals.glob("*.jsonl")
@@ -69,7 +69,7 @@ def test_killed_while_it_generates(study: Path) -> None:
     victim, journals = command(), study / "killed" / "journals"
     while not any(file.stat().st_size for file in journals.glob("*.jsonl")):
         assert victim.poll() is None, "it ended before it could be killed"
-        time.sleep(0.001)
+        time.sleep(0.005)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     (journal,) = journals.glob("*.jsonl")

@@ -1,4 +1,4 @@
-"""Broken task folders, data files and model folders, 2,000 of each: a plan or one line, never a traceback, never code.
+"""Broken task folders, data files and model folders, 1,000 of each: a plan or one line, never a traceback, never code.
 
 The fast tests take the first hundred; `-m slow` takes all.
 """
@@ -25,7 +25,7 @@ from cltk.run.estimate import Setup
 from cltk.run.estimates import estimate_model
 from tests.fuzz.test_yaml import ODD, paths
 
-COUNTS = [100, pytest.param(2000, marks=pytest.mark.slow)]
+COUNTS = [100, pytest.param(1000, marks=pytest.mark.slow)]
 SMALL = [value for value in ODD if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) < 100]
 LINES = [
     "include: toy.yaml", "include: [x, y]", "<<: {task: a}", "group: toy", "class: x", "doc_to_text: !function evil.text",

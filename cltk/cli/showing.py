@@ -26,13 +26,14 @@ def _count(text: str) -> int:
 
 def show(options: argparse.Namespace, results: Mapping[str, Any], shown: Any) -> None:
     """What was asked for, of results by name of the tuned model, on the console of the tables."""
-    from cltk.report.forgotten import listing
+    if options.show_lost:  # imported where they are needed: matplotlib takes a second
+        from cltk.report.forgotten import listing
 
-    for name, result in results.items() if options.show_lost else ():
-        lines = listing(_first(result.lost, options.show_lost))
-        said = f"{name}: what was lost" if lines else f"{name}: no lost document whose text is logged"
-        for line in [said, *lines]:
-            say(shown, hidden(line))
+        for name, result in results.items():
+            lines = listing(_first(result.lost, options.show_lost))
+            said = f"{name}: what was lost" if lines else f"{name}: no lost document whose text is logged"
+            for line in [said, *lines]:
+                say(shown, hidden(line))
     if options.html:
         from cltk.files import write_text
         from cltk.report.forgotten import render

@@ -8,7 +8,7 @@ not forget by more than M" are a family each.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from cltk.measure import stats
 from cltk.measure.forgetting import averaged
@@ -158,6 +158,4 @@ def _adjust(summaries: list[Summary]) -> list[Summary]:
 def _family(effects: Sequence[Effect], adjust: Callable[[Sequence[float]], list[float]]) -> list[Effect]:
     """Both claims, each adjusted over all effects."""
     changes, margins = adjust([one.estimate.p for one in effects]), adjust([one.p_margin for one in effects])
-    return [
-        replace(one, adjusted=p, adjusted_margin=p_margin) for one, p, p_margin in zip(effects, changes, margins, strict=True)
-    ]
+    return [one.over_family(p, p_margin) for one, p, p_margin in zip(effects, changes, margins, strict=True)]

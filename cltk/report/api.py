@@ -83,20 +83,22 @@ def _report(
         *streams.all_tables(summaries),
         *judging.of_records([entry.record for one in summaries for entry in one.entries]),
     ]
-    found += [tables.seeds(summaries), tables.details(summaries), streams.costs(summaries)]
+    found += [tables.seeds(summaries), details := tables.details(summaries), streams.costs(summaries)]
     parts = [part for part in found if part is not None]
     words = tables.verdict(summaries)
     text = "\n".join(["\n".join(f"- {line}" for line in words), "", *[part.markdown() for part in parts]])
     if markdown is not None:
         _write(markdown, text)
     if html is not None or latex is not None:
-        _publish(summaries, html, latex)
+        _publish(summaries, words, details, html, latex)
     if show:
         _print(words, parts)
     return text
 
 
-def _publish(summaries: Sequence[Summary], html: str | Path | None, latex: str | Path | None) -> None:
+def _publish(
+    summaries: Sequence[Summary], words: Sequence[str], details: tables.Table, html: str | Path | None, latex: str | Path | None
+) -> None:
     """Page and LaTeX need matplotlib, which tables do not wait for."""
     from cltk.report.pairs import Study
 
@@ -104,7 +106,7 @@ def _publish(summaries: Sequence[Summary], html: str | Path | None, latex: str |
     if html is not None:
         from cltk.report.page import render
 
-        _write(html, render(study))
+        _write(html, render(study, words, details))
     if latex is not None:
         from cltk.report.latex import write
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cltk.report.sources import Entry, Record
 from cltk.run.records import digest_of
@@ -109,9 +110,23 @@ def _files(record: Record, parts: Sequence[str] = (*MEASURED, "mitigators")) -> 
     Records of an older cltk list files too that only other cells read.
     """
     config = record.get("config", {})
-    named = {str(value) for key in parts for _, value in flat("", config.get(key))}
     listed = record.get("digests", {}).get("files", {})
+    named = _leaves(config.get(key) for key in parts) if listed else set()
     return {name: str(digest) for name, digest in listed.items() if name in named or name.split(":")[0] in named}
+
+
+def _leaves(values: Iterable[Any]) -> set[str]:
+    """Everything in nested mappings and lists, as text; a loop, which ten thousand records feel."""
+    found, left = set(), list(values)
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            left += one.values()
+        elif isinstance(one, list | tuple):
+            left += one
+        else:
+            found.add(str(one))
+    return found
 
 
 def _context(record: Record) -> str:

@@ -59,17 +59,18 @@ class Picture:
     svg: Markup
 
 
-def render(study: Study) -> str:
-    """The page, as text. The same study gives the same bytes."""
+def render(study: Study, words: Sequence[str] | None = None, details: tables.Table | None = None) -> str:
+    """The page, as text. The same study gives the same bytes. `words`, `details`: its verdicts and their table, if known."""
     summaries = study.summaries
+    words = tables.verdict(summaries) if words is None else words
     entries = [entry for one in summaries for entry in one.entries]
     heads, rows = main_table(summaries)
     return environment().get_template("page.html.j2").render(
-        light=figures.LIGHT, dark=figures.DARK, title=title(summaries), answer=answer(summaries), lines=lines(summaries),
+        light=figures.LIGHT, dark=figures.DARK, title=title(summaries), answer=answer(summaries), lines=lines(summaries, words),
         heads=heads, rows=rows, note=tables.note(summaries), pictures=pictures(summaries),
         area=area_table(study), costs=streams.costs(summaries),
         streams=[*search.tables(entries), *streams.all_tables(summaries), *judging.of_records([e.record for e in entries])],
-        against=tables.against_plain(summaries), details=tables.details(summaries),
+        against=tables.against_plain(summaries), details=details or tables.details(summaries),
         by_seed=tables.seeds(summaries), most=ROWS, words=tables.TEXTS, flows=flows(study), listed=LISTED, tone=tone,
         **provenance([entry.record for entry in entries]),
     )  # fmt: skip
@@ -128,9 +129,9 @@ def interval(effect: Effect, sign: int = 1) -> tuple[str, str]:
     return tables.number(ends[0], effect.metric, "+"), tables.number(ends[1], effect.metric, "+")
 
 
-def lines(summaries: Sequence[Summary]) -> list[tuple[str, str]]:
+def lines(summaries: Sequence[Summary], words: Sequence[str]) -> list[tuple[str, str]]:
     """(method, its verdict in words)."""
-    return [(one.label, line.removeprefix(one.label)) for one, line in zip(summaries, tables.verdict(summaries), strict=True)]
+    return [(one.label, line.removeprefix(one.label)) for one, line in zip(summaries, words, strict=True)]
 
 
 def main_table(summaries: Sequence[Summary]) -> tuple[list[tuple[str, str]], list[list[Cell]]]:

@@ -10,7 +10,7 @@ DS := $(VENV)/.deepspeed
 .PHONY: quickstart test oldest deepspeed check format docs paper install clean
 
 # Some images forbid python to keep compiled modules: then every process compiles torch and transformers anew, 15 seconds each
-export PYTHONDONTWRITEBYTECODE :=
+unexport PYTHONDONTWRITEBYTECODE
 
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 

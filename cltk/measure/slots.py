@@ -9,7 +9,6 @@ Shapes: B rows, T tokens a row in this forward, P prefix tokens, L longest slot,
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
@@ -22,6 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cltk.forward import products
+from cltk.measure.pages import zeros
 from cltk.measure.tree_forward import UnsupportedModelError
 
 Pair = tuple[Tensor, Tensor]  # keys and values
@@ -122,7 +122,7 @@ class Slots:
         have = len(self._layers[0][0])
         if rows <= have and width <= self.width:
             return
-        rows, spare = max(rows, have), width if self._layers[0][0].device.type == "cpu" else width // 8  # see `zeros`
+        rows, spare = max(rows, have), width if self._layers[0][0].device.type == "cpu" else width // 8  # see `pages`
         self.width = self.width if width <= self.width else width + max(ROOM, spare)
         used = (len(self.lengths), max(self.lengths, default=0))
         for pair in self._layers:
@@ -150,14 +150,6 @@ class _Slot(DynamicLayer):
 
     def get_seq_length(self) -> int:
         return self.longest - 1
-
-
-def zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Zeros; on a processor pages that take memory when they are first written, and leave no holes in the heap."""
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    pages = mmap.mmap(-1, torch.Size(shape).numel() * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=like.dtype).view(shape)
 
 
 def filled(cache: Cache) -> list[Pair]:

@@ -70,10 +70,10 @@ def from_records(
     can be, so that intervals are wider than those from documents. `size`: documents that they count as for losses that none
     shows, the number of groups when not given.
     """
-    variance, worth = math.fsum(error * error for error in errors) / len(errors), groups if size is None else size
+    variance, worth = sum(error * error for error in errors) / len(errors), groups if size is None else size
     part = Part(variance, groups - 1, groups, n, worth, worth, span)
     se = math.sqrt(variance) if groups > 1 else math.nan
-    found = Estimate(math.fsum(points) / len(points), se, -math.inf, math.inf, 1.0, n, groups, groups - 1, math.nan, (part,))
+    found = Estimate(sum(points) / len(points), se, -math.inf, math.inf, 1.0, n, groups, groups - 1, math.nan, (part,))
     return Evidence(np.asarray(points, dtype=np.float64), found)
 
 

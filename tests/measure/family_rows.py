@@ -278,23 +278,25 @@ class Splits(datasets.DatasetDict):
         super().__init__()
         self.row = row
         for name in SPLITS[:3]:  # who asks for all gets these
-            self[name] = self.__missing__(name)
+            self[name] = made(row, name)
 
     def __contains__(self, name: object) -> bool:
         return name in SPLITS
 
     def __missing__(self, name: str) -> datasets.Dataset:
-        first = 100 * SPLITS.index(name)
-        self[name] = datasets.Dataset.from_list([self.row(Made(i + first)) for i in range(3 * DOCUMENTS)])
+        self[name] = made(self.row, name)
         return self[name]
 
 
-made = cache(Splits)
+@cache
+def made(row: Row, split: str) -> datasets.Dataset:
+    first = 100 * SPLITS.index(split)
+    return datasets.Dataset.from_list([row(Made(i + first)) for i in range(3 * DOCUMENTS)])
 
 
 def fake(path: Any = None, name: Any = None, *_: Any, data_files: Any = None, split: Any = None, **__: Any) -> Any:
     """`datasets.load_dataset`, answered from the rows above."""
     makers = dict(reversed(FAMILIES.values()))
     keys = [f"{path} {name}", str(path), *(key for key in makers if key.startswith("json ") and key[5:] in str(data_files))]
-    found = made(next(makers[key] for key in keys if key in makers))
+    found = Splits(next(makers[key] for key in keys if key in makers))
     return found if split is None else found[split]

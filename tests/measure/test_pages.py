@@ -1,0 +1,54 @@
+"""Memory that counts as it is written, against the resident set that the system says."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from cltk.measure.pages import zeros
+
+MIB = 2**20
+
+
+def resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_not_written_takes_no_memory_and_all_is_given_back(dtype: torch.dtype) -> None:
+    """256 heads of 256 KiB, half of each written: a huge page would take the other half too."""
+    before, wide = resident(), 256 * 1024 // torch.empty((), dtype=dtype).element_size()
+    made = zeros(torch.empty(0, dtype=dtype), (256, wide))
+    assert (made.dtype, made.shape, made.is_contiguous()) == (dtype, (256, wide), True)
+    assert resident() - before < 4 * MIB
+    made[:, : wide // 2] = 1
+    assert 30 * MIB < resident() - before < 40 * MIB
+    assert not made[:, wide // 2 :].any()
+    part = made[3, : wide // 2]
+    del made
+    assert part.sum(dtype=torch.float32) == wide // 2  # a view keeps them
+    held = resident()
+    del part
+    assert held - resident() > 30 * MIB
+
+
+@pytest.mark.parametrize("how", ["no such pages", "no room"])
+def test_elsewhere_they_are_torchs(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(12, "Cannot allocate memory")
+
+    if how == "no room":
+        monkeypatch.setattr(mmap, "mmap", full)
+    else:
+        monkeypatch.delattr(mmap, "MAP_ANONYMOUS")
+    made = zeros(torch.ones(2), (3, 4))
+    assert torch.equal(made, torch.zeros(3, 4))
+
+
+def test_torch_says_that_there_is_no_memory() -> None:
+    with pytest.raises(RuntimeError, match="memory"):
+        zeros(torch.empty(0), (2**30, 2**20))

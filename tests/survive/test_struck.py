@@ -59,12 +59,12 @@ def struck(kind: str, study: Path, trials: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_bits(study: Path) -> None:
-    report = struck("kill", study, 32)
+    report = struck("kill", study, 20)
     assert not report["wrong"], "\n\n".join(report["wrong"])
-    assert len(report["blows"]) >= 32
+    assert len(report["blows"]) >= 20
     kinds = Counter(blow for _, blow, _ in report["blows"])
     assert set(kinds) == {"kill", "term", "int"}
-    assert len({moment for _, _, moment in report["blows"] if "operation" in moment}) >= 10
+    assert len({moment for _, _, moment in report["blows"] if "operation" in moment}) >= 7
 
 
 @pytest.mark.slow

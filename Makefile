@@ -43,7 +43,7 @@ test: $(DEV)
 
 # the wings that lean on transformers, TRL and lm-eval, on the oldest versions that setup.cfg allows
 oldest: $(OLD)
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -p no:cacheprovider tests/hosts tests/mitigate tests/measure
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider tests/hosts tests/mitigate tests/measure
 
 $(OLD): setup.cfg pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest

@@ -194,7 +194,8 @@ class Decoder:
 
     def _choose(self, slots: Slots, active: list[Row], rows: list[Row], logits_BV: Tensor) -> list[Row]:
         """Give each of these rows its most likely token; those that end leave their slots."""
-        scores = logits_BV.to(torch.float32, copy=True)
+        processed = any(row.asked.config is not None for row in rows)  # else they are read alone
+        scores = logits_BV.to(torch.float32, copy=processed)
         for i, row in enumerate(rows):
             if row.asked.config is not None:
                 ids = torch.tensor([row.tokens], device=self.device)

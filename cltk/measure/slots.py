@@ -60,7 +60,8 @@ class Slots:
     def add(self, cache: Cache, lengths: Sequence[int]) -> None:
         """Rows behind the last one, from the cache of their prompts' forward (padded to the right)."""
         found = filled(cache)
-        first, rows, length = len(self.lengths), len(self.lengths) + len(lengths), max(lengths)
+        first, rows = len(self.lengths), len(self.lengths) + len(lengths)
+        length = max(lengths)
         if not self._layers:
             self._layers = [[part[:0, :, :0] for part in pair] for pair in found]
             self.token_bytes = sum(part[0, :, 0].numel() * part.element_size() for pair in found for part in pair)

@@ -28,7 +28,11 @@ def both(tiny: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
 
     model = tiny(max_position_embeddings=4096, initializer_range=0.3)
     draws = {"__defaults__": (0.95, 10)}  # rouge resamples one document a thousand times
-    with mock.patch("datasets.load_dataset", fake), mock.patch.multiple(BootstrapAggregator.__init__, **draws):
+    with (
+        mock.patch("datasets.load_dataset", fake),
+        mock.patch("lm_eval.evaluator.add_env_info"),
+        mock.patch.multiple(BootstrapAggregator.__init__, **draws),
+    ):
         theirs = simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4), tasks=list(FAMILIES), limit=DOCUMENTS, bootstrap_iters=0,
             gen_kwargs=GENERATED,

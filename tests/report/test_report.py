@@ -143,6 +143,14 @@ def test_the_printed_p_is_the_one_that_the_verdict_rests_on(summaries, adjusted,
     assert tables.details([one]).rows[0][6:8] == ["0.001", f"{rests:.3f}"]
 
 
+def test_an_effect_over_a_family_is_the_one_that_replace_makes(summaries):
+    effect = replace(summaries[0].primary, adjusted=0.001, adjusted_margin=0.9)
+    words = effect.verdict  # kept from here on
+    found, expected = effect.over_family(0.9, 0.8), replace(effect, adjusted=0.9, adjusted_margin=0.8)
+    assert (found, found.verdict, found.rests_on) == (expected, expected.verdict, expected.rests_on)
+    assert (effect.verdict, found.verdict != words) == (words, True)
+
+
 def test_churn_stands_beside_lost_and_gained(summaries):
     base = base_scores()
     right = [tuned_scores("ewc", seed, base).tasks["piqa"].values["acc"] for seed in range(3)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import cltk
+from tests import forks
 
 ROOT = Path(cltk.__file__).parent.parent
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
@@ -48,7 +48,7 @@ def test_snippet(language: str, code: str, folder: Path) -> None:
         if not (folder / "runs" / "quickstart").exists():
             (folder / "runs" / "quickstart").symlink_to(ROOT / "experiments" / "quickstart" / "results")
     command = [sys.executable, "-c", code] if language == "python" else ["bash", "-ec", code]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    path = f"{forks.shims()}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = forks.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr

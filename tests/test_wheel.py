@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import cltk
+from tests import forks
 
 CLONE = Path(cltk.__file__).parent.parent
 
@@ -38,7 +39,7 @@ def command(installed: Path, tmp_path: Path) -> Callable[..., subprocess.Complet
     def call(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "200"}
         line = [sys.executable, "-P", "-m", "cltk", *arguments]
-        done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
+        done = forks.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == code, done.stderr + done.stdout
         return done
 
@@ -74,7 +75,7 @@ def test_the_wheel_has_all_that_is_committed_but_results(installed: Path) -> Non
 def test_commands_of_the_wheel(command: Any, tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
     where = f"import cltk; assert not cltk.__file__.startswith({str(CLONE)!r})"
     env = {**os.environ, "PYTHONPATH": str(Path(command.__closure__[0].cell_contents))}
-    subprocess.run([sys.executable, "-P", "-c", where], check=True, env=env, cwd=tmp_path)
+    forks.run([sys.executable, "-P", "-c", where], check=True, env=env, cwd=tmp_path)
     assert "transformers" in command("--version").stdout
     assert "ewc" in command("methods").stdout
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from tests import forks
+
 ROOT = Path(__file__).parents[2]
 RANKS = 2
 Outcome = list[dict[str, Any]]  # one a rank
@@ -46,7 +48,7 @@ def _run(engine: str, folder: Path, jobs: list[str], seconds: float) -> str:
     for rank, log in enumerate(logs):
         with log.open("w") as file:
             env = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            ranks.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT))
+            ranks.append(forks.Popen(command, env=env, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT))
     failed = _first_failure(ranks, time.monotonic() + seconds)
     for process in ranks:
         process.kill()
@@ -54,7 +56,7 @@ def _run(engine: str, folder: Path, jobs: list[str], seconds: float) -> str:
     return "" if failed is None else f"{engine}, rank {failed}: " + logs[failed].read_text()[-3000:]
 
 
-def _first_failure(ranks: list[subprocess.Popen[bytes]], until: float) -> int | None:
+def _first_failure(ranks: list[forks.Popen], until: float) -> int | None:
     while any(process.poll() is None for process in ranks):
         failed = [rank for rank, process in enumerate(ranks) if process.returncode]
         if failed or time.monotonic() > until:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests import forks
 from tests.conftest import ONEDNN, sentences, write_jsonl
 from tests.distributed.launch import ROOT
 
@@ -39,7 +40,7 @@ def call(folder: Path, ranks: int, *words: str, by: str = "") -> subprocess.Comp
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CLTK_CACHE": str(folder / f"cache{ranks}{by}")}
     several = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     command = [sys.executable, *several, *([by] if by else ["-m", "tests.distributed.sharding"]), "measure", *words]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    return forks.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
 
 
 def plain(file: Path) -> dict[str, Any]:

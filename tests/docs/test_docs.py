@@ -19,6 +19,7 @@ from blocks import Block, blocks
 
 import cltk
 from cltk.mitigate import MITIGATORS, catalog
+from tests import forks
 
 ROOT = Path(cltk.__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -109,7 +110,7 @@ def test_guides_run(guides: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "evals").symlink_to(ROOT / "evals")  # the clone's, with its examples
     environment = {**os.environ, "CLTK_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     command = [sys.executable, str(Path(__file__).with_name("blocks.py")), *files]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = forks.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
 

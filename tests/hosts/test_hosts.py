@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
 import warnings
 import zlib
@@ -20,6 +19,7 @@ from cltk import tensors
 from cltk.data import Collator, tokenize_pairs
 from cltk.errors import InputError, RunError
 from cltk.mitigate import Mitigator
+from tests import forks
 from tests.conftest import sentences, write_jsonl
 from tests.mitigator_cases import CASES
 
@@ -117,7 +117,7 @@ def test_example(script: str, tiny_folder: Path, tmp_path: Path) -> None:
         sys.executable, str(ROOT / "experiments/examples" / f"{script}.py"), "--model", str(tiny_folder), "--steps", "2",
         "--new", str(write_jsonl(tmp_path / "new.jsonl", new)), "--old", str(old), "--out", str(tmp_path / "out"),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = forks.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -31,6 +30,7 @@ from cltk.importance.diagonal import relative_se, trace
 from cltk.importance.estimators import scores, uniforms
 from cltk.importance.fisher import Importance, fisher, update
 from cltk.importance.sequences import Rows
+from tests import forks
 from tests.conftest import checkpointing_on, is_checkpointing
 
 VOCAB = 13
@@ -769,7 +769,7 @@ def _worker(rank, folder, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["empirical", "exact"])
 def test_two_processes_equal_one(tmp_path, kind):
-    mp.spawn(_worker, (str(tmp_path), kind), nprocs=2)
+    forks.ranks(_worker, str(tmp_path), kind)
     found, expected = Importance.load(tmp_path / "found.safetensors"), fisher(llama(tied=True), rows_of(5, 9, 4, 7, 6), kind)
     assert_close(found, expected, 1e-5)
     for key in ("tokens", "sequences", "data_digest", "anchor_digest"):
@@ -790,7 +790,7 @@ def _stops(rank, folder):
 
 @pytest.mark.slow
 def test_two_processes_stop_together(tmp_path):
-    mp.spawn(_stops, (str(tmp_path),), nprocs=2)
+    forks.ranks(_stops, str(tmp_path))
     for name in ("loose", "sooner", "all"):
         first, second = (Importance.load(tmp_path / f"{name}{rank}.safetensors") for rank in (0, 1))
         assert_close(first, second, 0.0)

@@ -14,6 +14,7 @@ from cltk.errors import InputError
 from cltk.importance import partial as importance
 from cltk.importance.estimators import PerSequence
 from cltk.importance.fisher import Importance, fisher
+from tests import forks
 from tests.conftest import sentences
 from tests.importance.test_importance import llama, rows_of
 
@@ -184,7 +185,7 @@ def test_kill_9_in_the_middle(command, tmp_path):
     out, partial = tmp_path / "f.safetensors", tmp_path / "f.partial.safetensors"
     code = "import sys, cltk.importance.partial as i, cltk.cli; i.PARTIAL_SECONDS = 0.0; sys.exit(cltk.cli.main(sys.argv[1:]))"
     slow = [*command, "--kind", "exact", "--samples", "4", "--block", "8", "--batch-size", "1"]
-    process = subprocess.Popen([sys.executable, "-c", code, *slow, "--out", str(out)], stderr=subprocess.DEVNULL)
+    process = forks.Popen([sys.executable, "-c", code, *slow, "--out", str(out)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not partial.exists() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -32,6 +32,7 @@ from cltk.measure.judge_client import Client
 from cltk.measure.judge_questions import Question, answers, read_questions
 from cltk.measure.judging import Judges
 from cltk.report.judging import tables
+from tests import forks
 from tests.conftest import CHATML
 from tests.judge_server import Server, send
 
@@ -607,7 +608,7 @@ def test_a_real_server_judges_two_real_models(chats: Any, tmp_path: Path) -> Non
     words = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     code = "import sys; from transformers.cli.transformers import main; main()"
     with (tmp_path / "serve.log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=log, stderr=subprocess.STDOUT)
+        process = forks.Popen([sys.executable, "-c", code, *words], stdout=log, stderr=subprocess.STDOUT)
     try:
         end = time.monotonic() + 240
         while time.monotonic() < end and process.poll() is None:

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import forks
 from tests.conftest import WORDS, sentences, write_jsonl
 
 
@@ -22,14 +24,14 @@ def test_killed_in_the_middle(study: Path) -> None:
     ]
     write_jsonl(study / "tasks" / "docs.jsonl", rows)
 
-    def command(cache: str, out: str) -> subprocess.Popen[bytes]:
+    def command(cache: str, out: str, start: Any = forks.Popen) -> Any:
         arguments = ["measure", "tiny-llama", "tiny-llama", "--tasks", "toy", "--include-path", "tasks", "--json", out]
-        return subprocess.Popen(
+        return start(
             [sys.executable, "-m", "cltk", *arguments], cwd=study, env={**os.environ, "CLTK_CACHE": str(study / cache)},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
-    assert command("whole", "whole.json").wait() == 0
+    assert command("whole", "whole.json", subprocess.Popen).wait() == 0  # its strings have other hashes
     victim = command("killed", "killed.json")
     journals = study / "killed" / "journals"
     while not any(file.stat().st_size for file in journals.glob("*.jsonl")):  # the first batch has been written
@@ -59,9 +61,9 @@ def test_killed_while_it_generates(study: Path) -> None:
             f"generation_kwargs: {{max_gen_toks: {tokens}, until: ['zzz']}}\nmetric_list: [{{metric: exact_match}}]\n"
         )
 
-    def command() -> subprocess.Popen[bytes]:
+    def command() -> forks.Popen:
         arguments = ["measure", "tiny-llama", "tiny-llama", "--tasks", "toy,long", "--include-path", "tasks"]
-        return subprocess.Popen(
+        return forks.Popen(
             [sys.executable, "-m", "cltk", *arguments], cwd=study, env={**os.environ, "CLTK_CACHE": str(study / "killed")},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import json
-import subprocess
 import sys
 from functools import partial
 from importlib import metadata
@@ -22,6 +21,7 @@ from lm_eval.tasks import TaskManager
 import cltk
 from cltk import lm_eval as command
 from cltk.measure.scoring import PrefixLM
+from tests import forks
 from tests.conftest import WORDS, sentences, write_jsonl
 
 KINDS = {
@@ -230,7 +230,7 @@ def test_the_command_on_a_real_model(tmp_path: Path) -> None:
     """Each run a process of its own; the seconds, side by side, are in the file and judged nowhere."""
     script = Path(cltk.__file__).parent.parent / "benchmarks" / "lm_eval_command.py"
     words = ["--limit", "3", "--rounds", "1", "--tasks", "local_arc_easy,local_piqa", "--out", str(tmp_path / "found.json")]
-    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
+    done = forks.run([sys.executable, str(script), *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["documents"] == 6

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from cltk import tensors
@@ -19,6 +18,7 @@ from cltk.mitigate.interface import Mitigator, Plan, Run
 from cltk.mitigate.path import SI, Tracker, gained_, per_distance, walk
 from cltk.mitigate.quadratic import EWC
 from cltk.mitigate.rwalk import RWalk, per_divergence
+from tests import forks
 from tests.mitigate.test_quadratic import ROWS, llama, step, train, weights_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:si. nothing is protected in the first training")
@@ -380,7 +380,7 @@ def test_shards_give_the_same(tmp_path: Any) -> None:
     from cltk.mitigate.averaging import EMA, WiSEFT
     from cltk.mitigate.vectors import DARE, TIES
 
-    mp.spawn(_sharded, (str(tmp_path),), nprocs=2)
+    forks.ranks(_sharded, str(tmp_path))
     found, model = torch.load(tmp_path / "whole.pt"), llama()
     methods: list[Any] = [SI(3.0, 1e-4, ROWS, 2, 1e-2), RWalk(5.0, IMPORTANCE, 0.5, 3), EMA(0.5), TIES(0.9, 0.5), DARE(0.3)]
     methods.append(WiSEFT(0.5))

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from cltk.importance.fisher import Importance, fisher
 from cltk.mitigate import source
 from cltk.mitigate.interface import Plan, Run
 from cltk.mitigate.quadratic import EWC, L2SP, decay_, proximal_, pull_, value
+from tests import forks
 
 ROWS = [{"input_ids": [3, 1, 4, 1, 5]}, {"input_ids": [9, 2, 6]}, {"input_ids": [5, 3, 5, 8, 9, 7]}]
 SHAPES = [(7, 5), (11,), (3, 2, 4), (), (1, 1)]
@@ -474,7 +474,7 @@ def _sharded(rank, folder, form):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["gradient", "proximal"])
 def test_shards_give_the_same_weights_and_logs(tmp_path, form):
-    mp.spawn(_sharded, (str(tmp_path), form), nprocs=2)
+    forks.ranks(_sharded, str(tmp_path), form)
     found, model = torch.load(tmp_path / "whole.pt"), llama()
     run = train(model, [EWC(30.0, fisher(model, ROWS, "empirical"), form=form, log_every=1)])
     for name, p in tensors.trainable(model):

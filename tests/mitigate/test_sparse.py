@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cltk import tensors
@@ -14,6 +13,7 @@ from cltk.mitigate.interface import Plan, Run
 from cltk.mitigate.sharpness import SAM
 from cltk.mitigate.sparse import HFT, MoFO, draw_frozen, kind_of, top_mask
 from cltk.mitigate.subspace import OSFT
+from tests import forks
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
@@ -188,7 +188,7 @@ def _sharded(rank, folder, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_shards_give_the_same_weights(name, tmp_path):
-    mp.spawn(_sharded, (str(tmp_path), name), nprocs=2)
+    forks.ranks(_sharded, str(tmp_path), name)
     found, model, method = torch.load(tmp_path / "whole.pt"), _llama(), METHODS[name]()
     method.setup(Plan(model, None, None))
     _steps(model, method, torch.optim.AdamW(model.parameters(), 0.01, eps=1e-4))

@@ -16,6 +16,7 @@ from cltk.cli import main
 from cltk.errors import InputError
 from cltk.run import cells
 from cltk.run.records import read_json
+from tests import forks
 from tests.run.test_parallel import ZERO, ranks
 
 GRID = "grid: {mitigators: {one: [], two: [low_lr: {factor: 0.5}], three: [l2_sp: {strength: 0.1}]}}\nkeep_model: false\n"
@@ -218,7 +219,7 @@ def test_ranks_fail_together_and_go_on_together(bad: str, when: str, engine: str
         "DS_BUILD_OPS": "0",
     }
     started = [
-        subprocess.Popen(
+        forks.Popen(
             [sys.executable, "rank.py", bad, when], env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )

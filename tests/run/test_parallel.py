@@ -31,6 +31,7 @@ from cltk.models.loading import LAZY
 from cltk.run import cluster
 from cltk.run.records import read_json
 from cltk.run.reproduce import values_of
+from tests import forks
 
 ROOT = Path(cltk.__file__).parent.parent
 SOURCES = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -95,13 +96,13 @@ def test_the_start_model_is_scored_once_for_all_cells(experiment: Path) -> None:
     assert task.calls == [(1, True), (1, False), (2, False), (4, False)]
 
 
-def cltk_run(*arguments: str, module: str = "cltk", **environment: str) -> subprocess.Popen[str]:
+def cltk_run(*arguments: str, module: str = "cltk", **environment: str) -> forks.Popen:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCES, **environment}
     command = [sys.executable, "-m", module, "run", *arguments]
-    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return forks.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def ended(process: subprocess.Popen[str], code: int = 0) -> str:
+def ended(process: forks.Popen, code: int = 0) -> str:
     output, _ = process.communicate(timeout=400)
     assert process.returncode == code, output[-3000:]
     return output
@@ -168,7 +169,7 @@ def launched(launcher: str, *arguments: str, module: str = "cltk", **environment
     }[launcher]
     command = [sys.executable, "-m", *start.split(), "-m", module, "run", *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCES, **environment}
-    done = subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=500)
+    done = forks.run(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=500)
     assert done.returncode == 0, done.stdout[-5000:]
 
 

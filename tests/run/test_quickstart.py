@@ -20,19 +20,28 @@ def nll(rows: list[dict], task: str) -> dict:
     return row
 
 
+LESS = """\
+base: {quickstart}
+evals:
+  retain: [local_piqa, {{text: asset:brown/heldout.jsonl, name: old_text, limit: 80, cluster: document}}]
+"""  # one of four tasks: three minutes less on a slow processor
+OMITTED = ("arc_easy", "social_iqa", "winogrande")
+WHOLE = ("config", "retain.macro", "retain.headline", "retain.notes", "retain.settings")  # what speaks of all tasks
+
+
 @pytest.mark.slow
 def test_quickstart_learns_and_forgets_measurably(tmp_path: Path) -> None:
-    run = cltk.load(ROOT / "experiments/quickstart/quickstart.yaml", tmp_path)
-    assert [cell.method for cell in run.cells] == ["plain", "low_lr", "early_stopping", "replay", "ewc"]
+    whole = cltk.load(ROOT / "experiments/quickstart/quickstart.yaml", tmp_path)
+    assert [cell.method for cell in whole.cells] == ["plain", "low_lr", "early_stopping", "replay", "ewc"]
+    (less := tmp_path / "less.yaml").write_text(LESS.format(quickstart=ROOT / "experiments/quickstart/quickstart.yaml"))
+    run = cltk.load(less, tmp_path)
     some = [order for order, cell in enumerate(run.cells) if cell.method in ("plain", "replay", "ewc")]  # two minutes a cell
     records = {record["method"]: record for record in run.run(only=some)}
     plain = records["plain"]
     learned, old = nll(plain["learn"]["rows"], "heldout"), nll(plain["retain"]["rows"], "old_text")
     assert learned["ci"][1] < 0, "plain fine-tuning must learn: held-out NLL falls, the interval excludes 0"
     assert old["ci"][0] > 0, "plain fine-tuning must forget: old-text NLL rises, the interval excludes 0"
-    assert {row["task"] for row in plain["retain"]["rows"]} == {
-        "local_arc_easy", "local_piqa", "local_social_iqa", "local_winogrande", "old_text",
-    }  # fmt: skip
+    assert {row["task"] for row in plain["retain"]["rows"]} == {"local_piqa", "old_text"}
     rises = {method: nll(record["retain"]["rows"], "old_text")["forgetting"] for method, record in records.items()}
     assert all(rises[method] < rises["plain"] for method in ("replay", "ewc"))
     for record in records.values():
@@ -46,13 +55,22 @@ def as_committed(record: dict, out: Path) -> None:
     measured another way of multiplying to be faster (`speed`).
     """
     committed = read_json(RESULTS / f"{record['method']}.json")
-    old, new = dict(values_of(committed)), dict(values_of(record))
-    alike = scores(next(RESULTS.glob("base-*.scores.json"))) == scores(next(out.glob("base-*/scores.json")))
-    if alike and choices(committed) == choices(record):
-        assert not [str(found) for found in differences(old, new)]
-    for name, value in old.items():
+    old, new = (
+        {
+            name: value
+            for name, value in values_of(one).items()
+            if not name.startswith(WHOLE) and name not in ("cell", "experiment")
+        }
+        for one in (committed, record)
+    )
+    assert set(new) <= set(old)
+    assert {name for name in set(old) - set(new) if not any(f"local_{task}" in name for task in OMITTED)} == set()
+    theirs, ours = scores(next(RESULTS.glob("base-*.scores.json"))), scores(next(out.glob("base-*/scores.json")))
+    if choices(committed) == choices(record) and all(theirs[task] == values for task, values in ours.items()):
+        assert not [str(found) for found in differences({name: old[name] for name in new}, new)]
+    for name, value in new.items():
         if name.endswith(".nll.post"):
-            assert new[name] == pytest.approx(value, abs=0.03), name  # 0.009 measured, from a Zen 3 to a Zen 5 with oneDNN
+            assert value == pytest.approx(old[name], abs=0.03), name  # 0.009 measured, from a Zen 3 to a Zen 5 with oneDNN
 
 
 def scores(file: Path) -> dict:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import forks
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ keep_model: false
 def test_a_crowd_ends_with_a_serial_runs_bits(study: Path) -> None:
     (study / "crowd.yaml").write_text(EXPERIMENT)
     command = [sys.executable, "-m", "tests.survive.crowd", str(study), "7"]
-    done = subprocess.run(
+    done = forks.run(
         [*command, "together", "shares", "killed", "stopped", "asked"], cwd=ROOT, capture_output=True, text=True, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import zipfile
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import forks
 from tests.survive.trials import TRAINED
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def struck(kind: str, study: Path, trials: int) -> dict[str, Any]:
     (study / "kill.yaml").write_text(EXPERIMENT)
     with zipfile.ZipFile(study / "toy-1.0-py3-none-any.whl", "w") as archive:
         archive.write(study / "old.jsonl", "data/old.jsonl")
-    done = subprocess.run(
+    done = forks.run(
         [sys.executable, "-m", "tests.survive.trials", kind, str(study), "7", str(trials)], cwd=ROOT, capture_output=True,
         text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip

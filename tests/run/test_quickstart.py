@@ -35,15 +35,17 @@ def test_quickstart_learns_and_forgets_measurably(tmp_path: Path) -> None:
     assert [cell.method for cell in whole.cells] == ["plain", "low_lr", "early_stopping", "replay", "ewc"]
     (less := tmp_path / "less.yaml").write_text(LESS.format(quickstart=ROOT / "experiments/quickstart/quickstart.yaml"))
     run = cltk.load(less, tmp_path)
-    some = [order for order, cell in enumerate(run.cells) if cell.method in ("plain", "replay", "ewc")]  # two minutes a cell
+    some = [order for order, cell in enumerate(run.cells) if cell.method in ("plain", "ewc")]  # four minutes a cell
     records = {record["method"]: record for record in run.run(only=some)}
     plain = records["plain"]
     learned, old = nll(plain["learn"]["rows"], "heldout"), nll(plain["retain"]["rows"], "old_text")
     assert learned["ci"][1] < 0, "plain fine-tuning must learn: held-out NLL falls, the interval excludes 0"
     assert old["ci"][0] > 0, "plain fine-tuning must forget: old-text NLL rises, the interval excludes 0"
     assert {row["task"] for row in plain["retain"]["rows"]} == {"local_piqa", "old_text"}
-    rises = {method: nll(record["retain"]["rows"], "old_text")["forgetting"] for method, record in records.items()}
-    assert all(rises[method] < rises["plain"] for method in ("replay", "ewc"))
+    committed = {cell.method: read_json(RESULTS / f"{cell.method}.json") for cell in whole.cells}
+    for found in (records, committed):
+        rises = {method: nll(record["retain"]["rows"], "old_text")["forgetting"] for method, record in found.items()}
+        assert all(rises[method] < rises["plain"] for method in set(rises) - {"plain"})
     for record in records.values():
         as_committed(record, tmp_path)
 

@@ -76,8 +76,7 @@ def costs(summaries: Sequence[Summary]) -> Table | None:
     rows = []
     for one in chosen:
         trains = [entry.record["train"] for entry in one.entries]
-        seconds = float(np.mean([train["seconds"] for train in trains]))
-        tokens = float(np.mean([train["tokens"] for train in trains]))
+        seconds, tokens = (sum(train[key] for train in trains) / len(trains) for key in ("seconds", "tokens"))
         rows.append([
             one.label, f"{trains[0]['parameters'] / 1e6:.2f}", f"{max(train['peak_bytes'] for train in trains) / 1e9:.2f}",
             f"{seconds:.0f}", f"{tokens / seconds:.0f}" if seconds else "",

@@ -12,6 +12,7 @@ from cltk.report.aggregate import Summary
 from cltk.report.effects import Effect, is_accuracy, unit
 
 P = 'p: what the verdict rests on, of no change, or of a loss of the margin or more for "does not forget"'
+ODD = re.compile(r"[|<\n\r\v\f\x1c-\x1e\x85\u2028\u2029]|\]\(")  # what `_cell` changes
 TEXTS = ("method", "task", "text", "verdict", "from", "available", "values")  # columns of words; the others hold numbers
 
 
@@ -27,7 +28,7 @@ class Table:
     def markdown(self) -> str:
         lines = [f"**{self.title}**", "", "| " + " | ".join(map(_cell, self.heads)) + " |"]
         lines.append("|" + "|".join(" --- " if head in TEXTS else " ---: " for head in self.heads) + "|")
-        lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in self.rows]
+        lines += ["| " + " | ".join(map(_cell, row) if ODD.search("".join(row)) else row) + " |" for row in self.rows]
         return "\n".join([*lines, *(["", self.note] if self.note else [])]) + "\n"
 
     def rich(self) -> Any:

@@ -57,3 +57,11 @@ def test_markup_of_markdown_is_text() -> None:
     assert "<img" not in text
     assert "](" not in text
     assert "<0.001" in text
+
+
+def test_a_cell_is_one_line_whatever_parts_lines() -> None:
+    """Rows of plain text are not looked at cell by cell: all that `str.splitlines` parts at must be among what is odd."""
+    parting = [chr(code) for code in range(0x2100) if len(f"a{chr(code)}b".splitlines()) > 1]
+    assert len(parting) == 10
+    for char in parting:
+        assert Table("T", ["method"], [[f"a{char}b"]]).markdown().split("\n")[4] == "| a b |"

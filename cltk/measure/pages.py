@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,4 +25,24 @@ def zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
         return like.new_zeros(shape)
     with suppress(OSError, AttributeError):  # a kernel without huge pages
         pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return torch.frombuffer(pages, dtype=like.dtype).view(shape)
+    made = torch.frombuffer(pages, dtype=like.dtype).view(shape)
+    made.pages = pages  # type: ignore[attr-defined]
+    return made
+
+
+def forget(made: Tensor, row: int, length: int = 0) -> None:
+    """Give back what a row of `zeros` [rows, H, L, D] takes behind its first `length` places of L, in every head.
+
+    What is there afterwards is not said: zeros on Linux, what was there elsewhere.
+    """
+    pages: Any = getattr(made, "pages", None)
+    if pages is None or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    _, heads, places, width = made.shape
+    size = width * made.element_size()  # bytes of a place
+    for head in range(row * heads, (row + 1) * heads) if length else (row * heads,):
+        first, end = (head * places + length) * size, (head + (1 if length else heads)) * places * size
+        first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < end:
+            with suppress(OSError):
+                pages.madvise(mmap.MADV_DONTNEED, first, end - first)

@@ -21,7 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cltk.forward import products
-from cltk.measure.pages import zeros
+from cltk.measure.pages import forget, zeros
 from cltk.measure.tree_forward import UnsupportedModelError
 
 Pair = tuple[Tensor, Tensor]  # keys and values
@@ -74,12 +74,14 @@ class Slots:
     def drop(self, row: int) -> int:
         """Take a row out: the last one gets its slot. The number that the last one had."""
         last = len(self.lengths) - 1
-        if row != last:
-            length = self.lengths[last]
-            for pair in self._layers:
-                for part in pair:
+        length = self.lengths[last]
+        for pair in self._layers:
+            for part in pair:
+                if row != last:
                     part[row, :, :length] = part[last, :, :length]
-            self.lengths[row] = self.lengths[last]
+                    forget(part, row, length)
+                forget(part, last)
+        self.lengths[row] = length
         self.lengths.pop()
         return last
 
@@ -97,6 +99,8 @@ class Slots:
         for pair in self._layers:
             for part in pair:
                 part[: len(order), :, : lengths[0]] = part[places, :, : lengths[0]]
+                for row, length in enumerate(lengths):
+                    forget(part, row, length)
         self.lengths = lengths
         return order
 
@@ -125,11 +129,11 @@ class Slots:
             return
         rows, spare = max(rows, have), width if self._layers[0][0].device.type == "cpu" else width // 8  # see `pages`
         self.width = self.width if width <= self.width else width + max(ROOM, spare)
-        used = (len(self.lengths), max(self.lengths, default=0))
         for pair in self._layers:
             for i, part in enumerate(pair):
                 pair[i] = zeros(part, (rows, part.shape[1], self.width, part.shape[3]))
-                pair[i][: used[0], :, : used[1]] = part[: used[0], :, : used[1]]
+                for row, length in enumerate(self.lengths):  # not to the longest: what is written takes memory
+                    pair[i][row, :, :length] = part[row, :, :length]
 
 
 class _Slot(DynamicLayer):

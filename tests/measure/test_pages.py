@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from cltk.measure.pages import zeros
+from cltk.measure.pages import forget, zeros
 
 MIB = 2**20
 
@@ -52,3 +52,25 @@ def test_elsewhere_they_are_torchs(how: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_torch_says_that_there_is_no_memory() -> None:
     with pytest.raises(RuntimeError, match="memory"):
         zeros(torch.empty(0), (2**30, 2**20))
+
+
+def test_a_row_that_is_forgotten_gives_its_memory_back_and_the_others_stay() -> None:
+    """4 rows of 4 heads, 4 MiB a head; behind a length that no page ends at, and whole."""
+    before, made = resident(), zeros(torch.empty(0), (4, 4, 1000, 1049))
+    made.fill_(1)
+    full = resident() - before
+    assert full > 60 * MIB
+    forget(made, 1, 501)
+    forget(made, 3)
+    assert full - (resident() - before) > 22 * MIB
+    assert (made[[0, 2]] == 1).all()
+    assert (made[1, :, :501] == 1).all()
+    made[3] = 2
+    assert (made[3] == 2).all()
+    assert (made[2] == 1).all()
+
+
+def test_what_has_no_pages_is_left() -> None:
+    made = torch.ones(2, 2, 4096, 4)
+    forget(made, 1)
+    assert (made == 1).all()

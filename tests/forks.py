@@ -44,7 +44,7 @@ def server() -> str:
     """The socket of the server, which is started where there is none, and ends with this process."""
     if place := os.environ.get(PLACE):
         return place
-    folder = tempfile.mkdtemp(prefix="cltk-forks-")
+    folder = tempfile.mkdtemp(prefix="cltk-forks-", dir="/tmp")  # the name of a socket has room for 100 characters
     place = str(Path(folder) / "socket")
     process = subprocess.Popen([sys.executable, __file__, "serve", place], cwd=ROOT, env=ENVIRONMENT)
 

@@ -127,12 +127,14 @@ class Slots:
         have = len(self._layers[0][0])
         if rows <= have and width <= self.width:
             return
-        rows, spare = max(rows, have), width if self._layers[0][0].device.type == "cpu" else width // 8  # see `pages`
+        rows, paged = max(rows, have), self._layers[0][0].device.type == "cpu"  # see `pages`: what is written takes memory
+        spare = width if paged else width // 8
+        used: list[Any] = list(enumerate(self.lengths)) if paged else [(slice(len(self.lengths)), max(self.lengths, default=0))]
         self.width = self.width if width <= self.width else width + max(ROOM, spare)
         for pair in self._layers:
             for i, part in enumerate(pair):
                 pair[i] = zeros(part, (rows, part.shape[1], self.width, part.shape[3]))
-                for row, length in enumerate(self.lengths):  # not to the longest: what is written takes memory
+                for row, length in used:
                     pair[i][row, :, :length] = part[row, :, :length]
 
 

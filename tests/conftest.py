@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,17 @@ def tiny_folder(tmp_path: Path, tiny: Any, tokenizer: Any) -> Path:
     tiny().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def hold(check: Callable[..., None], names: Iterable[str], *given: Any) -> None:
+    """check(name, *given) of every name; those that fail are named together, each with its first line."""
+    wrong = {}
+    for name in names:
+        try:
+            check(name, *given)
+        except AssertionError as error:
+            wrong[name] = str(error).split("\n")[0]
+    assert not wrong
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -26,6 +26,7 @@ warn_unused_ignores = True
 implicit_reexport = False
 strict_equality = True
 extra_checks = True
+ignore_missing_imports = False
 """  # what --strict means, of a module
 SCRIPT = """\
 import cltk

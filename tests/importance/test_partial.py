@@ -184,7 +184,7 @@ def test_rtol_and_floor_of_the_command(command, tmp_path):
 def test_kill_9_in_the_middle(command, tmp_path):
     out, partial = tmp_path / "f.safetensors", tmp_path / "f.partial.safetensors"
     code = "import sys, cltk.importance.partial as i, cltk.cli; i.PARTIAL_SECONDS = 0.0; sys.exit(cltk.cli.main(sys.argv[1:]))"
-    slow = [*command, "--kind", "exact", "--samples", "2", "--block", "8", "--batch-size", "1"]
+    slow = [*command, "--kind", "exact", "--samples", "4", "--block", "8", "--batch-size", "1"]
     process = forks.Popen([sys.executable, "-c", code, *slow, "--out", str(out)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not partial.exists() and time.monotonic() < deadline:

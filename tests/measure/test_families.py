@@ -13,6 +13,7 @@ import pytest
 
 from cltk.measure.evaluate import Suite
 from cltk.measure.forgetting import compare
+from tests.conftest import hold
 from tests.measure.family_rows import DOCUMENTS, FAMILIES, fake
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -44,13 +45,7 @@ def both(tiny: Any, tokenizer: Any) -> tuple[Any, Any, Any]:
 
 def test_families_give_lm_evals_numbers_and_directions(both: tuple[Any, Any, Any]) -> None:
     """One test: with one a family, every process of a parallel run would evaluate all of them."""
-    wrong = {}
-    for name in FAMILIES:
-        try:
-            check(name, *both)
-        except AssertionError as error:
-            wrong[name] = str(error).split("\n")[0]
-    assert not wrong
+    hold(check, FAMILIES, *both)
 
 
 def check(name: str, result: Any, ours: Any, theirs: Any) -> None:

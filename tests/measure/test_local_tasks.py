@@ -20,6 +20,7 @@ from cltk.data import assets
 from cltk.measure.compare import measure
 from cltk.measure.evaluate import Suite
 from cltk.measure.forgetting import compare
+from tests.conftest import hold
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 TASKS = Path(__file__).parents[2] / "evals" / "tasks"
@@ -64,13 +65,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, tiny: Any, smollm2: Any) -> t
 
 def test_base_scores_are_lm_evals(both: tuple[Any, Any]) -> None:
     """One test: with one a task, every process of a parallel run would evaluate all of them."""
-    wrong = {}
-    for name in NAMES:
-        try:
-            check(name, *both)
-        except AssertionError as error:
-            wrong[name] = str(error).split("\n")[0]
-    assert not wrong
+    hold(check, NAMES, *both)
 
 
 def check(name: str, ours: Any, theirs: Any) -> None:

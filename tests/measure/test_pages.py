@@ -8,8 +8,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from transformers import DynamicCache
 
 from cltk.measure.pages import forget, zeros
+from cltk.measure.slots import Slots
 
 MIB = 2**20
 
@@ -74,3 +76,49 @@ def test_what_has_no_pages_is_left() -> None:
     made = torch.ones(2, 2, 4096, 4)
     forget(made, 1)
     assert (made == 1).all()
+
+
+def slots_of(*lengths: int) -> Slots:
+    """Slots in which row r has `lengths[r]` tokens of the number r + 1; of a whole page or more every 16 tokens."""
+    made = Slots()
+    for row, length in enumerate(lengths):
+        cache = DynamicCache()
+        for layer in range(4):
+            cache.update(*torch.full((2, 1, 4, length, 64), row + 1.0), layer)
+        made.add(cache, [length])
+    return made
+
+
+def holds(slots: Slots, *numbers: int) -> bool:
+    """Whether the rows are those of these numbers, in their order, in every layer."""
+    return all(
+        bool((part[row, :, :length] == number).all())
+        for pair in slots._layers
+        for part in pair
+        for row, (length, number) in enumerate(zip(slots.lengths, numbers, strict=True))
+    )
+
+
+def test_a_row_that_leaves_its_slot_gives_its_pages_back() -> None:
+    """8 rows of 1,024 tokens are 64 MiB; the last one, of 16, moves into the first slot, whose rest is given back too."""
+    slots = slots_of(*[1024] * 7, 16)
+    full = resident()
+    assert slots.drop(0) == 7
+    assert full - resident() > 7 * MIB
+    assert slots.drop(6) == 6
+    assert full - resident() > 15 * MIB
+    assert holds(slots, 8, 2, 3, 4, 5, 6)
+
+
+def test_growing_and_sorting_write_what_rows_hold() -> None:
+    """Two rows of 1,024 tokens, far apart, and 14 of 16: 18 MiB; all as wide as the longest would take 128."""
+    before = resident()
+    slots = slots_of(1024, *[16] * 14, 1024)
+    assert resident() - before < 80 * MIB  # 40 measured, 135 where slots grow by their longest
+    slots.step()
+    order = slots.sort()
+    assert order[:2] == [0, 15]
+    assert resident() - before < 130 * MIB  # 90 measured, of it a sorted copy of one layer; 182 where pages are kept
+    assert slots.lengths == [1025, 1025, *[17] * 14]
+    slots.lengths = [length - 1 for length in slots.lengths]  # the step's own tokens were not written
+    assert holds(slots, *(row + 1 for row in order))

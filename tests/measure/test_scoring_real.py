@@ -14,7 +14,7 @@ from cltk.measure.evaluate import Suite
 from cltk.measure.loading import load_tasks
 
 EVALS = Path(cltk.__file__).parent.parent / "evals" / "tasks"
-LIMIT = 6
+LIMIT = 8
 TASKS = ["arc_easy", "piqa", "sciq", "hellaswag", "lambada", "winogrande"]
 
 

@@ -44,6 +44,8 @@ def exceeds(estimate: Estimate, margin: float) -> float:
 def _gains(estimate: Estimate) -> Estimate:
     """The mirrored estimate, its gains as much alike within clusters as all changes are: see `corrected`."""
     mirrored = estimate.mirrored()
+    if all(part.size >= part.alike for part in mirrored.parts):
+        return mirrored
     return replace(mirrored, parts=tuple(replace(part, size=max(part.size, part.alike)) for part in mirrored.parts))
 
 

@@ -200,25 +200,34 @@ def _panels(
             if k >= len(columns):
                 axes.set_axis_off()
                 continue
-            for i, (one, effect) in enumerate(zip(shown, columns[k], strict=False)):
-                if effect is not None:
-                    _row(axes, i, one, effect, bars)
+            _rows(axes, shown, columns[k], bars)
             axes.axvline(0, color=LIGHT["muted"], lw=1, zorder=0)
             axes.set_title(titles[k])
             axes.grid(axis="x", alpha=0.6)
             axes.set_axisbelow(True)
             axes.tick_params(axis="y", length=0)
+            axes.yaxis.set_visible(k % across == 0)  # the others' hidden labels would be laid out all the same
         grid[0, 0].set_yticks(range(len(shown)), shorts([one.label for one in shown], 30))
         grid[0, 0].set_ylim(len(shown) - 0.4, -0.6)
     return figure
 
 
-def _row(axes: Axes, i: int, one: Summary, effect: Effect, bars: bool) -> None:
-    mean, paint = scaled(effect, effect.estimate.mean), colour(i, one)
+def _rows(axes: Axes, shown: Sequence[Summary], column: Sequence[Effect | None], bars: bool) -> None:
+    """A row a method; what looks alike is one artist, of which matplotlib draws a few as fast as one of many rows."""
+    found = [(i, one, effect) for i, (one, effect) in enumerate(zip(shown, column, strict=False)) if effect is not None]
+    means = [scaled(effect, effect.estimate.mean) for _, _, effect in found]
+    paints = [colour(i, one) for i, one, _ in found]
     if bars:
-        axes.barh(i, mean, height=0.62, color=paint, alpha=0.45, lw=0)
-    if ends := _whiskers(effect):
-        axes.plot(ends, [i, i], color=paint, lw=1.6, solid_capstyle="butt")
-    if len(effect.points) > 1:
-        axes.plot([scaled(effect, p) for p in effect.points], [i + 0.28] * len(effect.points), ".", color=paint, ms=4, mew=0)
-    axes.plot([mean], [i], marker(i, one), color=paint, ms=4 if bars else 6, mew=0)
+        axes.barh([i for i, _, _ in found], means, height=0.62, color=paints, alpha=0.45, lw=0)
+    whiskers = [(i, *ends, paint) for (i, _, effect), paint in zip(found, paints, strict=True) if (ends := _whiskers(effect))]
+    if whiskers:
+        at, low, high, of_each = zip(*whiskers, strict=True)
+        axes.hlines(at, low, high, colors=of_each, lw=1.6)
+    marks: dict[tuple[str, float], list[tuple[float, float, str]]] = {}  # (marker, size) -> (x, y, colour)
+    for (i, one, effect), mean, paint in zip(found, means, paints, strict=True):
+        if len(effect.points) > 1:
+            marks.setdefault((".", 4), []).extend((scaled(effect, p), i + 0.28, paint) for p in effect.points)
+        marks.setdefault((marker(i, one), 4 if bars else 6), []).append((mean, i, paint))
+    for (shape, size), places in marks.items():
+        x, y, of_each = zip(*places, strict=True)
+        axes.scatter(x, y, s=size**2, c=of_each, marker=shape, linewidths=0, zorder=2)

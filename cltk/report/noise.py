@@ -88,8 +88,8 @@ def combine(
     chosen by other noisy numbers. A task of one cluster: SE nan, (-inf, inf), p 1.
     """
     weight = 1.0 if total else 1 / len(tasks)
-    points = weight * np.sum([task.points for task in tasks], axis=0)
-    seeds, mean = len(points), float(points.mean())
+    points: Floats = weight * sum((task.points for task in tasks), np.zeros(()))
+    seeds, mean = len(points), float(points.sum()) / len(points)
     found = [task.documents for task in tasks]
     n, clusters = 1 / sum(weight**2 / one.n for one in found), sum(one.clusters for one in found)
     variances = [(weight * one.se) ** 2 for one in found]

@@ -142,6 +142,8 @@ def _area(study: Study, own: Sequence[Point], minus: Sequence[Point], corner: fl
 
 def _noise(study: Study, found: Sequence[Point]) -> list[tuple[Floats, list[str]]] | None:
     """(d [K, S, n], clusters) of each old task and of the new one, on the seeds that all have; None without such scores."""
+    if not study.side(found[0].number).documents:
+        return None
     sides = [study.side(point.number) for point in found]
     seeds = [seed for seed in sides[0].seeds if all(seed in side.seeds for side in sides)]
     if not seeds or any(point.summary.primary_tasks != found[0].summary.primary_tasks for point in found):

@@ -69,10 +69,15 @@ def _run(record: Record, settings: dict[str, str], common: dict[str, str]) -> Ru
     )  # fmt: skip
 
 
+def _text(value: object) -> str:
+    """As JSON."""
+    return str(value) if type(value) is int else json.dumps(value, ensure_ascii=False, default=str)
+
+
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """(dotted name, text) of everything that was set in nested mappings."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from leaves(inner, f"{name}.{key}" if name else str(key))
     elif value is not None:
-        yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        yield name, value if isinstance(value, str) else _text(value)

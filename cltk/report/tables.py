@@ -68,7 +68,7 @@ def quantity(effect: Effect, *, sign: int = 1, with_unit: bool = False) -> str:
 def number(value: float, metric: str, sign: str = "") -> str:
     """Accuracies in percent (points) with one digit, everything else with three."""
     shown, digits = (100 * value, 1) if is_accuracy(metric) else (value, 3)
-    return f"{round(shown, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no -0.0
+    return f"%{sign}.{digits}f" % (round(shown, digits) + 0.0)  # + 0.0: no -0.0
 
 
 def named(metric: str) -> str:

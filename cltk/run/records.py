@@ -67,7 +67,7 @@ def json_text(data: dict[str, Any]) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Read what `write_json` wrote. Raises InputError when it is missing, cut, or changed."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_bytes().decode())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -136,10 +136,8 @@ def _compared(base: Side, tuned: Side, prompts: str, margins: Mapping[str, float
 def _otherwise(base: Side, tuned: Side) -> list[str]:
     """What made the scores and differs: no reason to refuse, but a reader must know."""
     keys = ("harness", "backend", "dtype", "lm_eval_version")
-    found = [
-        f"{key} {base.about[key]} and {tuned.about[key]}" for key in keys
-        if base.about.get(key) and tuned.about.get(key) and base.about[key] != tuned.about[key]
-    ]  # fmt: skip
+    both = {key: [str(side.about.get(key) or "").removeprefix("torch.") for side in (base, tuned)] for key in keys}
+    found = [f"{key} {ours} and {theirs}" for key, (ours, theirs) in both.items() if ours and theirs and ours != theirs]
     return [f"base and tuned were scored with different {', '.join(found)}"] if found else []
 
 

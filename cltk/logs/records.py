@@ -32,4 +32,4 @@ def side(file: Path, name: str) -> Side:
         scores = Scores.from_json(read_json(file))
     except (KeyError, TypeError) as error:
         raise InputError(f"{file}: not as `cltk run` writes it ({type(error).__name__}: {error})") from None
-    return Side(name, scores, file, about={"harness": "cltk"})
+    return Side(name, scores, file, about={"harness": "cltk", **({"dtype": scores.dtype} if scores.dtype else {})})

@@ -247,4 +247,4 @@ class Suite:
             for text in self.texts:
                 with forward():
                     tasks[text.name] = score_text(text, model, tokenizer, key, journal, progress)
-        return Scores(digest, tasks, raw, inside)
+        return Scores(digest, tasks, raw, inside, str(getattr(model, "dtype", "")).removeprefix("torch."))

@@ -46,15 +46,17 @@ class Scores:
     tasks: dict[str, TaskScores]
     lm_eval: dict[str, Any] = field(default_factory=dict)  # lm-eval's own results and samples, to write in its format
     members: list[str] = field(default_factory=list)  # tasks shown beside their group, which no average counts again
+    dtype: str = ""  # what the model computed in: "bfloat16"; empty where it is not known
 
     def to_json(self) -> dict[str, Any]:
         tasks = {name: asdict(task) for name, task in self.tasks.items()}
-        return {"digest": self.digest, "tasks": tasks, **({"members": self.members} if self.members else {})}
+        more = {"members": self.members, "dtype": self.dtype}
+        return {"digest": self.digest, "tasks": tasks, **{name: value for name, value in more.items() if value}}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Scores:
         tasks = {name: TaskScores(**task) for name, task in data["tasks"].items()}
-        return cls(data["digest"], tasks, members=list(data.get("members", [])))
+        return cls(data["digest"], tasks, members=list(data.get("members", [])), dtype=data.get("dtype", ""))
 
 
 def documents(task: TaskScores, metric: str) -> NDArray[np.float64]:

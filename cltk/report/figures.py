@@ -23,7 +23,6 @@ from matplotlib.figure import Figure
 from cltk.report.aggregate import Summary
 from cltk.report.effects import Effect, scaled, unit
 from cltk.report.groups import PLAIN, learning_rate
-from cltk.report.pairs import retained
 from cltk.report.plane import Point, frontier, points
 
 LIGHT = {
@@ -95,7 +94,7 @@ def pdf(figure: Figure, path: Path) -> None:
         figure.savefig(path, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
 
 
-def _whiskers(effect: Effect, sign: int = 1) -> list[float] | None:
+def whiskers(effect: Effect, sign: int = 1) -> list[float] | None:
     """The interval in the unit shown, ascending; None when it has no end."""
     ends = sorted(scaled(effect, end, sign) for end in effect.estimate.ci)
     return ends if all(map(math.isfinite, ends)) else None
@@ -136,9 +135,9 @@ def _linear(values: Sequence[float]) -> float | None:
 def _point(axes: Axes, point: Point, label: str) -> None:
     """A big mark with whiskers; a small mark a seed."""
     old, new, paint, shape = point.old, point.new, colour(point.number, point.summary), marker(point.number, point.summary)
-    if across := _whiskers(old):
+    if across := whiskers(old):
         axes.plot(across, [point.g, point.g], color=paint, lw=1.2, alpha=0.55)
-    if up := _whiskers(new, -1):
+    if up := whiskers(new, -1):
         axes.plot([point.f, point.f], up, color=paint, lw=1.2, alpha=0.55)
     if len(old.points) > 1 and len(old.points) == len(new.points):
         small: Any = {"color": paint, "ms": 3, "alpha": 0.6, "mew": 0}
@@ -161,73 +160,3 @@ def _frontier(axes: Axes, plain: Sequence[Point]) -> None:
     for point, rate in zip(plain, rates, strict=True) if len(set(rates)) > 1 else ():
         style: Any = {"xytext": (8, -10), "textcoords": "offset points", "fontsize": 7.5, "color": LIGHT["muted"]}
         axes.annotate("" if rate is None else f"lr {rate:g}", (point.f, point.g), **style)
-
-
-def forgetting(summaries: Sequence[Summary]) -> Figure | None:
-    """A panel for each old text and the mean accuracy: a row a method, intervals, seeds as small points."""
-    texts = dict.fromkeys(effect.task for one in summaries for effect in one.retain if effect.metric == "nll")
-    columns = [[one.on(name) for one in summaries] for name in texts]
-    if any(one.macro is not None for one in summaries):
-        columns.append([one.macro for one in summaries])
-    titles = [*[f"{short(name)}: NLL rise, nats" for name in texts], "mean accuracy lost, pp"]
-    return _panels(summaries, columns, titles, across=3, bars=False)
-
-
-def tasks(summaries: Sequence[Summary]) -> Figure | None:
-    """A panel a task: bars of forgetting with paired intervals."""
-    names = retained(summaries)
-    columns = [[one.on(name) for one in summaries] for name in names]
-    kinds = [next(effect for effect in column if effect is not None) for column in columns]
-    titles = [
-        f"{short(name, 26)} {effect.metric}, {unit(effect.metric) or 'units'}"
-        for name, effect in zip(names, kinds, strict=True)
-    ]  # fmt: skip
-    return _panels(summaries, columns, titles, across=3, bars=True)
-
-
-def _panels(
-    summaries: Sequence[Summary], columns: Sequence[Sequence[Effect | None]], titles: Sequence[str], across: int, bars: bool
-) -> Figure | None:
-    if not columns:
-        return None
-    shown = summaries[:MOST]
-    across = min(across, len(columns))
-    down = math.ceil(len(columns) / across)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, down * (0.26 * len(shown) + 0.75)), layout="constrained")
-        grid = figure.subplots(down, across, squeeze=False, sharey=True)
-        for k, axes in enumerate(grid.flat):
-            if k >= len(columns):
-                axes.set_axis_off()
-                continue
-            _rows(axes, shown, columns[k], bars)
-            axes.axvline(0, color=LIGHT["muted"], lw=1, zorder=0)
-            axes.set_title(titles[k])
-            axes.grid(axis="x", alpha=0.6)
-            axes.set_axisbelow(True)
-            axes.tick_params(axis="y", length=0)
-            axes.yaxis.set_visible(k % across == 0)  # the others' hidden labels would be laid out all the same
-        grid[0, 0].set_yticks(range(len(shown)), shorts([one.label for one in shown], 30))
-        grid[0, 0].set_ylim(len(shown) - 0.4, -0.6)
-    return figure
-
-
-def _rows(axes: Axes, shown: Sequence[Summary], column: Sequence[Effect | None], bars: bool) -> None:
-    """A row a method; what looks alike is one artist, of which matplotlib draws a few as fast as one of many rows."""
-    found = [(i, one, effect) for i, (one, effect) in enumerate(zip(shown, column, strict=False)) if effect is not None]
-    means = [scaled(effect, effect.estimate.mean) for _, _, effect in found]
-    paints = [colour(i, one) for i, one, _ in found]
-    if bars:
-        axes.barh([i for i, _, _ in found], means, height=0.62, color=paints, alpha=0.45, lw=0)
-    whiskers = [(i, *ends, paint) for (i, _, effect), paint in zip(found, paints, strict=True) if (ends := _whiskers(effect))]
-    if whiskers:
-        at, low, high, of_each = zip(*whiskers, strict=True)
-        axes.hlines(at, low, high, colors=of_each, lw=1.6)
-    marks: dict[tuple[str, float], list[tuple[float, float, str]]] = {}  # (marker, size) -> (x, y, colour)
-    for (i, one, effect), mean, paint in zip(found, means, paints, strict=True):
-        if len(effect.points) > 1:
-            marks.setdefault((".", 4), []).extend((scaled(effect, p), i + 0.28, paint) for p in effect.points)
-        marks.setdefault((marker(i, one), 4 if bars else 6), []).append((mean, i, paint))
-    for (shape, size), places in marks.items():
-        x, y, of_each = zip(*places, strict=True)
-        axes.scatter(x, y, s=size**2, c=of_each, marker=shape, linewidths=0, zorder=2)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from cltk.report import figures, tables
+from cltk.report import figures, panels, tables
 from cltk.report.aggregate import Summary
 from cltk.report.curves import curves
 from cltk.report.effects import Effect
@@ -41,8 +41,8 @@ def write(study: Study, folder: Path) -> None:
     parts = {"main": main_table(study), **({"area": small_table(area, "area")} if area else {})}
     parts["tasks"] = tasks_table(study.summaries)
     drawn = {
-        "plane": figures.plane(study.summaries), "forgetting": figures.forgetting(study.summaries),
-        "bars": figures.tasks(study.summaries), "curves": curves(study.summaries),
+        "plane": figures.plane(study.summaries), "forgetting": panels.forgetting(study.summaries),
+        "bars": panels.tasks(study.summaries), "curves": curves(study.summaries),
     }  # fmt: skip
     for name, text in parts.items():
         (folder / f"{name}.tex").write_text(text, encoding="utf-8")

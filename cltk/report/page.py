@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cltk.report import figures, judging, search, streams, tables
+from cltk.report import figures, judging, panels, search, streams, tables
 from cltk.report.aggregate import Summary
 from cltk.report.curves import curves, traces
 from cltk.report.effects import Effect, unit
@@ -166,9 +166,9 @@ def pictures(summaries: Sequence[Summary]) -> list[Picture]:
         ("plane", "Learning against forgetting", figures.plane(summaries),
          "Up and left is better. Big marks are means over seeds with 95 % intervals, small marks are seeds. Squares are plain"
          " fine-tuning; below and right of the dashed line is what it reaches at one of its learning rates."),
-        ("forgetting", "What was forgotten", figures.forgetting(summaries),
+        ("forgetting", "What was forgotten", panels.forgetting(summaries),
          "Right of 0 is forgetting. Lines are 95 % intervals, dots below them are seeds."),
-        ("tasks", "Forgetting by task", figures.tasks(summaries),
+        ("tasks", "Forgetting by task", panels.tasks(summaries),
          "Forgetting of each task: bars right of 0 are losses; lines are paired 95 % intervals."),
         ("curves", "During training", curves(summaries), "What the runs logged, step by step; a line a seed."),
     ]  # fmt: skip

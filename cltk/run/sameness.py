@@ -53,8 +53,11 @@ def values_of(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def documents_of(scores: dict[str, Any], side: str) -> dict[str, Any]:
-    """Everything in a file of per-document scores, by dotted name: weights, values, hashes, settings."""
-    return dict(flat(side, {key: value for key, value in scores.items() if key != "sha256"}))
+    """Everything in a file of per-document scores, by dotted name: weights, values, hashes, settings.
+
+    Not the dtype, which files of an older cltk lack: it is the configuration's, and numbers show another one.
+    """
+    return dict(flat(side, {key: value for key, value in scores.items() if key not in ("sha256", "dtype")}))
 
 
 def _untimed(line: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import cltk
 from cltk.cli import main
@@ -16,7 +17,7 @@ from cltk.errors import InputError
 from cltk.logs.comparing import compare, compare_all
 from cltk.logs.reading import read
 from cltk.logs.schema import schema
-from cltk.measure.evaluate import TextTask
+from cltk.measure.evaluate import Suite, TextTask
 from cltk.run.records import write_json
 
 TEXT = TextTask("text", [{"text": f"the cat sat on the {word} mat."} for word in ("red", "blue", "big", "small")])
@@ -105,6 +106,20 @@ def test_the_scores_of_runs(file: Path, measured: Any, tmp_path: Path) -> None:
     assert list(found) == ["ewc_seed=0", "plain_seed=0"]
     assert found["plain_seed=0"].rows == measured.rows
     assert compare(tmp_path / "runs" / "base-0", tmp_path / "runs" / "ewc_seed=0").macro == measured.macro
+
+
+def test_scores_of_two_dtypes_say_so(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Of one model: what changed is rounding, and gemma-3-12b-it lost 9 points to it (huggingface/transformers#36832)."""
+    model, suite = tiny(seed=0), Suite([], texts=[TEXT])
+    for name, dtype in (("wide", torch.float32), ("again", torch.float32), ("narrow", torch.bfloat16)):
+        write_json(tmp_path / name / "scores.json", suite.evaluate(model.to(dtype), tokenizer, digest=name).to_json())
+    said = "base and tuned were scored with different dtype float32 and bfloat16"
+    assert said in compare(tmp_path / "wide", tmp_path / "narrow").notes
+    assert not [note for note in compare(tmp_path / "wide", tmp_path / "again").notes if "dtype" in note]
+    old = json.loads((tmp_path / "narrow" / "scores.json").read_text())
+    del old["dtype"]  # as an older cltk wrote it
+    write_json(tmp_path / "old" / "scores.json", old)
+    assert not [note for note in compare(tmp_path / "wide", tmp_path / "old").notes if "dtype" in note]
 
 
 def _names(file: Path) -> list[str]:

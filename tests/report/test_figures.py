@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import to_hex
 
-from cltk.report import curves, figures
+from cltk.report import curves, figures, panels
 from cltk.report.figures import DARK, LIGHT, shorts
 from cltk.report.groups import PLAIN
 
@@ -68,15 +72,57 @@ def test_labels_are_cut_where_they_do_not_differ() -> None:
     assert shorts([], 24) == []
 
 
-def test_rows_of_a_panel_are_named_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    effect: Any = SimpleNamespace(
-        metric="nll", task="old", points=(0.1,), estimate=SimpleNamespace(mean=0.1, ci=(0.0, 0.2)), scale=1
-    )
-    monkeypatch.setattr(figures, "scaled", lambda effect, value, sign=1: value)
+def effect(mean: float, low: float, high: float, *points: float) -> Any:
+    estimate = SimpleNamespace(mean=mean, ci=(low, high))
+    return SimpleNamespace(metric="nll", task="old", points=points or (mean,), estimate=estimate, binary=False)
+
+
+def test_rows_of_a_panel_are_named_apart() -> None:
     one = summary("lora x4 experiment=methods-strength rank=8", "lora", [])
     other = summary("lora x4 experiment=methods-strength rank=16", "lora", [])
-    figure = figures._panels([one, other], [[effect, effect]], ["old"], across=1, bars=False)
+    figure = panels._panels([one, other], [[effect(0.1, 0.0, 0.2)] * 2], ["old"], across=1, bars=False)
     assert figure is not None
     named = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert named[0].endswith("rank=8")
     assert named[1].endswith("rank=16")
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_a_panel_shows_every_mean_interval_and_seed(bars: bool) -> None:
+    """Each method in its colour, seeds below the mean; a method without a number or an interval has none."""
+    known = [effect(0.3, 0.1, 0.5, 0.2, 0.4), None, effect(-0.1, -math.inf, math.inf), effect(0.2, 0.1, 0.3)]
+    methods = [summary(f"m{i}", "plain" if i == 3 else f"m{i}", []) for i in range(4)]
+    figure = panels._panels(methods, [known], ["old"], across=1, bars=bars)
+    assert figure is not None
+    spans, *marks = figure.axes[0].collections
+    assert isinstance(spans, LineCollection)
+    assert isinstance(marks[0], PathCollection)
+    colours = [figures.colour(i, one) for i, one in enumerate(methods)]
+    ends = {to_hex(c): s.tolist() for c, s in zip(spans.get_color(), spans.get_segments(), strict=True)}
+    assert ends == {colours[0]: [[0.1, 0], [0.5, 0]], colours[3]: [[0.1, 3], [0.3, 3]]}
+    shown = {
+        (to_hex(c), *place)
+        for mark in marks for c, place in zip(mark.get_facecolor(), mark.get_offsets().tolist(), strict=True)
+    }  # fmt: skip
+    means = {(colours[0], 0.3, 0.0), (colours[2], -0.1, 2.0), (colours[3], 0.2, 3.0)}
+    assert shown == means | {(colours[0], 0.2, 0.28), (colours[0], 0.4, 0.28)}
+    assert [bar.get_width() for bar in figure.axes[0].patches] == ([0.3, -0.1, 0.2] if bars else [])
+
+
+@pytest.mark.parametrize("count", [1, 60])
+@pytest.mark.parametrize("label", ["m", "what this method is called is long", "a" * 60 + "{}" + "b" * 60])
+def test_panels_leave_room_for_what_stands_around_them(count: int, label: str) -> None:
+    """Where matplotlib itself says that labels, numbers and panels lie."""
+    names = [label.format(i) if "{" in label else f"{label} {i}" for i in range(count)]
+    methods = [summary(name, name, []) for name in names]
+    figure = panels._panels(methods, [[effect(0.1, -1.0, 0.2)] * count] * 5, ["a title"] * 5, across=3, bars=True)
+    assert figure is not None
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    drawn = [axes for axes in figure.axes if axes.axison]
+    boxes = [axes.get_tightbbox(renderer) for axes in drawn]
+    assert len(boxes) == 5
+    assert all(box.x0 >= 0 and box.y0 >= 0 for box in boxes)
+    assert all(box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+    assert not [one for i, one in enumerate(boxes) for other in boxes[:i] if one.overlaps(other)]
+    hidden = [axes for axes in drawn if not axes.yaxis.get_visible()]
+    assert [round(axes.get_position().width, 6) for axes in drawn] == [round(hidden[0].get_position().width, 6)] * 5

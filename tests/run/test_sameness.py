@@ -85,6 +85,7 @@ def test_any_change_of_scores_is_noticed(ewc: tuple[dict[str, Any], dict[str, An
     for path in random.Random(1).choices(all_places, k=200):
         found = list(differences(documents_of(changed(scores, path), "documents"), whole))
         assert len(found) == 1, path
+    assert not list(differences(documents_of({**scores, "dtype": "float32"}, "documents"), whole))  # which older files lack
 
 
 @pytest.mark.parametrize(("old", "new"), [(0.5, math.nan), (math.nan, 0.5), (math.inf, 3.0)])

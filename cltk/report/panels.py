@@ -70,7 +70,7 @@ def _panels(
 
 def _places(down: int, across: int, labels: Sequence[str]) -> tuple[Figure, dict[str, float]]:
     """A figure, and where its panels are: what stands around them is known, and a layout takes longer than drawing."""
-    head, rows, foot, beside, left = 0.3, 0.26 * len(labels), 0.35, 0.3, _width(labels) + 0.15  # inches
+    head, rows, foot, beside, left = 0.3, 0.26 * len(labels), 0.35, 0.3, 1.03 * _width(labels) + 0.15  # inches
     height, width = down * (head + rows + foot), max(8.6, left + across * (1 + beside))
     panel = (width - left - 0.15 - (across - 1) * beside) / across
     figure = Figure(figsize=(width, height))

@@ -10,12 +10,10 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cltk.data.pinned import cache_dir
@@ -60,10 +58,10 @@ def vocabulary(model: Any) -> int:
 
 
 class Remembered:
-    """What a model predicts on the rows that it was shown, a file a batch, in the precision that it came in.
+    """What a model predicts on the rows that it was shown, in the precision that it came in.
 
-    N V bytes-of-a-number: 16 rows of 1,024 tokens of a vocabulary of 150,000 in bfloat16 are 5 GB. The files are in a folder of
-    their own below the cache folder, and go with this object.
+    N V bytes-of-a-number: 16 rows of 1,024 tokens of a vocabulary of 150,000 in bfloat16 are 5 GB. They are in a file in the
+    cache folder that has no name: the system takes it back when this object goes, or its process does, killed or not.
 
     Args:
         model: Whose `config` and vocabulary this keeps; not the model.
@@ -74,9 +72,10 @@ class Remembered:
         self.config, self.vocabulary = model.config, vocabulary(model)
         self.left: dict[str, str] = {}  # text -> why nothing of it is kept
         cache_dir().mkdir(parents=True, exist_ok=True)
-        self._folder = Path(mkdtemp(prefix="kl-", dir=cache_dir()))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._most = min(MOST, shutil.disk_usage(self._folder).free // 2 // ranks()[1]) if most is None else most
+        self._file: Any = TemporaryFile(dir=cache_dir(), buffering=0)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        self._places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}  # batch -> where in the file, and of what form
+        self._most = min(MOST, shutil.disk_usage(cache_dir()).free // 2 // ranks()[1]) if most is None else most
         self.bytes = 0
 
     def show(self, model: Any, rows: Sequence[Row], progress: Callable[[int, int], None] | None = None) -> None:
@@ -100,34 +99,54 @@ class Remembered:
             raise failed
 
     def _show(self, model: Any, rows: Sequence[Row], progress: Callable[[int, int], None] | None) -> None:
-        fresh = [one for one in counted_batches(rows, KL_TOKENS) if not self._file(one[1], one[2]).exists()]
+        fresh = [one for one in counted_batches(rows, KL_TOKENS) if _key(one[1], one[2]) not in self._places]
         done, total = 0, sum(int(mask.sum()) for *_, mask in fresh)
         with evaluating(model):
             for batch, inputs, targets, mask in fresh:
-                found = predictions(model, inputs, targets, mask).cpu().contiguous()
+                found = predictions(model, inputs, targets, mask)
                 self._check(total * self.vocabulary * found.element_size())
                 total -= len(found)
-                self._write(self._file(inputs, targets), found)
+                self._write(_key(inputs, targets), found.cpu().contiguous())
                 done += len(batch)
                 if progress:
                     progress(done, len(rows))
 
     def read(self, inputs: dict[str, Tensor], targets: Tensor) -> Tensor:
         """The logits [N, V] of a batch that was shown, to the last bit, in main memory."""
-        return load_file(self._file(inputs, targets))["logits"]
+        place, dtype, shape = self._places[_key(inputs, targets)]
+        logits = torch.empty(shape, dtype=dtype)
+        self._file.seek(place)
+        left = _bytes(logits)
+        while left:  # the system moves 2 GiB at most
+            read = self._file.readinto(left)
+            if not read:
+                raise InputError("the base's predictions cannot be read back: their file is shorter than what was written")
+            left = left[read:]
+        return logits
 
     def _check(self, due: int) -> None:
         if self.bytes + due > self._most:
             needed, may = (self.bytes + due) / 2**30, self._most / 2**30
             raise InputError(f"the base's predictions would take {needed:.2g} GiB of disk, of {may:.2g}; measure fewer rows")
 
-    def _write(self, file: Path, logits: Tensor) -> None:
+    def _write(self, key: str, logits: Tensor) -> None:
         try:
-            save_file({"logits": logits}, file)
-        except Exception as error:  # safetensors' own for a full disk
-            raise InputError(f"the base's predictions cannot be kept ({' '.join(str(error).split())[:160]})") from None
+            self._file.seek(self.bytes)
+            left = _bytes(logits)
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise InputError(f"the base's predictions cannot be kept ({error.strerror or error})") from None
+        self._places[key] = self.bytes, logits.dtype, logits.shape
         self.bytes += logits.nbytes
 
-    def _file(self, inputs: dict[str, Tensor], targets: Tensor) -> Path:
-        sha = hashlib.sha256(repr((inputs["input_ids"].tolist(), targets.tolist())).encode())
-        return self._folder / f"{sha.hexdigest()}.safetensors"
+
+def _key(inputs: dict[str, Tensor], targets: Tensor) -> str:
+    """Of a batch."""
+    return hashlib.sha256(repr((inputs["input_ids"].tolist(), targets.tolist())).encode()).hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The tensor's own memory, which is contiguous and the processor's."""
+    numbers: Any = tensor.view(torch.uint8).numpy()
+    return memoryview(numbers).cast("B") if tensor.numel() else memoryview(b"")

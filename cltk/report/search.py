@@ -33,12 +33,18 @@ def _trials(records: Sequence[Record]) -> Table:
 
 
 def _chosen(records: Sequence[Record]) -> Table:
+    """Of a search that went on, what it chose before stays, and is said to be that: nobody picks among winners unseen."""
     rows = []
+    trials: dict[str, int] = {}
+    for search in (record["search"] for record in records):
+        trials[search["study"]] = max(search["trials"], trials.get(search["study"], 0))
     for record in records:
         search, won = record["search"], record["search"]["validation"]
         gain, over = verdict(record, search)
         better = None if gain is None else won["gain"] - gain
         within = "within" if all(excess <= 0 for excess in over.values()) else "over"
+        if search["trials"] < (now := trials[search["study"]]):
+            within += f"; not the choice of {now} trials"
         rows.append([
             record["method"], str(record.get("seed", 0)), f"{search['trial']} of {search['trials']}", _values(search["values"]),
             _number(won["gain"]), _number(gain), _number(better), _share(won["over"]), _share(over), within,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 
 from cltk.errors import RunError
 from cltk.forward import products
-from cltk.measure.greedy import Asked, Processor, Stops
+from cltk.measure.greedy import Row, Stops
 from cltk.measure.headers import groups
 from cltk.measure.slots import Slots, attending, filled
 from cltk.measure.tree_forward import TreeForward, UnsupportedModelError
@@ -27,29 +26,6 @@ from cltk.measure.tree_proof import EXTRA, WIDE, check_close
 WATCHED, SOON = 2, 16  # which row of a group is compared with a plain forward, and after how many tokens
 TRIED = (TypeError, ValueError, IndexError, KeyError, AttributeError, RuntimeError, NotImplementedError)  # by an odd model
 ROOM_CPU, ROOM_SHARE = 2**30, 0.4  # bytes of keys and values: on the CPU, and of a GPU's free memory
-
-
-@dataclass(eq=False)
-class Row:
-    """One prompt and the tokens that were made for it.
-
-    Attributes:
-        number: the caller's.
-        prompt: its tokens.
-        logprob: of the new tokens together, in nats, where `watched`.
-    """
-
-    number: int
-    prompt: list[int]
-    asked: Asked
-    new: list[int] = field(default_factory=list)
-    processor: Processor | None = None
-    watched: bool = False
-    logprob: float = 0.0
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.prompt + self.new
 
 
 class Decoder:
@@ -99,28 +75,38 @@ class Decoder:
 
     def _together(self, start: int, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """Rows of one beginning, those that end in the same step at a time."""
-        waiting, active, unread = deque(rows), list[Row](), list[Row]()
+        waiting, active, unread, ended = deque(rows), list[Row](), list[Row](), list[Row]()
         slots = Slots(self._prefix(rows[0].prompt[:start]))
         try:
             while waiting or active:
                 while unread := self._next(slots, waiting):
-                    logits = self._read(slots, unread)
-                    active += (fresh := unread)
-                    unread = []
-                    yield self._choose(slots, active, fresh, logits)
+                    self._begin(slots, active, unread, ended)
+                    yield self._compared(active, ended)
                 if active:
                     self._make_room(slots, active, waiting)
                     active[:] = [active[row] for row in slots.sort()]
-                    yield self._choose(slots, active, list(active), self._step(slots, active))
+                    self._choose(slots, active, list(active), self._step(slots, active), ended)
+                    yield self._compared(active, ended)
+            return
         except torch.OutOfMemoryError:
-            if len(active) + len(unread) < 2:
+            if len(active) + len(unread) < 2 and not ended:
                 raise
             if len(unread) > 1:
                 self.max_tokens = max(1, self.max_tokens // 2)
-            else:
+            elif active:
                 self.room = slots.bytes_for(len(active), slots.width) // 2
-            del slots
-            yield from self._together(start, [*active, *unread, *waiting])
+        del slots  # behind the error, whose frames held its keys and values
+        if ended:
+            yield self._compared([], ended)
+        if left := [*active, *unread, *waiting]:
+            yield from self._together(start, left)
+
+    def _begin(self, slots: Slots, active: list[Row], unread: list[Row], ended: list[Row]) -> None:
+        """Read these prompts, which then are active, and choose their first tokens."""
+        logits, fresh = self._read(slots, unread), list(unread)
+        active += fresh
+        unread.clear()
+        self._choose(slots, active, fresh, logits, ended)
 
     def _prefix(self, tokens: list[int]) -> list[tuple[Tensor, Tensor]]:
         if not tokens:
@@ -192,8 +178,9 @@ class Decoder:
         active[row] = active[last]
         active.pop()
 
-    def _choose(self, slots: Slots, active: list[Row], rows: list[Row], logits_BV: Tensor) -> list[Row]:
-        """Give each of these rows its most likely token; those that end leave their slots."""
+    def _choose(self, slots: Slots, active: list[Row], rows: list[Row], logits_BV: Tensor, ended: list[Row]) -> None:
+        """Give each of these rows its most likely token; those that end leave their slots for `ended`. All rows, or, where
+        memory runs out, none."""
         processed = any(row.asked.config is not None for row in rows)  # else they are read alone
         scores = logits_BV.to(torch.float32, copy=processed)
         for i, row in enumerate(rows):
@@ -209,17 +196,27 @@ class Decoder:
                 f"generation request {rows[int(best.isnan().nonzero()[0])].number}: the model gives NaN; look for weights that"
                 " are not finite (a run that diverged) or use a wider dtype"
             )
-        for row, token, logits in zip(rows, tokens.tolist(), logits_BV, strict=True):
+        chosen = tokens.tolist()
+        more = [
+            float(logits.float().log_softmax(-1)[token]) if row.watched else 0.0
+            for row, token, logits in zip(rows, chosen, logits_BV, strict=True)
+        ]
+        for row, token, logprob in zip(rows, chosen, more, strict=True):
             row.new.append(token)
-            if row.watched:
-                row.logprob += float(logits.float().log_softmax(-1)[token])
-        ended = [row for row, end in zip(rows, self.stops([(r.new, r.asked) for r in rows]), strict=True) if end]
-        for row in rows:
-            if row.watched and (row in ended or len(row.new) == SOON):
+            row.logprob += logprob
+        for row, end in zip(rows, self.stops([(row.new, row.asked) for row in rows]), strict=True):
+            if end:
+                self._leave(slots, active, active.index(row))
+                ended.append(row)
+
+    def _compared(self, active: Sequence[Row], ended: list[Row]) -> list[Row]:
+        """The rows that ended, which are given out then; those that are watched have been compared, and active ones in time."""
+        for row in [*active, *ended]:
+            if row.watched and (row in ended or len(row.new) >= SOON):
                 self._compare(row)
-        for row in ended:
-            self._leave(slots, active, active.index(row))
-        return ended
+        done = list(ended)
+        ended.clear()
+        return done
 
     def _compare(self, row: Row) -> None:
         """Raise UnsupportedModelError where a plain forward gives other log-probabilities to the new tokens of a row."""

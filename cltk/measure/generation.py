@@ -15,8 +15,8 @@ import torch
 
 from cltk.forward import products
 from cltk.measure import named
-from cltk.measure.decoding import Decoder, Row
-from cltk.measure.greedy import Asked, Reader, check_plain, text_of, thinks_on
+from cltk.measure.decoding import Decoder
+from cltk.measure.greedy import Asked, Reader, Row, check_plain, text_of, thinks_on
 from cltk.measure.named import Tell
 from cltk.measure.prompting import SEEDS
 from cltk.measure.tree_forward import UnsupportedModelError

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
@@ -127,6 +127,29 @@ def check_plain(model: Any) -> None:
 def inner(model: Any) -> Any:
     """The transformers model under an adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@dataclass(eq=False)
+class Row:
+    """One prompt and the tokens that were made for it.
+
+    Attributes:
+        number: the caller's.
+        prompt: its tokens.
+        logprob: of the new tokens together, in nats, where `watched`.
+    """
+
+    number: int
+    prompt: list[int]
+    asked: Asked
+    new: list[int] = field(default_factory=list)
+    processor: Processor | None = None
+    watched: bool = False
+    logprob: float = 0.0
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.prompt + self.new
 
 
 class Stops:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,8 @@ from lm_eval.models.huggingface import HFLM
 from packaging.version import Version
 
 from cltk.errors import InputError, RunError
-from cltk.measure.decoding import Decoder, Row
+from cltk.measure.decoding import Decoder
+from cltk.measure.greedy import Row
 from cltk.measure.headers import groups
 from cltk.measure.journal import Journal
 from cltk.measure.scoring import PrefixLM
@@ -361,6 +363,48 @@ def test_a_device_that_runs_out_of_memory_while_prompts_are_read(
     monkeypatch.setattr(Decoder, "_read", small)
     assert together(model, tokenizer, requests, batch_size=4) == expected
     assert failed
+
+
+@pytest.mark.parametrize("where", ["_plain", "softmax"])
+def test_a_device_that_runs_out_of_memory_while_rows_are_compared(
+    where: str, tiny: Any, tokenizer: Any, monkeypatch: Any
+) -> None:
+    """Rows that ended in this step have ended: what was retried went on with them, and kept the longer texts."""
+    model, requests = louder(tiny()), asked({"until": [], "max_gen_toks": 5}, 8)
+    expected, failed = alone(model, tokenizer, requests), []
+    owner, name = (Decoder, "_plain") if where == "_plain" else (torch.Tensor, "log_softmax")
+    whole = getattr(owner, name)
+
+    def small(*given: Any, **named: Any) -> Any:
+        if not failed and (where == "_plain" or given[0].dim() == 1):
+            failed.append(True)
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(*given, **named)
+
+    monkeypatch.setattr(owner, name, small)
+    assert together(model, tokenizer, requests) == expected
+    assert failed
+
+
+def test_keys_and_values_are_gone_before_they_are_made_again(tiny: Any, tokenizer: Any, monkeypatch: Any) -> None:
+    """An error that is being handled keeps the frames that raised it, and they the slots: there is no room for others."""
+    model, requests, made = louder(tiny()), asked({"until": [], "max_gen_toks": 9}, 8), []
+    expected, whole, begin = alone(model, tokenizer, requests), Decoder._step, Slots.__init__
+
+    def small(self: Any, slots: Any, active: list[Row]) -> Any:
+        if len(active) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(self, slots, active)
+
+    def counted(self: Slots, *given: Any) -> None:
+        assert not [one for one in made if one() is not None]
+        made.append(weakref.ref(self))
+        begin(self, *given)
+
+    monkeypatch.setattr(Decoder, "_step", small)
+    monkeypatch.setattr(Slots, "__init__", counted)
+    assert together(model, tokenizer, requests) == expected
+    assert len(made) > 1
 
 
 def test_other_seeds_draw_other_samples(tiny: Any, tokenizer: Any, tmp_path: Any) -> None:

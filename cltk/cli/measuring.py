@@ -190,13 +190,13 @@ def _power_of_log(options: argparse.Namespace) -> int:
     """The documents, clusters and accuracies of one model's log."""
     from collections import Counter
 
-    from cltk.logs.reading import open_log, pick
+    from cltk.logs.reading import open_log
     from cltk.measure.power import known, plan
 
     if options.tasks or options.base:
         raise InputError("power: --log says which tasks and which model; leave --tasks and --base out")
     log = open_log(options.log)
-    side = log.read(pick(log, options.model or log.first or None))
+    side = log.read(log.start(options.model))
     tasks = {name: one for name, one in side.scores.tasks.items() if name not in side.scores.members}
     clusters = {name: list(Counter(one.cluster).values()) for name, one in tasks.items() if one.cluster}
     accuracy, choices = ({name: one for name, one in found.items() if name in tasks} for found in known(side.scores))

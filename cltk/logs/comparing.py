@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cltk import __version__
 from cltk.errors import InputError
+from cltk.logs.alike import alike
 from cltk.logs.lm_eval import Directions
 from cltk.logs.lost import among_files
 from cltk.logs.reading import Log, open_log, pick
 from cltk.logs.side import Side
 from cltk.measure import forgetting
 from cltk.measure.lost import lost_documents
-from cltk.measure.partial import DRAWN
 from cltk.measure.results import Result
 from cltk.measure.scores import Scores, TaskScores
-
-ANYWAY = "run both alike, or compare them as they are with --prompts differ"
 
 
 def compare(
@@ -63,10 +59,10 @@ def compare_all(
     start, own = base, ("", "")
     if not isinstance(base, Side):
         log = open_log(base, members, directions)
-        name = pick(log, base_model or log.first or None)
+        name = log.start(base_model)
         start, own = log.read(name), (str(Path(base).resolve()), name)
     assert isinstance(start, Side)
-    others = [one for given in tuned for one in _others(given, tuned_models, own, members, directions)]
+    others = [one for given in tuned for one in _others(given, tuned_models, own, members, directions, start)]
     if not others:
         raise InputError(f"{', '.join(str(one) for one in tuned)}: holds no model but the base, {start.name}")
     found: dict[str, Result] = {}
@@ -79,15 +75,34 @@ def compare_all(
 
 
 def _others(
-    given: str | Path | Side, models: Sequence[str], base: tuple[str, str], members: bool, directions: Directions | None
-) -> list[Side]:
+    given: str | Path | Side, models: Sequence[str], base: tuple[str, str], members: bool, directions: Directions | None,
+    start: Side,
+) -> list[Side]:  # fmt: skip
+    """The sides that are meant; of a folder where none is named, not those that started from other weights than the base's."""
     if isinstance(given, Side):
         return [given]
     log: Log = open_log(given, members, directions)
     if models:
         return [log.read(pick(log, name)) for name in models]
-    rest = [name for name in log.models if (str(Path(given).resolve()), name) != base and name != log.first]
-    return [log.read(name) for name in (rest or log.models if len(log.models) == 1 else rest)]
+    if len(log.models) == 1:
+        return [log.read(log.models[0])]
+    rest = [name for name in log.models if (str(Path(given).resolve()), name) != base and name not in log.starts]
+    sides = [log.read(name) for name in rest]
+    kept = [side for side in sides if not _elsewhere(start, side)]
+    if sides and not kept:
+        raise InputError(f"{given}: no model there started from {start.name}; name those that are meant (--tuned-model)")
+    if lost := [side.name for side in sides if side not in kept]:
+        said = (
+            f"{', '.join(lost)}: started from other weights than {start.name}, and {'is' if len(lost) == 1 else 'are'} left out"
+        )
+        kept[0] = replace(kept[0], notes=[*kept[0].notes, said])
+    return kept
+
+
+def _elsewhere(base: Side, tuned: Side) -> bool:
+    """Whether the record of a run says that it started from other weights."""
+    ours, theirs = base.about.get("weights"), tuned.about.get("start_model")
+    return bool(ours and theirs and ours != theirs)
 
 
 def _compared(base: Side, tuned: Side, prompts: str, margins: Mapping[str, float] | None) -> Result:
@@ -111,7 +126,7 @@ def _compared(base: Side, tuned: Side, prompts: str, margins: Mapping[str, float
             for one in (ours[task], theirs[task]):
                 if not len(one) and one.left_out:
                     raise InputError("; ".join(one.left_out.values()))
-            pre[task], post[task], said = _alike(base, tuned, task, prompts)
+            pre[task], post[task], said = alike(base, tuned, task, prompts)
             notes += [f"{task}: {line}" for line in said]
         except InputError as error:
             refused[task] = str(error)
@@ -138,97 +153,7 @@ def _otherwise(base: Side, tuned: Side) -> list[str]:
     keys = ("harness", "backend", "dtype", "lm_eval_version")
     both = {key: [str(side.about.get(key) or "").removeprefix("torch.") for side in (base, tuned)] for key in keys}
     found = [f"{key} {ours} and {theirs}" for key, (ours, theirs) in both.items() if ours and theirs and ours != theirs]
-    return [f"base and tuned were scored with different {', '.join(found)}"] if found else []
-
-
-def _alike(base: Side, tuned: Side, task: str, prompts: str) -> tuple[TaskScores, TaskScores, list[str]]:
-    """A task's scores on both sides, ready to be paired, and what is said of them.
-
-    Raises:
-        InputError: they were asked otherwise, and that is not allowed; their right answers differ; no document is shared.
-    """
-    pre, post = base.scores.tasks[task], tuned.scores.tasks[task]
-    keys = dict.fromkeys([*pre.settings, *post.settings])
-    if base.about.get("harness") != tuned.about.get("harness"):
-        keys = {key: None for key in keys if key in pre.settings and key in post.settings}
-    values = [(key, pre.settings.get(key), post.settings.get(key)) for key in keys]
-    odd = [f"{key} {ours} and {theirs}" for key, ours, theirs in values if ours != theirs and (ours or theirs)]
-    answers = [dict(zip(side.scores.tasks[task].doc_hash, side.targets.get(task, []), strict=False)) for side in (base, tuned)]
-    both = answers[0].keys() & answers[1].keys()
-    if wrong := sum(answers[0][doc] != answers[1][doc] for doc in both):
-        raise InputError(
-            f"task {task}: {wrong} of {len(both)} documents have other right answers in the two runs: two versions of it"
-        )
-    pre, post, said = _shared(pre, post)
-    drawn = [one.settings.get(DRAWN) for one in (pre, post)]
-    if any(drawn) and (drawn[0] != drawn[1] or Counter(pre.doc_hash) != Counter(post.doc_hash)):
-        raise InputError(
-            f"task {task}: documents were drawn with unequal probabilities (evals.documents, draw: margin), other ones in the"
-            " other run, and the mean of those that both have is not the task's; read the record's own rows (cltk report)"
-        )
-    if prompts == "same":
-        if odd:
-            raise InputError(f"task {task}: base and tuned differ in {', '.join(odd)}; {ANYWAY}")
-        _check_documents(pre, post)
-        return pre, post, said
-    changed = [*odd]
-    kept = Counter(pre.doc_hash) & Counter(post.doc_hash)
-    if not kept:
-        raise InputError(f"task {task}: the two runs share no document; use the same data")
-    if kept.total() < max(len(pre), len(post)):
-        changed.append(f"documents: {kept.total()} are in both, of {len(pre)} and {len(post)}")
-        pre, post = (_only(one, kept) for one in (pre, post))
-    asked = [Counter(zip(one.doc_hash, one.prompt_hash, strict=True)) for one in (pre, post)]
-    if other := (asked[0] - asked[1]).total():
-        changed.append(f"prompts of {other} documents")
-    first = dict(zip(pre.doc_hash, pre.prompt_hash, strict=True))
-    post = replace(post, prompt_hash=[first[doc] for doc in post.doc_hash], settings=pre.settings)
-    pre = replace(pre, prompt_hash=[first[doc] for doc in pre.doc_hash])
-    return (
-        pre,
-        post,
-        [*([f"base and tuned differ in {'; '.join(changed)}: the difference is theirs too"] if changed else []), *said],
-    )
-
-
-def _shared(pre: TaskScores, post: TaskScores) -> tuple[TaskScores, TaskScores, list[str]]:
-    """Without the metrics that one side lacks, which are left out with a reason, and choices that one side does not know."""
-    both = []
-    for one, other, who in ((pre, post, "base"), (post, pre, "tuned")):
-        theirs = {**other.values, **other.corpus, **other.left_out}
-        own = {metric: f"only the {who} has it" for metric in [*one.values, *one.corpus] if metric not in theirs}
-        both.append(replace(one, left_out={**one.left_out, **own}))
-    if bool(pre.choices) == bool(post.choices):
-        return both[0], both[1], []
-    said = "choices are known on one side only: flips are not corrected for guessing"
-    return replace(both[0], choices=[]), replace(both[1], choices=[]), [said]
-
-
-def _check_documents(pre: TaskScores, post: TaskScores) -> None:
-    ours, theirs = Counter(pre.doc_hash), Counter(post.doc_hash)
-    if lost := max((ours - theirs).total(), (theirs - ours).total()):
-        raise InputError(f"task {pre.task}: {lost} documents are not in both runs ({len(pre)} and {len(post)}); {ANYWAY}")
-    asked = [Counter(zip(one.doc_hash, one.prompt_hash, strict=True)) for one in (pre, post)]
-    if other := (asked[0] - asked[1]).total():
-        raise InputError(f"task {pre.task}: the prompts of {other} of {len(pre)} documents differ; {ANYWAY}")
-
-
-def _only(scores: TaskScores, kept: Counter[str]) -> TaskScores:
-    """The documents that both sides have; scores of the whole corpus cannot be had of them."""
-    left, chosen = Counter(kept), []
-    for i, doc in enumerate(scores.doc_hash):
-        if left[doc] > 0:
-            left[doc] -= 1
-            chosen.append(i)
-
-    def part(values: list[Any]) -> list[Any]:
-        return [values[i] for i in chosen] if values else []
-
-    lost = dict.fromkeys(scores.corpus, "it is a score of all documents together, and some are in one run only")
-    return replace(
-        scores, values={metric: part(found) for metric, found in scores.values.items()}, corpus={},
-        doc_hash=part(scores.doc_hash), prompt_hash=part(scores.prompt_hash), choices=part(scores.choices),
-        cluster=part(scores.cluster), weights={metric: part(found) for metric, found in scores.weights.items()},
-        left_out={**scores.left_out, **lost},
-        higher_is_better={metric: better for metric, better in scores.higher_is_better.items() if metric not in lost},
-    )  # fmt: skip
+    said = [f"base and tuned were scored with different {', '.join(found)}"] if found else []
+    if _elsewhere(base, tuned):
+        said.append(f"{tuned.name} started from other weights than {base.name}: the difference is not what training changed")
+    return said

@@ -19,7 +19,20 @@ class Log:
     path: Path
     models: list[str]
     read: Callable[[str], Side]
-    first: str = ""  # the model that comes before training, where the log says so
+    starts: tuple[str, ...] = ()  # the models that come before training, where the log says so
+
+    def start(self, named: str | None = None) -> str:
+        """The model that others are held against: the one that is named, else the only one that there is.
+
+        Raises:
+            InputError: there are several, or none is called so.
+        """
+        if named is None and len(self.starts) > 1:
+            raise InputError(
+                f"{self.path}: holds {len(self.starts)} start models ({', '.join(self.starts)}), of other weights or"
+                " machines; name the one that is meant (--base-model; of `cltk power`: --model)"
+            )
+        return pick(self, named or next(iter(self.starts), None))
 
 
 def open_log(path: str | Path, members: bool = False, directions: Directions | None = None) -> Log:
@@ -34,14 +47,9 @@ def open_log(path: str | Path, members: bool = False, directions: Directions | N
     if where.is_file() and results.is_result(where):
         sides, first = results.sides(where)
         found = {side.name: side for side in sides}
-        return Log(where, list(found), found.__getitem__, first)
+        return Log(where, list(found), found.__getitem__, (first,))
     if cells := records.cells(where):
-        return Log(
-            where,
-            list(cells),
-            lambda name: records.side(cells[name], name),
-            next((n for n in cells if n.startswith("base-")), ""),
-        )
+        return Log(where, list(cells), lambda name: records.side(cells[name], name), records.starts(cells))
     given = directions or {}
     if names := inspect_ai.names(where):
         return Log(where, names, lambda name: inspect_ai.side(where, name, given))

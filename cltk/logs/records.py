@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from cltk.errors import InputError
 from cltk.logs.side import Side
 from cltk.measure.scores import Scores
-from cltk.run.records import SCORES, read_json
+from cltk.run.records import RECORD, SCORES, read_json, read_record
 
 
 def cells(path: Path) -> dict[str, Path]:
@@ -22,8 +23,13 @@ def cells(path: Path) -> dict[str, Path]:
     return found | {file.name.removesuffix(f".{SCORES}"): file for file in sorted(path.glob(f"*.{SCORES}"))}
 
 
+def starts(cells: Iterable[str]) -> tuple[str, ...]:
+    """Those of them that are start models."""
+    return tuple(name for name in cells if name == "base" or name.startswith("base-"))
+
+
 def side(file: Path, name: str) -> Side:
-    """One model's scores.
+    """One model's scores; `about` has the digest of its weights, and of those that its record says it started from.
 
     Raises:
         InputError: the file is damaged or edited.
@@ -32,4 +38,7 @@ def side(file: Path, name: str) -> Side:
         scores = Scores.from_json(read_json(file))
     except (KeyError, TypeError) as error:
         raise InputError(f"{file}: not as `cltk run` writes it ({type(error).__name__}: {error})") from None
-    return Side(name, scores, file, about={"harness": "cltk", **({"dtype": scores.dtype} if scores.dtype else {})})
+    record = file.with_name(RECORD if file.name == SCORES else f"{file.name.removesuffix(f'.{SCORES}')}.json")
+    start = read_record(record)["digests"].get("start_model") if record.is_file() else None
+    about = {"weights": scores.digest, "start_model": start, "dtype": scores.dtype}
+    return Side(name, scores, file, about={"harness": "cltk", **{key: value for key, value in about.items() if value}})

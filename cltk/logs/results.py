@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def sides(path: Path) -> tuple[list[Side], str]:
         names = (first, tuned if tuned != first else f"{tuned} (tuned)")
         try:
             for name, end in zip(names, ("pre", "post"), strict=True):
-                found.setdefault(name, _side(path, name, one, end))
+                side = _side(path, name, one, end)
+                found[name] = _with(found[name], side) if name in found else side
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise InputError(f"{path}: not as `cltk measure --json` writes it ({type(error).__name__}: {error})") from None
     return list(found.values()), first
@@ -69,6 +71,23 @@ def _side(path: Path, name: str, data: dict[str, Any], end: str) -> Side:
     looks = settings.get("until")
     notes = [f"{path}: was scored in looks (until {looks}); intervals here are those of one look"] if looks else []
     return Side(name, scores, path, about={"harness": "cltk", **about, **logged}, notes=notes)
+
+
+def _with(one: Side, other: Side) -> Side:
+    """The base of several results: what one of them could not compare, another may have."""
+    tasks = dict(one.scores.tasks)
+    for name, theirs in other.scores.tasks.items():
+        ours = tasks.get(name, theirs)
+        if not len(ours):
+            tasks[name] = theirs
+        elif (ours.doc_hash, ours.prompt_hash) == (theirs.doc_hash, theirs.prompt_hash):
+            both = replace(
+                ours, values=theirs.values | ours.values, weights=theirs.weights | ours.weights,
+                corpus=theirs.corpus | ours.corpus, higher_is_better=theirs.higher_is_better | ours.higher_is_better,
+            )  # fmt: skip
+            lost = {metric: why for metric, why in ours.left_out.items() if metric not in {**both.values, **both.corpus}}
+            tasks[name] = replace(both, left_out=lost)
+    return replace(one, scores=replace(one.scores, tasks=tasks))
 
 
 def _leave_out(tasks: dict[str, TaskScores], left_out: dict[str, str]) -> None:

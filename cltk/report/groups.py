@@ -9,7 +9,7 @@ from typing import Any
 
 from cltk.report.sources import Entry, Record
 from cltk.run.records import digest_of
-from cltk.run.sameness import flat
+from cltk.run.sameness import choices, flat
 
 OTHERWISE = ("autocast", "grouping")  # choices of `cltk.run.speed` that change numbers, or the order of rows
 MEASURED = ("data", "stages", "evals")  # what a method reads for itself is its own
@@ -134,8 +134,8 @@ def _context(record: Record) -> str:
     apart = ("seed", "keep_model", "mitigators", "speed")
     config = {key: value for key, value in record.get("config", {}).items() if key not in apart}
     config["train"] = {key: value for key, value in config.get("train", {}).items() if key != "output_dir"}
-    choices = record["train"].get("notes", {}).get("speed", [])
-    config["speed"] = sorted(one["what"] for one in choices if one["on"] and one["what"] in OTHERWISE)
+    came_to = {stage: [what for what in OTHERWISE if found.get(what)] for stage, found in choices(record).items()}
+    config["speed"] = {stage: on for stage, on in came_to.items() if on}
     return digest_of([_said(config), _features(record), _start(record), _files(record, MEASURED)])
 
 

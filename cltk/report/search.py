@@ -34,7 +34,7 @@ def _trials(records: Sequence[Record]) -> Table:
 
 def _chosen(records: Sequence[Record]) -> Table:
     """Of a search that went on, what it chose before stays, and is said to be that: nobody picks among winners unseen."""
-    rows = []
+    rows, several = [], len({_budgets([record]) for record in records}) > 1
     trials: dict[str, int] = {}
     for search in (record["search"] for record in records):
         trials[search["study"]] = max(search["trials"], trials.get(search["study"], 0))
@@ -44,18 +44,20 @@ def _chosen(records: Sequence[Record]) -> Table:
         better = None if gain is None else won["gain"] - gain
         within = "within" if all(excess <= 0 for excess in over.values()) else "over"
         if search["trials"] < (now := trials[search["study"]]):
-            within += f"; not the choice of {now} trials"
+            within += f" (not the choice of {now} trials)"
         rows.append([
             record["method"], str(record.get("seed", 0)), f"{search['trial']} of {search['trials']}", _values(search["values"]),
-            _number(won["gain"]), _number(gain), _number(better), _share(won["over"]), _share(over), within,
+            _number(won["gain"]), _number(gain), _number(better), _share(won["over"]), _share(over),
+            *([_budgets([record])] if several else []), within,
         ])  # fmt: skip
     note = (
         f"budget {_budgets(records)}. The setting was chosen on the validation documents as the best of its"
         " trials, so its numbers there are too good (optimism: their gain less that of the test); only those of the test"
         " documents, which no trial saw, say what to expect, and the verdict is theirs"
     )
-    heads = ["method", "seed", "trial", "values", "gain, validation", "gain, test", "optimism"]
-    return Table("Chosen by a search", [*heads, "of the budget, validation", "of the budget, test", "verdict"], rows, note)
+    heads = ["method", "seed", "trial", "values", "gain, validation", "gain, test", "optimism", "of the budget, validation"]
+    heads += ["of the budget, test", *(["its budget"] if several else []), "verdict"]
+    return Table("Chosen by a search", heads, rows, note)
 
 
 def _budgets(records: Sequence[Record]) -> str:

@@ -87,7 +87,10 @@ class ScoreFiles:
         post = Scores.from_json(read_json(file))
         if post.digest != entry.record["digests"]["tuned_model"]:
             raise InputError(f"{file}: scores of other weights than the record's; move the file away or copy the right one")
-        rows = [row for role in ("retain", "learn") for row in headline_rows(entry.record, role) if not row.get("documents")]
+        rows = [
+            row for role in ("retain", "learn") for row in headline_rows(entry.record, role)
+            if not row.get("documents") and not _of_corpus(post, row)
+        ]  # fmt: skip
         headline = {row["task"]: row["metric"] for row in rows}
         for base in self._bases_beside(entry.path):
             if base.digest == entry.record["digests"]["start_model"]:
@@ -117,6 +120,11 @@ def _pairs(base: Scores, post: Scores, headline: dict[str, str]) -> dict[str, Lo
         cluster, documents = one.of(metric, one.cluster), one.of(metric, one.doc_hash)
         done[task] = Losses(one.loss(metric), cluster, right, documents, one.pre[metric], one.post[metric])
     return done
+
+
+def _of_corpus(scores: Scores, row: Record) -> bool:
+    """Whether a row's metric exists for all documents together only (bleu, f1): there is nothing to pair."""
+    return row["task"] in scores.tasks and row["metric"] in scores.tasks[row["task"]].corpus
 
 
 def _only(scores: Scores, headline: dict[str, str]) -> Scores:

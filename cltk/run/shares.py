@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -58,10 +59,9 @@ def _same(text: str, value: Any) -> bool:
     """Whether what was typed is this value, as text or as YAML; 1e-5 is a number here."""
     if text == str(value):
         return True
-    try:
-        return not isinstance(value, bool) and float(text) == float(value)
-    except (TypeError, ValueError):
-        pass
+    if not isinstance(value, bool):
+        with suppress(TypeError, ValueError):
+            return float(text) == float(value)
     try:
         found = yaml.safe_load(text)
         return bool(found == value) and isinstance(found, bool) == isinstance(value, bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -120,6 +121,20 @@ def test_scores_of_two_dtypes_say_so(tiny: Any, tokenizer: Any, tmp_path: Path) 
     del old["dtype"]  # as an older cltk wrote it
     write_json(tmp_path / "old" / "scores.json", old)
     assert not [note for note in compare(tmp_path / "wide", tmp_path / "old").notes if "dtype" in note]
+
+
+def test_what_one_tuned_model_lacks_others_keep(tiny: Any, tokenizer: Any, task_folder: Path, tmp_path: Path) -> None:
+    """The base was that of the first result, without what that one could not compare."""
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["cat"])  # cuts the text otherwise
+    odd, base, tuned = tiny(seed=2), tiny(seed=0), tiny(seed=1)
+    odd.resize_token_embeddings(len(other), mean_resizing=False)
+    results = cltk.measure((base, tokenizer), [(odd, other), (tuned, tokenizer)], texts=[TEXT])
+    assert [{row.metric for row in one.rows} for one in results] == [{"bits_per_byte"}, {"nll", "bits_per_byte"}]
+    write_json(tmp_path / "r.json", {"results": {name: one.to_json() for name, one in zip("ab", results, strict=True)}})
+    again = compare_all(tmp_path / "r.json", [tmp_path / "r.json"])
+    assert [one.rows for one in again.values()] == [one.rows for one in results]
+    assert [one.left_out for one in again.values()] == [one.left_out for one in results]
 
 
 def _names(file: Path) -> list[str]:

@@ -17,6 +17,7 @@ import cltk
 from cltk.cli import main
 from cltk.errors import InputError
 from cltk.measure import stats
+from cltk.measure.scores import Scores
 from cltk.report import api, latex, page, tables
 from cltk.report.aggregate import summarize
 from cltk.report.measurement import measured
@@ -333,6 +334,45 @@ def test_seeds_pool_over_what_speed_says_and_not_over_what_it_did():
 
     runs = [run(0, "auto", False), run(1, False, False), run(2, "auto", True)]
     assert [len(one.entries) for one in summarize(runs)] == [2, 1]
+
+
+def test_seeds_of_a_stream_pool_over_what_speed_did_in_each_stage():
+    """Its notes are by stage, whatever a stage is called."""
+
+    def run(seed, on):
+        one = entry("ewc", seed)
+        speed = {"speed": [{"what": "autocast", "on": on, "why": "-"}]}
+        one.record["train"]["notes"] = {"speed": speed, "law": {"speed": [{"what": "autocast", "on": False, "why": "-"}]}}
+        return one
+
+    assert [len(one.entries) for one in summarize([run(0, False), run(1, False), run(2, True)])] == [2, 1]
+
+
+def test_a_metric_of_the_whole_corpus_leaves_the_others_paired(tmp_path):
+    """f1 stands for its task and is no document's: texts beside it are still compared with plain, over seeds and documents."""
+    out, expected = tmp_path / "out", write_study(tmp_path / "plain")
+    for i, file in enumerate(sorted(expected.glob("*/scores.json"))):
+        data = read_json(file)
+        task = data["tasks"].pop("arc")
+        score = float(np.mean(task["values"].pop("acc_norm")))
+        draws = [score, *(score + np.random.default_rng(i).normal(0, 0.02, 200)).tolist()]
+        data["tasks"]["cola"] = task | {
+            "task": "cola",
+            "values": {},
+            "corpus": {"f1": draws},
+            "higher_is_better": {"f1": True},
+            "choices": [],
+        }
+        write_json(out / file.parent.name / "scores.json", data)
+    base = Scores.from_json(read_json(out / "base-0" / "scores.json"))
+    for i, file in enumerate(sorted(expected.glob("*/record.json"))):
+        old, post = read_json(file), Scores.from_json(read_json(out / file.parent.name / "scores.json"))
+        write_json(out / file.parent.name / "record.json", record(old["method"], old["seed"], i, post, base))
+    found = {one.label: one for one in summarize(read_entries(out))}
+    assert found["plain"].on("cola") is not None
+    for label, one in ((one.label, one) for one in summarize(read_entries(expected)) if not one.plain):
+        assert found[label].difference.estimate == one.difference.estimate
+        assert found[label].on("brown").estimate == one.on("brown").estimate
 
 
 def test_plain_without_a_common_seed_is_not_compared(tmp_path):

@@ -11,7 +11,7 @@ import cltk
 from cltk.cli import main, running
 from cltk.errors import InputError
 from cltk.run.config import load_config
-from cltk.run.shares import chosen
+from cltk.run.shares import _same, chosen
 
 GRID = """grid:
   seed: [0, 1]
@@ -46,6 +46,15 @@ def cells(file: Path, *overrides: str) -> list[Any]:
 ])  # fmt: skip
 def test_only(only: list[str], expected: list[int], eight: Path) -> None:
     assert chosen(cells(eight), only) == (expected, "")
+
+
+@pytest.mark.parametrize(("text", "value", "same"), [
+    ("true", True, True), ("True", True, True), ("no", False, True), ("1", True, False), ("true", False, False),
+    ("true", 1, False),
+    ("1e-5", 0.00001, True), ("null", None, True), ("[1, 2]", [1, 2], True), ("1", "1", True), ("0", False, False),
+])  # fmt: skip
+def test_values_are_meant_as_text_or_as_yaml(text: str, value: Any, same: bool) -> None:
+    assert _same(text, value) is same
 
 
 @pytest.mark.parametrize(("only", "said"), [

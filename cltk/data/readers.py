@@ -57,8 +57,9 @@ class Rows:
         return int(self.data.data.nbytes) if self.data is not None else (self.path or Path()).stat().st_size
 
     def digest(self) -> str:
-        """sha256 (hex) of the file, or of all files of the folder; beside it what `datasets` knows the data set by."""
-        sha = hashlib.sha256(getattr(self.data, "_fingerprint", "").encode())
+        """sha256 (hex) of the file and its kind, or of all files of the folder; beside it what `datasets` knows the set by."""
+        kind = self.path.suffix.lower() if self.path is not None and self.data is None else ""
+        sha = hashlib.sha256((kind + getattr(self.data, "_fingerprint", "")).encode())
         for file in sorted(self.path.rglob("*") if self.path.is_dir() else [self.path]) if self.path else ():
             if file.is_file():
                 with file.open("rb") as opened:

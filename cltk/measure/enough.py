@@ -43,7 +43,8 @@ def with_noise(estimate: Estimate, extra: float, df: float) -> Estimate:
         return estimate
     se = math.sqrt(estimate.se**2 + extra)
     skew = estimate.skew * (estimate.se / se) ** 3
-    return replace(estimate, se=se, skew=skew, df=degrees((extra, df), (estimate.se**2, estimate.df)))
+    beside = estimate.beside + extra
+    return replace(estimate, se=se, skew=skew, beside=beside, df=degrees((extra, df), (estimate.se**2, estimate.df)))
 
 
 def spread(noise: Sequence[Result], row: Row) -> tuple[float, float]:

@@ -55,7 +55,7 @@ def compare(
     for metric, margin in (margins or {}).items():
         if metric not in known or not margin > 0:
             raise InputError(f"margin {metric}={margin}: name one of {', '.join(sorted(known))} and give a number above 0")
-    margins = {metric: MARGINS.get(metric, 0.01) for metric in known} | dict(margins or {})
+    margins = {metric: MARGINS.get(metric.split(",")[0], 0.01) for metric in known} | dict(margins or {})
     rows = [_row(pair, metric, margins[metric], draws, seed) for pair in pairs.values() for metric in pair.higher_is_better]
     chosen = {task: headline(list(pair.higher_is_better)) for task, pair in pairs.items()}
     macro = _macro([row for row in rows if row.task not in pre.members] or rows, pairs, chosen, draws, seed)
@@ -195,7 +195,7 @@ def _mde(estimate: Estimate, changed: float | None) -> float:
 
 def with_unit(margin: float, metric: str, binary: bool) -> str:
     """A margin as tables print it: pp of a score of 0 and 1, else in the metric's own unit."""
-    return f"{100 * margin:g} pp" if binary else f"{margin:g} {UNITS.get(metric, '')}".strip()
+    return f"{100 * margin:g} pp" if binary else f"{margin:g} {UNITS.get(metric.split(',')[0], '')}".strip()
 
 
 def _macro(rows: list[Row], pairs: dict[str, Pair], headline: dict[str, str], draws: int, seed: int) -> Row:
@@ -208,8 +208,14 @@ def _macro(rows: list[Row], pairs: dict[str, Pair], headline: dict[str, str], dr
     if len(chosen) == 1:
         return replace(chosen[0], task="macro", flips=None)
     picked = [(row.metric, pairs[row.task]) for row in chosen]
-    if chosen[0].metric in picked[0][1].corpus:
+    whole = [metric in pair.corpus for metric, pair in picked]
+    if all(whole) and len({metric for metric, _ in picked}) == 1:
         estimate = _corpus_estimate([pair for _, pair in picked], chosen[0].metric)
+    elif any(whole):  # some scores are of documents, others of all of them: no sign flips
+        each = [
+            _corpus_estimate([pair], metric) if metric in pair.corpus else _estimate(pair, metric) for metric, pair in picked
+        ]
+        estimate = stats.corrected(stats.combine(each))
     else:
         estimate = stats.corrected(stats.combine([_estimate(pair, metric) for metric, pair in picked]))
         weighted = np.concatenate(

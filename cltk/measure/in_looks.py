@@ -46,4 +46,4 @@ def in_looks(
         def score(part: Suite) -> tuple[Scores, Scores]:
             return one(part, 0), one(part, 1)
 
-        return stepwise(suite, score, until, every_task=every_task, margins=margins)
+        return stepwise(suite, score, until, every_task=every_task, margins=margins, tokenizer=pairs[0][1])

@@ -56,6 +56,7 @@ class Estimate:
     df: float = math.nan  # degrees of freedom of the standard error; clusters - 1 where not given
     skew: float = math.nan  # of the mean: its third central moment / se^3; nan where nothing is known of it
     parts: tuple[Part, ...] = ()  # what it is the sum of; empty where nothing is known of it
+    beside: float = 0.0  # of se^2, what is not of documents: losses that these do not show come on top of it
 
     def __post_init__(self) -> None:
         if math.isnan(self.df):

@@ -75,6 +75,7 @@ def below(estimate: Estimate, bound: float, careful: bool = True) -> float:
     """
     df, half, flip = estimate.df, 0.0, 0.0
     hidden, continuity = unseen(estimate.parts, abs(estimate.mean - bound))
+    hidden += estimate.beside
     if careful:
         half, flip = continuity, sum((part.weight * (part.span or 0.0) / part.size) ** 2 for part in estimate.parts)
     distance = estimate.mean + half - bound

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cltk.errors import InputError
 from cltk.measure.forgetting import Result, Row, compare
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def stepwise(
     suite: Suite, score: Callable[[Suite], tuple[Scores, Scores]], half_width: float, *, every_task: bool = False,
-    margins: Mapping[str, float] | None = None,
+    margins: Mapping[str, float] | None = None, tokenizer: Any = None,
 ) -> tuple[Result, Scores]:  # fmt: skip
     """Look by look, until the macro's interval has this half width or less; with `every_task` the interval of every headline.
 
@@ -30,6 +30,7 @@ def stepwise(
     Args:
         suite: of all documents that may be scored.
         score: scores both models on a part of the suite; what was answered before should come from a journal.
+        tokenizer: whose chat template makes the prompts, where one does.
 
     Returns:
         The comparison at the last look, and the start model's scores there.
@@ -45,7 +46,7 @@ def stepwise(
         number, places = number + 1, positions(suite, n)
         part = restricted(suite, places)
         if number == 1:
-            check_prompts(suite, part)
+            check_prompts(suite, part, tokenizer)
         pre, post = score(part)
         result, needed = compare(pre, post, margins=margins), math.inf
         for row in _deciding(result, every_task):
@@ -65,7 +66,8 @@ def _look(looks: Looks, row: Row, last: bool) -> float:
     """Take a look where the row's own interval is narrow enough; the information fraction that there is."""
     reach = max(row.ci[1] - row.forgetting, row.forgetting - row.ci[0])
     if reach <= looks.half_width or last:
-        looks.look(row.se, max(row.clusters - 1, 1), last)
+        df = row.clusters - 1 if row.estimate is None else row.estimate.df
+        looks.look(row.se, max(df, 1), last)
     return 0.0 if math.isinf(reach) else min(looks.fraction(row.se), (looks.half_width / reach) ** 2 if reach else math.inf)
 
 

@@ -98,6 +98,9 @@ def restricted(suite: Suite, places: Mapping[str, Sequence[int]]) -> Suite:
     suite.load()
     other = copy.copy(suite)
     other.chosen = {name: one.part(places.get(name)) for name, one in suite.chosen.items()}
+    if suite.limit is not None:  # lm-eval takes a limit or places, and these are of its documents already
+        other.limit = None
+        other.chosen = {name: one.part(range(one.count)) if one.indices is None else one for name, one in other.chosen.items()}
     other.texts = [
         replace(text, rows=[text.rows[i] for i in places[text.name]]) if text.name in places else text for text in suite.texts
     ]

@@ -48,6 +48,8 @@ class Freeze(Mitigator):
     Source: Zheng et al. 2025 (arXiv 2501.13453).
     """
 
+    freezes = True
+
     def __init__(self, layers: float | int = 0.5, embeddings: bool = True) -> None:
         if isinstance(layers, bool) or layers < 0 or (isinstance(layers, float) and layers > 1):
             raise InputError(f"freeze.layers: must be a share 0.0 to 1.0 or a number of layers, got {layers!r}")

@@ -132,6 +132,7 @@ class Mitigator:
     wraps = False  # `setup` puts another model in place of plan.model, and `finish`, called after all others, puts it back
     once = False  # two of its kind in one list would undo each other
     averages = False  # `finish` mixes whole weights with other models': called last, on the plain model
+    freezes = False  # `setup` leaves parameters out of training, so that averages behind it mix fewer of them
     replaces = ""  # `finish` puts other weights of this training in place of the last: "average" or "best"
     reweighs = False  # `loss` takes away from the host's own token losses: it must know them exactly
     given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})  # what the constructor was called with

@@ -88,8 +88,12 @@ def summary(importance: Importance) -> dict[str, Any]:
 
 
 def _cached(folder: Path, plan: Plan, rows: Sequence[Any], arguments: dict[str, Any]) -> Importance:
-    anchor = tensors.digest(dict(tensors.trainable(plan.model)))
-    key = json.dumps([anchor, config_digest(plan.model), data_digest(rows, arguments["samples"]), arguments], sort_keys=True)
+    anchor, held = tensors.digest(dict(tensors.trainable(plan.model))), list[Any]()
+    if not all(parameter.requires_grad for parameter in plan.model.parameters()):  # new adapters are alike on every model
+        adapters = {name: one.to_dict() for name, one in getattr(plan.model, "peft_config", {}).items()}
+        held = [tensors.digest(plan.model), adapters]
+    of = [anchor, config_digest(plan.model), data_digest(rows, arguments["samples"]), arguments, *held]
+    key = json.dumps(of, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
     path = folder / f"ewc-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     found = _read(path, plan) if ranks()[0] == 0 else None
     if not agreed(found is not None):

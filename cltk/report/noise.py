@@ -107,7 +107,8 @@ def combine(
     variance += choice
     third = sum(one.skew * v**1.5 for v, one in zip(variances, found, strict=True) if v > 0)
     skew = third / variance**1.5 if variance else 0.0
-    estimate = corrected(t_estimate(mean, variance, df, n, clusters, alpha, skew, parts), alpha)
+    plain = t_estimate(mean, variance, df, n, clusters, alpha, skew, parts)
+    estimate = corrected(replace(plain, beside=max(variance - documents, 0.0)), alpha)
     whole = not total and all(task.d is not None for task in tasks)
     return replace(estimate, p=max(estimate.p, _flip(tasks))) if whole else estimate
 

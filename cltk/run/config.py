@@ -92,9 +92,12 @@ def validate(data: dict[str, Any], file: Path, lines: dict[Keys, int], files: di
         config = with_split(config.model_copy(update={"train": train, "grid": {}, "base": None}), experiment.search)
         if config.data is not None:
             check_stream(config.data, config.train, lambda key: where((key, "train") if key == "data" else (key,)))
+        stages = []
         for i, stage in enumerate(config.stages):
             train = checked({**config.train, **stage.train}, partial(_of_stage, where, i))
             check_stream(stage.data, train, partial(_inside, where, i))
+            stages.append(stage.model_copy(update={"train": {key: train.get(key, stage.train[key]) for key in stage.train}}))
+        config = config.model_copy(update={"stages": stages})
         cells.append(Cell(name or method_name(config.mitigators), labels, config))
     if len({cell.config.train.get("output_dir") for cell in cells}) > 1:
         raise InputError(f"{where(('grid',))}: grid: train.output_dir: all cells of a file go to one folder; use --out")

@@ -70,6 +70,15 @@ def training(inputs: Inputs, cell: Cell) -> dict[str, Any]:
 
 def averages(entry: Any) -> bool:
     """Whether an entry of `mitigators` only mixes whole weights when training has ended."""
+    return _method(entry).averages
+
+
+def freezes(entry: Any) -> bool:
+    """Whether an entry of `mitigators` leaves weights out of training."""
+    return _method(entry).freezes
+
+
+def _method(entry: Any) -> Any:
     from cltk.mitigate import MITIGATORS
 
-    return MITIGATORS[next(iter(entry)) if isinstance(entry, dict) else entry].averages
+    return MITIGATORS[next(iter(entry)) if isinstance(entry, dict) else entry]

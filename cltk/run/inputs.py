@@ -179,10 +179,13 @@ class Inputs:
         return records.digest_of(identity.training(self, cell))
 
     def shared(self) -> frozenset[str]:
-        """Trainings that several cells have in common, by digest: one with averages at its end, and any other."""
+        """Trainings that several cells have in common, by digest: one with averages at its end, and any other.
+
+        Not where weights are frozen: averages mix what was trained, which the kept model does not say.
+        """
         seen: dict[str, list[bool]] = {}
         for cell in self.plan.cells:
-            if not cell.config.stages:
+            if not cell.config.stages and not any(map(identity.freezes, cell.config.mitigators)):
                 seen.setdefault(self.training(cell), []).append(any(map(identity.averages, cell.config.mitigators)))
         return frozenset(key for key, found in seen.items() if len(found) > 1 and any(found))
 

@@ -62,7 +62,7 @@ def record(inputs: Inputs, cell: Cell, order: int, pre: Scores, legs: list[Leg])
 
 def margins_of(margins: dict[str, float], scores: Scores) -> dict[str, float]:
     """The margins of metrics that are among these scores: old tasks and the new one need not share any."""
-    metrics = {metric for task in scores.tasks.values() for metric in task.values}
+    metrics = {metric for task in scores.tasks.values() for metric in (*task.values, *task.corpus)}
     return {metric: margin for metric, margin in margins.items() if metric in metrics}
 
 

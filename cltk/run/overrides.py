@@ -71,6 +71,8 @@ def _axes(grid: Any) -> list[str]:
 def put(data: Any, keys: Sequence[str], value: Any, at: str) -> Any:
     """`data` with `value` at the nested `keys`; in lists they are places, from 0."""
     key, *deeper = keys
+    if not isinstance(data, dict | list):
+        raise InputError(f"{at}: {str(data)[:40]!r} is a name without keys; give {key} in the file")
     if isinstance(data, list):
         if not key.isdigit() or int(key) >= len(data):
             raise InputError(f"{at}: {key} is no place in a list of {len(data)}, from 0")

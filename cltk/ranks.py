@@ -34,6 +34,17 @@ def join() -> None:
         PartialState(cpu=not torch.cuda.is_available())
 
 
+def on_group(act: Callable[[Any], Any], value: torch.Tensor) -> None:
+    """A collective on a tensor, in place, where the group can talk about it: NCCL knows no memory of the processor's, in which
+    Trainer leaves a model that FSDP or DeepSpeed will place."""
+    if value.device.type != "cpu" or "gloo" in dist.get_backend() or not torch.cuda.is_available():
+        act(value)
+        return
+    moved = value.cuda()
+    act(moved)
+    value.copy_(moved)
+
+
 def leave(code: int) -> None:
     """At the end of a command: end the group, so that none of its threads holds anything of Python's at Python's end.
 

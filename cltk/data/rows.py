@@ -23,6 +23,14 @@ TEXT = 2**20  # or so many characters of them
 SHOWN = 5  # rows of a fault that are named
 
 
+def attended(row: Mapping[str, Any], length: int) -> list[int]:
+    """The places of a token row that are text: all, but for padding, which an attention_mask of 0 marks."""
+    mask = row.get("attention_mask")
+    if mask is None or len(mask) != length or getattr(mask, "ndim", 1) != 1:
+        return list(range(length))
+    return [i for i, seen in enumerate(mask) if seen]
+
+
 class NoText(InputError):
     """A cell that is missing or holds nothing where a text is needed."""
 

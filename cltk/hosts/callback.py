@@ -200,7 +200,7 @@ class MitigatorCallback(TrainerCallback):
             for mitigator in finishing(self.mitigators):
                 mitigator.finish(run)
         if run.model is not self.trainer.model:  # merged adapters: a plain model again
-            self.trainer.model = self.trainer.model_wrapped = run.model
+            self.trainer.model = self.trainer.model_wrapped = self.trainer.callback_handler.model = run.model
             self.merged = True
         run.ended = True
         self._look(run)
@@ -208,9 +208,9 @@ class MitigatorCallback(TrainerCallback):
     def check_again(self) -> None:
         """Before another train(). Raises InputError: the adapters are merged, and the optimizer holds them still."""
         if self.merged:
-            name = next(type(m).__name__ for m in self.mitigators if m.wraps)
+            name = next((type(m).__name__ for m in self.mitigators if m.wraps or m.averages), "attach")
             raise InputError(
-                f"{name}: its adapters were merged when this trainer's first training ended; make a new trainer, and attach"
+                f"{name}: the adapters were merged when this trainer's first training ended; make a new trainer, and attach"
                 " again"
             )
 

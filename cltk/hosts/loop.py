@@ -75,10 +75,14 @@ class Session:
     metrics = property(lambda self: self.run.metrics)
 
     def __enter__(self) -> Session:
-        for mitigator in self.mitigators:
-            mitigator.start(self.run)
-        self._each("look")
-        self._schedule()
+        try:
+            for mitigator in self.mitigators:
+                mitigator.start(self.run)
+            self._each("look")
+            self._schedule()
+        except BaseException:  # then Python does not call __exit__
+            self._leave()
+            raise
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
@@ -91,12 +95,15 @@ class Session:
                 self.run.ended = True
                 self._each("look")
         finally:
-            self._put_back()
-            if self._rescaled:  # the next session with this optimizer begins at the caller's rates again
-                self.optimizer.param_groups[:] = [group for group, _ in self._groups]
-                for group, before in self._groups:
-                    group.pop("initial_lr", None)  # a scheduler made meanwhile leaves one
-                    group.update(before)
+            self._leave()
+
+    def _leave(self) -> None:
+        self._put_back()
+        if self._rescaled:  # the next session with this optimizer begins at the caller's rates again
+            self.optimizer.param_groups[:] = [group for group, _ in self._groups]
+            for group, before in self._groups:
+                group.pop("initial_lr", None)  # a scheduler made meanwhile leaves one
+                group.update(before)
 
     def _put_back(self) -> None:
         """requires_grad as the caller had it."""

@@ -63,17 +63,20 @@ def attach(trainer: Any, mitigators: Sequence[Mitigator], *, cache: Path | None 
     plan = Plan(trainer.model, trainer.train_dataset, trainer.args, _tokenizer(trainer), trainer.eval_dataset, cache=cache)
     try:
         _set_up(trainer, mitigators, plan)
+        if plan.lr_scales or trainer.args.learning_rate != given.learning_rate:
+            scale_rates(trainer, plan, given.learning_rate)
+        if plan.schedule:
+            schedule_rates(trainer, plan.schedule)
     except BaseException:
         trainer.args = given
+        unload: Any = getattr(plan.model, "unload", None)
+        if plan.model is not trainer.model and unload is not None:
+            unload()  # adapters stand in the model itself
         _set(before, trainer.model)
         raise
     if plan.model is not trainer.model:
         trainer.model = trainer.model_wrapped = plan.model
     trainer.train_dataset = plan.data
-    if plan.lr_scales or trainer.args.learning_rate != given.learning_rate:
-        scale_rates(trainer, plan, given.learning_rate)
-    if plan.schedule:
-        schedule_rates(trainer, plan.schedule)
     callback = MitigatorCallback(trainer, mitigators, plan)
     trainer.add_callback(callback)
     trainer.callback_handler.callbacks.insert(0, Ending(callback))

@@ -27,7 +27,7 @@ from cltk.importance.estimators import Exact, PerSequence, Sampled, Work, untouc
 from cltk.importance.partial import Partial
 from cltk.importance.sequences import Batch, Rows, vocabulary
 from cltk.importance.tail import shares, warn
-from cltk.ranks import agreed, ranks
+from cltk.ranks import agreed, on_group, ranks
 
 __all__ = ["Importance", "fisher", "update"]
 Named = tensors.Named
@@ -199,7 +199,7 @@ def _reduce(sums: Named, counts: list[float], device: torch.device) -> list[floa
     if ranks()[1] == 1:
         return counts
     for value in sums.values():
-        dist.all_reduce(value)
+        on_group(dist.all_reduce, value)
     return _total(counts, device)
 
 
@@ -208,7 +208,7 @@ def _total(counts: list[float], device: torch.device) -> list[float]:
     if ranks()[1] == 1:
         return counts
     total = torch.tensor(counts, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
+    on_group(dist.all_reduce, total)
     return [float(value) for value in total.tolist()]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from cltk.data.rows import IGNORED
+from cltk.data.rows import IGNORED, attended
 from cltk.errors import InputError
 
 Row = tuple[int, Tensor, Tensor]  # index in the stream, ids_T, targets_T
@@ -119,12 +119,14 @@ def _row(row: Any, i: int, limit: int) -> tuple[Tensor, Tensor]:
     ids = _ids(row["input_ids"], f"row {i}: input_ids")
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < limit:
         raise InputError(f"row {i}: token id {int(ids.max())}, vocabulary {limit}; was it made by another tokenizer?")
+    labels = None if row.get("labels") is None else _ids(row["labels"], f"row {i}: labels")
+    if labels is not None and len(labels) != len(ids):
+        raise InputError(f"row {i}: {len(labels)} labels for {len(ids)} tokens; give one a token, {IGNORED} if not counted")
+    if len(seen := attended(row, len(ids))) < len(ids):
+        ids, labels = ids[seen], None if labels is None else labels[seen]
     targets = torch.full_like(ids, IGNORED)
     targets[:-1] = ids[1:]
-    if row.get("labels") is not None:
-        labels = _ids(row["labels"], f"row {i}: labels")
-        if len(labels) != len(ids):
-            raise InputError(f"row {i}: {len(labels)} labels for {len(ids)} tokens; give one a token, {IGNORED} if not counted")
+    if labels is not None:
         targets[:-1][labels[1:] == IGNORED] = IGNORED
     return ids, targets
 

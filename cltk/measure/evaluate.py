@@ -129,8 +129,9 @@ class Suite:
 
     def rules(self) -> dict[str, str]:
         """sha256 (hex) of every task's documents, right answers, metrics and filters: what its requests do not show."""
+        beside = {Path(name).parent for name in self.names if name.endswith((".yaml", ".yml"))}
         found = {
-            name: rules_digest(task, self.chosen[name].of(task.eval_docs), self.include_path)
+            name: rules_digest(task, self.chosen[name].of(task.eval_docs), self.include_path, beside)
             for name, task in (self.load() or {"tasks": {}})["tasks"].items()
         }
         return found | {group.name: hashlib.sha256(repr(group).encode()).hexdigest() for group in self.groups()}

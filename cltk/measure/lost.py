@@ -83,17 +83,17 @@ def _lost(task: str, metric: str, row: Mapping[str, Any], old: Sample, new: Samp
     common = (task, metric, row["doc_hash"], row[f"{metric}_d"], _question(old, asked))
     if len(asked) < 2 or not all(len(one) >= len(asked) for one in scores):
         return Lost(*common, _written(old["target"]), _written(_response(old)), _written(_response(new)))
-    first, then = _picks(texts, *scores)
+    first, then = _picks(texts, scores[0], scores[1], metric.split(",")[0] == "acc_norm")
     pre, post = (one[first] - max(x for i, x in enumerate(one[: len(texts)]) if i != first) for one in scores)
     return Lost(*common, texts[first].strip(), texts[first].strip(), texts[then].strip(), pre, post)
 
 
-def _picks(texts: list[str], old: list[float], new: list[float]) -> tuple[int, int]:
-    """The choice before, which was the right one as the document was lost, and the one after: by log-probability, or by that a
-    character where the former did not change."""
-    sizes = [max(len(text.strip()), 1) for text in texts]
+def _picks(texts: list[str], old: list[float], new: list[float], by_length: bool) -> tuple[int, int]:
+    """The choice before, which was the right one as the document was lost, and the one after: by log-probability (`by_length`:
+    by that a character), or by the other where this did not change."""
+    ways = [[1] * len(texts), [max(len(text.strip()), 1) for text in texts]]
     found = (0, 0)
-    for lengths in ([1] * len(texts), sizes):
+    for lengths in reversed(ways) if by_length else ways:
         found = tuple(max(range(len(texts)), key=lambda i: one[i] / lengths[i]) for one in (old, new))  # type: ignore[assignment]
         if found[0] != found[1]:
             break

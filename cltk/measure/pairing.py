@@ -87,16 +87,21 @@ def pair_all(pre: Scores, post: Scores) -> tuple[dict[str, Pair], dict[str, str]
     Documents are joined on doc_hash; the i-th document with a hash meets the i-th one with it, so that duplicates stay.
 
     Raises:
-        InputError: the two sides have different tasks, or no task can be paired: metrics, settings, documents, prompts,
+        InputError: the two sides have no task in common, or none can be paired: metrics, settings, documents, prompts,
             choices or clusters differ; a score is not finite; a task has no documents or lists of unequal length.
     """
-    if set(pre.tasks) != set(post.tasks):
-        odd = ", ".join(sorted(set(pre.tasks) ^ set(post.tasks)))
-        raise InputError(f"the two models were measured on different tasks ({odd}); measure both on the same")
+    odd = set(pre.tasks) ^ set(post.tasks)
+    if odd and not (set(pre.tasks) & set(post.tasks)):
+        raise InputError(
+            f"the two models were measured on different tasks ({', '.join(sorted(odd))}); measure both on the same"
+        )
     if not pre.tasks:
         raise InputError("no task was measured; name at least one")
     pairs, refused = {}, {}
-    for task in pre.tasks:
+    for task in [*pre.tasks, *post.tasks]:
+        if task in odd:  # such as a group of which a member failed on one side: its members have rows there
+            refused[task] = f"task {task}: only the model {'before' if task in pre.tasks else 'after'} training has it"
+    for task in (task for task in pre.tasks if task in post.tasks):
         try:
             pairs[task] = _pair(pre.tasks[task], post.tasks[task])
         except InputError as error:

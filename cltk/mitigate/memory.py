@@ -19,7 +19,7 @@ from cltk import tensors
 from cltk.data.memories import memory_view
 from cltk.data.opening import reading
 from cltk.data.readers import Row
-from cltk.data.rows import IGNORED, Collator
+from cltk.data.rows import IGNORED, Collator, attended
 from cltk.data.tables import Table
 from cltk.errors import InputError
 from cltk.forward.causal import check_causal
@@ -45,12 +45,16 @@ def check_memory(name: str, memory: Any) -> None:
 
 
 def labelled(row: Row) -> Row:
-    """Input ids and labels as lists; where masks say what counts (TRL), labels of those; else every token counts."""
+    """Input ids and labels as lists; where masks say what counts (TRL), labels of those; else every token counts.
+
+    Padding (an attention_mask of 0) is no text: it is left out.
+    """
     ids, labels = list(map(int, row["input_ids"])), row.get("labels")
     masks = [row[name] for name in ("completion_mask", "assistant_masks") if row.get(name) is not None]
     if labels is None:
         labels = [token if all(marks) else IGNORED for token, *marks in zip(ids, *masks, strict=True)]
-    return {"input_ids": ids, "labels": list(map(int, labels))}
+    seen = attended(row, len(ids))
+    return {"input_ids": [ids[i] for i in seen], "labels": [int(labels[i]) for i in seen]}
 
 
 def probe_rows(rows: Any, limit: int | None, name: str) -> list[Row]:

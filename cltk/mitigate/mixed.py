@@ -108,6 +108,11 @@ class MixedStream(IterableDataset[Row]):
         self.new, self.fraction, self.size = new, fraction, len(old)
         self.rows = Mixed([first], old, len(old), name, reads)  # old rows in the columns of new ones
 
+    def set_epoch(self, epoch: int) -> None:
+        """What the trainer says before each pass, to the new rows, which may be shuffled by it."""
+        if hasattr(self.new, "set_epoch"):
+            self.new.set_epoch(epoch)
+
     def __iter__(self) -> Iterator[Row]:
         worker = get_worker_info()
         at, step = (0, 1) if worker is None else (worker.id, worker.num_workers)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from cltk.mitigate.anchored import Anchored, check_penalty
 from cltk.mitigate.calibrate import tried
 from cltk.mitigate.interface import Plan, Run
 from cltk.mitigate.memory import old_rows
-from cltk.ranks import together
+from cltk.ranks import on_group, together
 
 
 def gained_(path: Tensor, grad: Tensor, before: Tensor, after: Tensor) -> None:
@@ -192,7 +193,7 @@ def _shared(named: tensors.Named) -> tensors.Named:
     """Rank 0's values on every rank: the same walk on several GPUs differs in its last bits."""
     if together():
         for value in named.values():
-            dist.broadcast(value, src=0)
+            on_group(partial(dist.broadcast, src=0), value)
     return named
 
 

@@ -170,6 +170,7 @@ class EarlyStopping(Mitigator):
         self.trace: list[dict[str, float]] = []
 
     def setup(self, plan: Plan) -> None:
+        self.trace = []  # what a training before this one logged is that one's
         if not self.every:
             return
         rows = self.validation if self.validation is not None else plan.validation

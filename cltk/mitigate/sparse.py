@@ -136,6 +136,7 @@ class HFT(Mitigator):
         self.drawn: tuple[int, set[str]] = (-1, set())
 
     def setup(self, plan: Plan) -> None:
+        self.drawn = -1, set()  # another model has other names
         sizes = {name: parameter.numel() for name, parameter in tensors.trainable(plan.model)}
         frozen = draw_frozen(sizes, self.fraction, self.seed) if self.fraction < 1 else set()
         share = 1 - sum(sizes[name] for name in frozen) / max(sum(sizes.values()), 1)

@@ -125,6 +125,8 @@ class TokenWeights(Mitigator):
     (arXiv 2502.02797), flow; Wu et al. 2025b (arXiv 2508.05629), dft; Diao et al. 2026 (arXiv 2601.02151), eaft.
     """
 
+    once = True  # weights of two add up to less than none: a token that both weigh 0 would be trained away from
+
     def __init__(
         self, setting: Setting, *, tau: float | None = None, floor: float | None = None, top_k: int = 20, rate: float = 0.25,
         rescale: bool = True, seed: int = 0,

@@ -210,7 +210,7 @@ class MitigatorCallback(TrainerCallback):
         if self.merged:
             name = next((type(m).__name__ for m in self.mitigators if m.wraps or m.averages), "attach")
             raise InputError(
-                f"{name}: the adapters were merged when this trainer's first training ended; make a new trainer, and attach"
+                f"{name}: its adapters were merged when this trainer's first training ended; make a new trainer, and attach"
                 " again"
             )
 

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 import cltk
 from cltk import tensors
 from cltk.data import Collator, tokenize_pairs
-from cltk.errors import InputError
+from cltk.errors import InputError, RunError
 from tests.conftest import sentences
 from tests.mitigator_cases import CASES
 
@@ -130,3 +130,17 @@ def test_state_is_taken_back(tiny: Any, tokenizer: Any, rows: list[Any]) -> None
         return s.run.step, tensors.digest(model)
 
     assert run(6, 0) == run(2, 4)
+
+
+def test_what_fails_on_entering_leaves_nothing_changed(tiny: Any) -> None:
+    """Python calls no __exit__ then: a second try trained at the square of the factor."""
+    model = tiny()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(2):
+        with (
+            pytest.raises(RunError, match="max_steps"),
+            cltk.session(model, optimizer, [cltk.LowLR(0.2), cltk.Freeze(), cltk.Rewarm()]),
+        ):
+            pass
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert [group["lr"] for group in optimizer.param_groups] == [1e-2]

@@ -4,12 +4,14 @@ import types
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import cltk
 from cltk import tensors
 from cltk.data import Collator
 from cltk.errors import InputError
+from cltk.importance.fisher import fisher
+from cltk.mitigate import EWC, source
 from cltk.mitigate.adapters import LoRA
 from cltk.mitigate.interface import Mitigator, Plan
 
@@ -129,3 +131,53 @@ def test_refusals(tiny):
     assert {n.split(".")[-4] for n, p in plan.model.named_parameters() if p.requires_grad} == {"q_proj"}
     with pytest.raises(InputError, match="adapters already"):
         LoRA(4).setup(plan)
+
+
+def test_a_cached_fisher_is_that_of_its_base_model_and_adapter(tiny, tmp_path, monkeypatch):
+    """New adapters are alike on every model: their digests said nothing of the base, nor of alpha, which F grows with."""
+    calls = []
+    monkeypatch.setattr(source, "fisher", lambda *a, **k: calls.append(1) or fisher(*a, **k))
+
+    def importance(seed=0, alpha=4.0):
+        plan = Plan(
+            tiny(seed=seed), ROWS, TrainingArguments(str(tmp_path / "t"), report_to="none", use_cpu=True), cache=tmp_path
+        )
+        lora, ewc = LoRA(2, alpha), EWC(1.0, {"memory": ROWS, "samples": 4, "normalize": None})
+        lora.setup(plan)
+        ewc.setup(plan)
+        return ewc.importance
+
+    first = importance()
+    for changed in ({"seed": 1}, {"alpha": 8.0}):
+        other = importance(**changed)
+        assert not all(torch.equal(first[name], other[name]) for name in first)
+    assert len(calls) == 3
+    again = importance()
+    assert len(calls) == 3
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_failing_attach_takes_its_adapters_along(tiny, tmp_path):
+    model = tiny()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(InputError, match="typo"):
+        make_trainer(model, [LoRA(2), EWC(1.0, {"memory": str(tmp_path / "typo.txt")})], tmp_path)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == dict.fromkeys(before, True)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    trainer = make_trainer(model, [LoRA(2)], tmp_path, max_steps=1)
+    trainer.train()
+
+
+def test_callbacks_see_the_merged_model_when_training_ends(tiny, tmp_path):
+    """What uploads weights then (WANDB_LOG_MODEL=end) wrote an adapter without its tensors."""
+    seen = []
+
+    class Upload(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **_):
+            seen.append(model)
+
+    trainer = make_trainer(tiny(), [LoRA(2)], tmp_path, max_steps=1)
+    trainer.add_callback(Upload())
+    trainer.train()
+    assert seen == [trainer.model]
+    assert not hasattr(seen[0], "peft_config")

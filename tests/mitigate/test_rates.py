@@ -91,3 +91,17 @@ def test_refusals(tiny):
     Rewarm().setup(plan)
     with pytest.raises(InputError, match="ulmfit: another method sets the schedule"):
         ULMFiT().setup(plan)
+
+
+def test_each_training_has_a_trace_of_its_own(tiny, tmp_path):
+    """One object in two trainings: the second's steps stood among the first's, in the records of both."""
+    method, notes = cltk.EarlyStopping(every=1, validation=ROWS[:2], patience=9), []
+    for run in range(2):
+        args = TrainingArguments(
+            str(tmp_path / str(run)), max_steps=2 + run, report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True,
+            dataloader_pin_memory=False, remove_unused_columns=False,
+        )  # fmt: skip
+        trainer = cltk.attach(Trainer(model=tiny(), args=args, train_dataset=ROWS, data_collator=Collator(0)), [method])
+        trainer.train()
+        notes.append(trainer.cltk_plan.notes["early_stopping"]["trace"])
+    assert [[line["step"] for line in one] for one in notes] == [[1, 2], [1, 2, 3]]

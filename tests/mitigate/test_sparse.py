@@ -194,3 +194,14 @@ def test_shards_give_the_same_weights(name, tmp_path):
     _steps(model, method, torch.optim.AdamW(model.parameters(), 0.01, eps=1e-4))
     for key, parameter in tensors.trainable(model):
         torch.testing.assert_close(found[key], parameter.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_another_model_gets_a_draw_of_its_own(tiny):
+    """The first model's was kept: a deeper one had layers that were never frozen, a shallower one none of the names."""
+    method = HFT()
+    for layers in (2, 4, 1):
+        model = tiny(num_hidden_layers=layers)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        train(model, method, steps=1)
+        frozen = draw_frozen({name: p.numel() for name, p in tensors.trainable(model)}, 0.5, 0)
+        assert frozen == {name for name, p in model.named_parameters() if torch.equal(p, before[name])}

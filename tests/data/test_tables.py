@@ -15,6 +15,7 @@ import pytest
 
 from cltk.data import memory_rows, tables
 from cltk.data.memories import memory_view
+from cltk.data.readers import open_rows
 from cltk.data.tables import Table, joined
 from cltk.errors import CltkError, InputError
 from cltk.mitigate.memory import MemoryBatches
@@ -226,3 +227,12 @@ def test_workers_of_a_data_loader_read_a_table(folder: Path, tokenizer: Any) -> 
             table = memory_view(str(folder / "old.jsonl"), tokenizer, 32)
         copy = pickle.loads(pickle.dumps(table))
         assert list(copy) == list(table)
+
+
+def test_a_table_of_tokens_is_that_of_how_its_file_was_read(tmp_path: Path) -> None:
+    """The same bytes under another ending are other rows: a .txt that was JSON lines stayed raw JSON behind its new name."""
+    digests = []
+    for name in ("rows.txt", "rows.jsonl", "again.jsonl"):
+        (tmp_path / name).write_text('{"text": "the cat sat."}\n')
+        digests.append(open_rows(tmp_path / name).digest())
+    assert digests[0] != digests[1] == digests[2]

@@ -343,3 +343,57 @@ def test_bounds_of_a_metric():
     one, far = np.array([0.2, 0.9]), np.array([0.0, 40.0])
     assert [span("f1", one, one), span("bleu", far), span("bits_per_byte", far), span("nll,none", one)] == [1, 100, None, None]
     assert span("squad_f1", one, far) == 40
+
+
+def test_metrics_behind_a_filter_have_their_own_margin():
+    """bleu has points: 1, not 0.01 of one, whatever filter its name says."""
+    hashes = [f"d{i}" for i in range(30)]
+    draws = [30.0, *(30 + np.random.default_rng(0).normal(0, 1, 200)).tolist()]
+
+    def side(shift):
+        moved = [value + shift for value in draws]
+        return Scores("m", {"t": TaskScores("t", {}, {"bleu,second": True}, hashes, hashes, corpus={"bleu,second": moved})})
+
+    (row,) = compare(side(0.0), side(-0.5)).rows
+    assert row.margin == 1.0
+
+
+@pytest.mark.parametrize("order", [("one", "other"), ("other", "one")])
+def test_macro_over_documents_and_a_whole_corpus(order):
+    """An accuracy that is a mean of documents beside one that a task takes of all of them (masakhapos): it was a KeyError."""
+    hashes, rng = [f"d{i}" for i in range(40)], np.random.default_rng(0)
+
+    def side(lost, moved):
+        right = [float(i >= lost) for i in range(40)]
+        draws = [0.7 - moved, *(0.7 - moved + rng.normal(0, 0.02, 200)).tolist()]
+        tasks = {
+            "one": TaskScores("one", {"acc": right}, {"acc": True}, hashes, hashes),
+            "other": TaskScores("other", {}, {"acc": True}, hashes, hashes, corpus={"acc": draws}),
+        }
+        return Scores("m", {name: tasks[name] for name in order})
+
+    found = compare(side(0, 0.0), side(4, 0.05))
+    assert found.macro.forgetting == pytest.approx((0.1 + 0.05) / 2)
+    assert found.macro.ci[0] < 0.075 < found.macro.ci[1]
+    by_task = {row.task: row for row in found.rows}
+    assert found.macro.se == pytest.approx(math.hypot(by_task["one"].se, by_task["other"].se) / 2, rel=1e-6)
+
+
+def test_a_task_of_one_side_is_left_out_and_said():
+    """A group of which a member failed after training has its members' rows there: all other tasks were lost with it."""
+    hashes = [f"d{i}" for i in range(10)]
+
+    def one(name):
+        return TaskScores(name, {"acc": [1.0, 0.0] * 5}, {"acc": True}, hashes, hashes)
+
+    found = compare(
+        Scores("a", {"both": one("both"), "group": one("group")}),
+        Scores("b", {"both": one("both"), "member": one("member")}),
+    )
+    assert {row.task for row in found.rows} == {"both"}
+    assert found.left_out == {
+        "group": "task group: only the model before training has it",
+        "member": "task member: only the model after training has it",
+    }
+    with pytest.raises(InputError, match="different tasks"):
+        compare(Scores("a", {"group": one("group")}), Scores("b", {"member": one("member")}))

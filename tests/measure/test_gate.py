@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 
 from cltk.errors import InputError
 from cltk.measure import stats
-from cltk.measure.enough import needed, spread
+from cltk.measure.enough import needed, spread, with_noise
 from cltk.measure.forgetting import compare
 from cltk.measure.gate import Budget, gate
 from cltk.measure.looks import Looks
@@ -346,3 +346,15 @@ def test_false_claims_about_a_text(kind):
     most = limit(0.065 if kind == "lognormal" else 0.05, draws)
     assert said.count("over") / draws <= most
     assert said.count("within") / draws <= most
+
+
+@pytest.mark.parametrize("df", [2.5, 3.0, 3.5])
+def test_noise_is_beside_losses_that_no_document_shows(df):
+    """Nothing flips on 1000 documents: what may have been missed has a variance that repeated runs' noise comes on top of."""
+    estimate, extra = stats.paired_mean(np.zeros(1000), span=1.0), 0.003**2
+    noisy = with_noise(estimate, extra, df)
+    hidden, half = 0.01 * 0.99 / 1000, 0.5 / 1000  # of a loss of the budget, 1 pp, and half a document
+    p = noninferiority(noisy, 0.01)
+    assert p == pytest.approx(ref.t.sf((0.01 - half) / math.sqrt(hidden + extra), noisy.df))
+    assert p > 0.05
+    assert noninferiority(replace(noisy, beside=0.0), 0.01) < 0.05  # as it was: "within", of noise alone

@@ -180,3 +180,15 @@ def test_roles_are_given_after_groups_and_tags_are_expanded(capsys: Any) -> None
     learned, kept = ({row["task"] for row in record[role]["rows"]} for role in ("learn", "retain"))
     assert learned == {"heldout", "grp", "three"}
     assert kept == {"toy"}
+
+
+def test_python_beside_a_task_that_is_named_as_a_file_is_part_of_its_rules(tiny: Any, tokenizer: Any) -> None:
+    """Its answers were scored by other code, and a run said that there was nothing to do."""
+    text = Path("tasks/one.yaml").read_text().replace("task: one", "task: own")
+    Path("own").mkdir()
+    Path("own/own.yaml").write_text(text + "process_results: !function scoring.process\n")
+    digests = []
+    for right in ("0.0", "1.0", "1.0"):
+        Path("own/scoring.py").write_text(f"def process(doc, results):\n    return {{'acc': {right}, 'acc_norm': {right}}}\n")
+        digests.append(Suite(["own/own.yaml"], trust=True).rules()["own"])
+    assert digests[0] != digests[1] == digests[2]

@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 
 from cltk.cli import main
+from cltk.measure.lost import _lost
 from cltk.measure.showing import listed
 from tests.conftest import sentences, write_jsonl
 
@@ -122,3 +123,21 @@ def test_refusals_are_one_line(words: list[str], line: str, capsys: pytest.Captu
     said = capsys.readouterr().err
     assert line in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "right", "after"), [("acc_norm", "a long and right answer", "short"), ("acc", "other", "short")]
+)
+def test_the_lost_answer_is_the_one_that_the_metric_picked(metric: str, right: str) -> None:
+    """By characters the first was right; by log-probability alone another one seemed to be, and was called right."""
+    texts = ["a long and right answer", "other", "short"]
+
+    def sample(scores: list[float]) -> dict[str, Any]:
+        return {
+            "arguments": [["q", f" {text}"] for text in texts], "filtered_resps": [[one, False] for one in scores], "target": 0,
+            "doc": {}, "doc_hash": "d",
+        }  # fmt: skip
+
+    old, new = ([-5.0, -1.6, -1.7], [-30.0, -8.0, -1.0])
+    found = _lost("t", metric, {"doc_hash": "d", f"{metric}_d": 1.0}, sample(old), sample(new))
+    assert (found.right, found.before, found.after) == (right, right, "short")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +89,12 @@ def test_what_does_not_fit_is_refused(changes: dict[str, object], message: str) 
         return
     with pytest.raises(InputError, match=message):
         measured(**changes)
+
+
+def test_looks_of_a_chat_template(tokenizer) -> None:
+    """Its prompts depend on the tokeniser, which nobody handed on."""
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}"
+    pairs = [(load_model(name)[0], own) for name in ("tiny-llama", "tuned")]
+    found = cltk.measure(*pairs, ["toy"], include_path="tasks", texts=[], until=0.3, chat_template=True, kl_rows=0)
+    assert "looks" in found.notes[-1] or "look" in found.notes[-1]

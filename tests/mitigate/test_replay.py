@@ -14,7 +14,7 @@ import cltk
 from cltk import tensors
 from cltk.errors import InputError, RunError
 from cltk.mitigate.interface import Plan, Run
-from cltk.mitigate.mixed import Mixed
+from cltk.mitigate.mixed import Mixed, MixedStream
 from cltk.mitigate.replay import replay_steps
 from cltk.mitigate.reservoir import algorithm_r
 
@@ -198,3 +198,29 @@ def test_the_reservoir_reads_only_what_it_keeps() -> None:
     assert len(method.rows) == 3
     assert len(looked) < 10
     assert method.rows == algorithm_r([], 0, rows(0, 500), 3, 0)[0]
+
+
+def test_a_stream_of_new_rows_hears_of_each_epoch(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Trainer tells a stream its epoch, by which datasets shuffle it: with replay every pass had one order."""
+    from datasets import IterableDataset
+
+    rows = [{"input_ids": [3, 1, 4, 1, 5, 9 + i]} for i in range(16)]
+    stream = IterableDataset.from_generator(lambda: iter(rows)).shuffle(seed=0, buffer_size=16)
+    mixed = MixedStream(stream, [{"input_ids": [2, 2, 2]}], 0.1, "replay", lambda name: name == "input_ids")
+    orders = []
+    for epoch in (0, 1):
+        mixed.set_epoch(epoch)
+        stream.set_epoch(epoch)
+        orders.append([row["input_ids"][-1] for row in mixed if row["input_ids"] != [2, 2, 2]])
+        assert orders[-1] == [row["input_ids"][-1] for row in stream]
+    assert orders[0] != orders[1]
+    plain = MixedStream(iter_rows(rows), [{"input_ids": [2, 2, 2]}], 0.1, "replay", lambda name: True)
+    plain.set_epoch(1)  # which torch's own lack
+
+
+def iter_rows(rows: list[Any]) -> Any:
+    class Stream(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(rows)
+
+    return Stream()

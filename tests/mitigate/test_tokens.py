@@ -209,3 +209,11 @@ def test_refusals(wrong, tiny):
         TokenWeights(**({"setting": "stm"} | wrong))
     with pytest.raises(InputError, match="flow needs"):
         TokenWeights("flow").setup(Plan(tiny(), [{"text": "a"}], None))
+
+
+def test_two_weights_of_a_loss_are_refused():
+    """w1 + w2 - 1: a token that both weigh 0 would be trained away from."""
+    from cltk.hosts.order import check_order
+
+    with pytest.raises(InputError, match="TokenWeights stands twice"):
+        check_order([cltk.TokenWeights("stm"), cltk.TokenWeights("dft")])

@@ -91,3 +91,15 @@ def _interrupted(evaluate: Any) -> Any:
         return evaluate(self, cell, model, tokenizer, who)
 
     return first
+
+
+def test_behind_frozen_layers_a_merge_keeps_what_it_keeps_alone(experiment: Path) -> None:
+    """Frozen weights did not move: a shared training counted their zeros, and kept another share of what was trained."""
+    grid = "grid:\n  mitigators:\n{}    b: [freeze: {{layers: 1}}, ties: {{density: 0.2}}]\nkeep_model: true\n"
+    head = experiment.read_text().split("grid:")[0]
+    for out, more in (("alone", ""), ("beside", "    a: [freeze: {layers: 1}]\n")):
+        experiment.write_text(head + grid.format(more))
+        cltk.load(experiment, out).run()
+    alone, beside = by_method("alone")["b"], by_method("beside")["b"]
+    assert alone["digests"]["cell"] == beside["digests"]["cell"]
+    assert alone["digests"]["tuned_model"] == beside["digests"]["tuned_model"]

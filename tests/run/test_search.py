@@ -509,3 +509,19 @@ def test_strict_refuses_before_the_trials(monkeypatch: pytest.MonkeyPatch, capsy
     assert main(["run", str(file), "--out", "out", "--strict"]) == 2
     assert "old_text: of" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_a_part_of_the_first_documents(tiny: Any, tokenizer: Any) -> None:
+    """lm-eval takes a limit or places: both together cost the model's loading, and then the task."""
+    sides = []
+    for name in ("validation", "test"):
+        text = BASE.replace("  kl_rows: 0\n", f"  kl_rows: 0\n  limit: 8\n  split: {{measure: {name}}}\n")
+        experiment = cltk.load(write(text), "out")
+        suite = experiment.inputs.suite(experiment.cells[0])
+        scores = suite.evaluate(tiny(), tokenizer).tasks["toy"]
+        asked = {json.dumps(row) for row in suite.chosen["toy"].of(suite.load()["tasks"]["toy"].eval_docs)}
+        assert len(scores) == len(asked)
+        sides.append(asked)
+    first = {json.dumps(row) for row in list(suite.load()["tasks"]["toy"].eval_docs)[:8]}
+    assert sides[0] | sides[1] == first
+    assert not sides[0] & sides[1]

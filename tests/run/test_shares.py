@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,14 @@ def test_wrong_zips(grid: str, said: str, eight: Path) -> None:
     with pytest.raises(InputError, match=r"experiment\.yaml:\d+: ") as raised:
         cells(eight)
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("evals.retain.0.limit=5", "evals.retain.0.limit.*'toy' is a name without keys"),
+    ("mitigators.0.factor=0.1", "mitigators.0.factor.*'low_lr' is a name without keys"),
+])  # fmt: skip
+def test_a_name_has_no_keys_to_set(override: str, said: str, experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = experiment.read_text().split("grid:")[0].replace("retain: [", "retain: [toy, ")
+    experiment.write_text(text + "mitigators: [low_lr]\n")
+    assert main(["run", str(experiment), "--out", "out", override]) == 2
+    assert re.search(said, capsys.readouterr().err)

@@ -248,3 +248,11 @@ def test_dry_run_and_reproduce(capsys: pytest.CaptureFixture[str]) -> None:
     write_json(record, data)
     assert main(["reproduce", str(record), "--out", "again2"]) == 1
     assert "stream.BWT.value: was" in capsys.readouterr().out
+
+
+def test_numbers_of_a_stage_are_read_as_those_of_the_file(tmp_path: Path) -> None:
+    """YAML 1.1 reads 1e-5 as text: `train` made a number of it, a stage handed it to AdamW."""
+    text = STREAM.replace("MITIGATORS", "[]").replace("train: {max_steps: 3}", "train: {max_steps: 3, learning_rate: 1e-5}")
+    Path("x.yaml").write_text(text)
+    (cell,) = cltk.load("x.yaml", "out").cells
+    assert [one.config.train["learning_rate"] for one in cell.trainings] == [3e-3, 1e-5, 3e-3]

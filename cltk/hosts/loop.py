@@ -51,7 +51,7 @@ class Session:
         check_in_place(self.mitigators, plan.model.parameters())
         rate = plan.args.learning_rate
         self._flags = [(parameter, parameter.requires_grad) for parameter in plan.model.parameters()]
-        self._groups = _snapshot(optimizer) if isinstance(optimizer, Optimizer) else []
+        self._groups, self._rescaled = _snapshot(optimizer) if isinstance(optimizer, Optimizer) else [], False
         try:
             for mitigator in self.mitigators:
                 if overrides(mitigator, "loss"):
@@ -61,9 +61,9 @@ class Session:
                 self.optimizer = optimizer
                 self._rescaled = _rescale(optimizer, plan, plan.args.learning_rate / rate if rate else 1.0, model)
             else:
-                self.optimizer, self._rescaled = optimizer(_groups(plan)), False
+                self.optimizer = optimizer(_groups(plan))
         except BaseException:
-            self._put_back()
+            self._leave()
             raise
         self.model, self.data, self.notes = plan.model, plan.data, plan.notes
         self.run = Run(self.model, self.model, max_steps=plan.args.max_steps, optimizer=self.optimizer)
@@ -98,17 +98,14 @@ class Session:
             self._leave()
 
     def _leave(self) -> None:
-        self._put_back()
+        """requires_grad and the rates as the caller had them."""
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
         if self._rescaled:  # the next session with this optimizer begins at the caller's rates again
             self.optimizer.param_groups[:] = [group for group, _ in self._groups]
             for group, before in self._groups:
                 group.pop("initial_lr", None)  # a scheduler made meanwhile leaves one
                 group.update(before)
-
-    def _put_back(self) -> None:
-        """requires_grad as the caller had it."""
-        for parameter, flag in self._flags:
-            parameter.requires_grad_(flag)
 
     def loss(
         self, batch: dict[str, Tensor], logits_BTV: Tensor, accumulation: int = 1, *, items: int | None = None,
@@ -235,10 +232,8 @@ def _snapshot(optimizer: Optimizer) -> list[tuple[dict[str, Any], dict[str, Any]
 
 def _rescale(optimizer: Optimizer, plan: Plan, factor: float, model: nn.Module) -> bool:
     """The same parameters at the methods' rates: every group is split by factor. Whether any rate changes."""
-    named = dict(tensors.trainable(plan.model))
-    if plan.model is not model or not {id(p) for p in named.values()} <= {
-        id(p) for g in optimizer.param_groups for p in g["params"]
-    }:
+    named, held = dict(tensors.trainable(plan.model)), {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if plan.model is not model or not {id(p) for p in named.values()} <= held:
         raise InputError(
             "session: a method adds parameters of its own, but the optimizer was made before; give a function instead,"
             " such as lambda groups: torch.optim.AdamW(groups, lr=1e-4)"

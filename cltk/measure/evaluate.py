@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,7 @@ class Suite:
 
     def _check_names(self, tasks: Iterable[str]) -> None:
         """Raises InputError for two measures of one name: tables and records know them by it."""
-        names = [*tasks, *(text.name for text in self.texts)]
-        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+        if twice := next((name for name, n in Counter([*tasks, *(text.name for text in self.texts)]).items() if n > 1), None):
             raise InputError(f"{twice!r} names two measures (tasks or texts); list it once, or give the text another name")
 
     def with_texts(self, texts: Sequence[TextTask]) -> Suite:
@@ -129,9 +129,8 @@ class Suite:
 
     def rules(self) -> dict[str, str]:
         """sha256 (hex) of every task's documents, right answers, metrics and filters: what its requests do not show."""
-        beside = {Path(name).parent for name in self.names if name.endswith((".yaml", ".yml"))}
         found = {
-            name: rules_digest(task, self.chosen[name].of(task.eval_docs), self.include_path, beside)
+            name: rules_digest(task, self.chosen[name].of(task.eval_docs), self.include_path, self.names)
             for name, task in (self.load() or {"tasks": {}})["tasks"].items()
         }
         return found | {group.name: hashlib.sha256(repr(group).encode()).hexdigest() for group in self.groups()}

@@ -19,13 +19,11 @@ RULES = (
 )  # fmt: skip  # fields of lm-eval's TaskConfig that decide what an answer is worth
 
 
-def rules_digest(
-    task: Any, documents: Iterable[Any], include_path: str | Path | None, beside: Iterable[str | Path] = ()
-) -> str:
+def rules_digest(task: Any, documents: Iterable[Any], include_path: str | Path | None, named: Iterable[str] = ()) -> str:
     """sha256 (hex) of `documents` with their right answers, and of the metrics and filters of an lm-eval task.
 
     Two tasks may ask the same of a model and score it otherwise: another label, another metric. Where a field is Python, the
-    files of `include_path`, those of the folders `beside` (of tasks that are named as files), those beside the functions of
+    files of `include_path`, those beside tasks that are `named` as files, those beside the functions of
     cltk's own tasks, and the version of lm-eval stand for it. So they do of a task that is a class of its own, and of a metric
     that is a script.
     """
@@ -36,7 +34,8 @@ def rules_digest(
         sha.update(metadata.version("lm-eval").encode())
         for file in sorted(Path(include_path).rglob("*.py")) if include_path else ():
             sha.update(file.read_bytes())
-        for file in sorted({file for folder in beside for file in Path(folder).glob("*.py")}):
+        folders = {Path(name).parent for name in named if name.endswith((".yaml", ".yml"))}
+        for file in sorted(file for folder in folders for file in folder.glob("*.py")):
             sha.update(file.read_bytes())
         for name in sorted({_file(value) for value in _leaves(fields) if callable(value)} & _shipped()):
             sha.update((shipped("evals") / "tasks" / name).read_bytes())

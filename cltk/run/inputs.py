@@ -110,8 +110,7 @@ class Inputs:
         """
         documents, found = cell.config.evals.documents, []
         for name in documents.references if documents else ():
-            own = self.measured(cell)
-            one = next((o for o in self.plan.cells if o.method == name and self.measured(o) == own), None)
+            one = next((o for o in self.plan.cells if o.method == name and self.measured(o) == self.measured(cell)), None)
             if one is None:
                 known = nearest(name, {other.method for other in self.plan.cells})
                 raise InputError(f"evals.documents.reference: no cell {name!r} measures what {cell.name} does{known}")
@@ -179,14 +178,12 @@ class Inputs:
         return records.digest_of(identity.training(self, cell))
 
     def shared(self) -> frozenset[str]:
-        """Trainings that several cells have in common, by digest: one with averages at its end, and any other.
-
-        Not where weights are frozen: averages mix what was trained, which the kept model does not say.
-        """
+        """Trainings that several cells have in common, by digest: one with averages at its end, and any other. None with frozen
+        weights: averages mix what was trained, which the kept model does not say."""
         seen: dict[str, list[bool]] = {}
-        for cell in self.plan.cells:
-            if not cell.config.stages and not any(map(identity.freezes, cell.config.mitigators)):
-                seen.setdefault(self.training(cell), []).append(any(map(identity.averages, cell.config.mitigators)))
+        for cell in (one for one in self.plan.cells if not one.config.stages):
+            if not any(map(identity.freezes, listed := cell.config.mitigators)):
+                seen.setdefault(self.training(cell), []).append(any(map(identity.averages, listed)))
         return frozenset(key for key, found in seen.items() if len(found) > 1 and any(found))
 
     def files(self, cell: Cell) -> dict[str, str]:

@@ -122,6 +122,10 @@ def conversation(row: Row, columns: Sequence[str], where: str) -> Conversation:
     tools, settings = row.get("tools"), row.get("chat_template_kwargs")
     if isinstance(tools, str) and tools.strip():
         tools = _json(tools, f"{where}: column 'tools'")
+    if isinstance(settings, str):
+        settings = _json(settings, f"{where}: column 'chat_template_kwargs'") if settings.strip() else {}
+    if settings and not isinstance(settings, Mapping):
+        raise InputError(f"{where}: column 'chat_template_kwargs' holds a {type(settings).__name__}; give a mapping")
     return Conversation(said, asked, _without_null(tools) or None, dict(settings or {}))
 
 
@@ -141,6 +145,10 @@ def _message(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     if role not in ROLES:
         raise InputError(f"{where}: role {role!r} is none of {', '.join((*ROLES, *NAMES))}")
     calls = found.get("tool_calls")
+    if isinstance(calls, str):
+        calls = found["tool_calls"] = _json(calls, f"{where}: its tool_calls") if calls.strip() else []
+    if calls and not isinstance(calls, list | tuple):
+        raise InputError(f"{where}: its tool_calls are a {type(calls).__name__}; give a list of calls")
     if calls:
         found["tool_calls"] = [_call(_without_null(one)) for one in calls]
     content = found.get("content")

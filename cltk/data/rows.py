@@ -40,9 +40,15 @@ def as_text(value: Any, where: str) -> str:
 
     Raises:
         NoText: None, or a number that is not finite.
-        InputError: a list, a mapping or bytes, which have no text of their own.
+        InputError: a list, a mapping or bytes, which have no text of their own; half of a character.
     """
     if isinstance(value, str):
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                half = f"\\u{ord(value[error.start]):x}, half of a character"
+                raise InputError(f"{where} holds {half} at {error.start}, as a cut emoji leaves it; repair the row") from None
         return value
     if value is None or (isinstance(value, float) and not math.isfinite(value)):  # pandas writes a missing cell as NaN
         raise NoText(f"{where} is {'null' if value is None else value}; fill the cell or drop the row")

@@ -14,6 +14,7 @@ from cltk.data import Collator, memory_rows, read_rows
 from cltk.data.conversations import conversations
 from cltk.data.memories import text_rows
 from cltk.data.messages import conversation, spoken, words
+from cltk.data.rows import fill
 from cltk.errors import InputError
 from cltk.measure.texts import TextTask, token_rows
 from tests.conftest import CHATML
@@ -379,3 +380,35 @@ def test_columns_that_are_named_go_before_those_that_are_there(chat: Any, tmp_pa
     assert read["messages"] == ours([row], tokenizer)[0]["input_ids"]
     assert tokenizer.decode(read["pair"]) == "the cat sat<end>"
     assert tokenizer.decode(read["text"]) == "the dog ran<end>"
+
+
+LOOK = {"type": "function", "function": {"name": "look", "arguments": {"at": "the bone"}}}
+
+
+def test_what_columns_hold_as_json_text_is_read_as_what_it_says() -> None:
+    """Tables without nested columns keep JSON: a list of calls was cut into its characters, settings were a ValueError."""
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "", "tool_calls": [LOOK]}]
+    written = [said[0], said[1] | {"tool_calls": json.dumps([LOOK])}]
+    settings = {"enable_thinking": False}
+    plain = conversation({"messages": said, "chat_template_kwargs": settings}, ["messages"], "row 0")
+    assert conversation({"messages": written, "chat_template_kwargs": json.dumps(settings)}, ["messages"], "row 0") == plain
+    empty = conversation({"messages": [said[0] | {"tool_calls": "[]"}]}, ["messages"], "row 0").messages[0]
+    assert empty["content"] == "hi"
+
+
+@pytest.mark.parametrize(("row", "said"), [
+    ({"messages": [{"role": "user", "content": "hi", "tool_calls": "[oops"}]}, "row 0: .*tool_calls is text, and not JSON"),
+    ({"messages": [{"role": "user", "content": "hi", "tool_calls": '{"a": 1}'}]}, "its tool_calls are a dict; give a list"),
+    ({"messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": "[1]"}, "chat_template_kwargs' holds a list"),
+    ({"messages": [{"role": "user", "content": "cut \ud83d"}]}, r"row 0: .*holds \\ud83d, half of a character at 4"),
+])  # fmt: skip
+def test_what_they_cannot_be_is_one_line(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        conversation(row, ["messages"], "row 0")
+
+
+def test_half_of_a_character_is_named_by_its_row() -> None:
+    """A cut emoji: the tokeniser said that its input must be Union[TextInputSequence, ...]."""
+    with pytest.raises(InputError, match=r"row 3: column 'q' holds \\ud83d, half of a character at 0"):
+        fill("q", {"q": "\ud83d"}, "row 3")
+    assert fill("q", {"q": "whole \U0001f600"}, "row 3") == "whole \U0001f600"

@@ -31,6 +31,12 @@ def attended(row: Mapping[str, Any], length: int) -> list[int]:
     return [i for i, seen in enumerate(mask) if seen]
 
 
+def unpadded(row: Mapping[str, Any]) -> Row:
+    """The ids, and the labels where there are some, of a token row without its padding, as lists."""
+    seen = attended(row, len(row["input_ids"]))
+    return {key: [int(row[key][i]) for i in seen] for key in ("input_ids", "labels") if row.get(key) is not None}
+
+
 class NoText(InputError):
     """A cell that is missing or holds nothing where a text is needed."""
 

@@ -63,7 +63,7 @@ def below(estimate: Estimate, bound: float, careful: bool = True) -> float:
     1. the t test, T = (mean - bound) / SE on df degrees of freedom;
     2. the t test of Hall's transformation g(T) = T + l T^2 / 3 + l^2 T^3 / 27 + l / 6 with l the mean's skewness;
     3. where a loss that the documents do not show would have a larger variance than they do, the t test with that variance
-       (`unseen`).
+       (`unseen`) and with what of SE^2 is not of documents (`Estimate.beside`).
 
     `careful` is for claims, without it the bound is the end of an interval. Then parts with bounds get half a document
     (R / 2 a document of the range R) on the mean and one more flip (R^2 / n^2) in the variance; and l is also

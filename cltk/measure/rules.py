@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cltk.data.messages import row_key
+from cltk.data.rows import unpadded
 from cltk.files import shipped
 from cltk.measure.texts import TextTask
 
@@ -69,8 +70,10 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 def given(text: TextTask) -> list[Any]:
     """What a text's digest is made of: ids and labels, or the rows' text, where these are cut and what of them counts."""
-    rows = [
-        [list(row["input_ids"]), list(row.get("labels", []))] if "input_ids" in row else row_key(row, f"{text.name}, row {i}")
-        for i, row in enumerate(text.rows)
-    ]
+
+    def tokens(row: Any) -> list[Any]:
+        found = unpadded(row)
+        return [found["input_ids"], found.get("labels", [])]
+
+    rows = [tokens(row) if "input_ids" in row else row_key(row, f"{text.name}, row {i}") for i, row in enumerate(text.rows)]
     return rows + [{key: value} for key in ("max_length", "mask") if (value := getattr(text, key)) is not None]

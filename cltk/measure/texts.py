@@ -14,7 +14,7 @@ from cltk.data.conversations import Mask
 from cltk.data.memories import whole_row
 from cltk.data.messages import renamed, row_key
 from cltk.data.readers import Row, open_rows
-from cltk.data.rows import text_of
+from cltk.data.rows import text_of, unpadded
 from cltk.errors import InputError
 from cltk.forward.probe import NLL_TOKENS, by_ranks, row_nll
 from cltk.measure.harness import Progress
@@ -78,7 +78,7 @@ def token_rows(text: TextTask, tokenizer: Any) -> list[Row]:
         if "input_ids" in row:
             if text.mask is not None:
                 raise InputError(f"{text.name}: mask: {text.mask}: its rows are token ids, of which labels say what counts")
-            found: Row = {key: list(map(int, row[key])) for key in ("input_ids", "labels") if key in row}
+            found = unpadded(row)
         else:
             found = whole_row(row, tokenizer, text.name, i, text.mask)
         rows.append({key: ids[: text.max_length] for key, ids in found.items()})

@@ -44,16 +44,19 @@ def check_memory(name: str, memory: Any) -> None:
     reading(memory, f"{name}.memory")
 
 
-def labelled(row: Row) -> Row:
+def labelled(row: Row, padding: bool = False) -> Row:
     """Input ids and labels as lists; where masks say what counts (TRL), labels of those; else every token counts.
 
-    Padding (an attention_mask of 0) is no text: it is left out.
+    Padding (an attention_mask of 0) is no text: it is left out, or, with `padding`, stays in its place and does not count.
     """
     ids, labels = list(map(int, row["input_ids"])), row.get("labels")
     masks = [row[name] for name in ("completion_mask", "assistant_masks") if row.get(name) is not None]
     if labels is None:
         labels = [token if all(marks) else IGNORED for token, *marks in zip(ids, *masks, strict=True)]
     seen = attended(row, len(ids))
+    if padding:
+        text = set(seen)
+        return {"input_ids": ids, "labels": [int(label) if i in text else IGNORED for i, label in enumerate(labels)]}
     return {"input_ids": [ids[i] for i in seen], "labels": [int(labels[i]) for i in seen]}
 
 

@@ -62,9 +62,12 @@ class Mixed:
         if index >= len(self):
             raise IndexError(index)  # what ends an iteration
         given = self.old[(index - len(self.new)) % len(self.old)]
-        row = labelled(given)
+        row = labelled(given, padding=True)  # a collator that pads nothing takes rows of one length
+        own = {"attention_mask"} & given.keys()
         return {
-            name: _as(like, _COLUMNS[name](row["input_ids"], row["labels"]) if name in _COLUMNS else given[name])
+            name: _as(
+                like, given[name] if name in own or name not in _COLUMNS else _COLUMNS[name](row["input_ids"], row["labels"])
+            )
             for name, like in self.like.items()
         }
 

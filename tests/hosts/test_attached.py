@@ -595,3 +595,14 @@ def test_extra_passes_are_scaled_as_the_loss(name: str, make: Any, arguments: An
         trainer.train()
         moves.append(torch.cat([(p.detach() - start[n]).flatten() for n, p in tensors.trainable(trainer.model)]))
     assert (moves[0] - moves[1]).norm() < 2e-3 * moves[1].norm()  # two ulps of float16
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own
+def test_averages_of_a_users_own_adapters_do_not_train_twice(make: Any, arguments: Any, tiny: Any) -> None:
+    """They merge what the optimizer holds; nobody in the list wraps the model, and it was a StopIteration."""
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny(), peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    trainer = make([cltk.WiSEFT(0.5)], arguments(max_steps=1), model=model)
+    trainer.train()
+    with pytest.raises(InputError, match=r"WiSEFT: its adapters were merged"):
+        trainer.train()

@@ -1,6 +1,7 @@
 """Alpha spending against published tables and simulated paths."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy import stats
 
 from cltk.errors import InputError
 from cltk.measure.looks import PLANNED, Looks, boundaries, next_look, spent
+from cltk.measure.stepwise import _look
 
 PUBLISHED = {  # Lan-DeMets boundaries of O'Brien-Fleming type, two-sided .05, equally spaced looks
     2: [2.9626, 1.9686],
@@ -119,3 +121,12 @@ def test_intervals_at_the_stop_cover_and_few_documents_are_lost():
     assert (widths <= half).all()
     known = (1.96 / half) ** 2 * (0.17 - 0.07**2)  # documents, had the variance been known
     assert known < np.mean(documents) < 1.25 * known
+
+
+@pytest.mark.parametrize(("df", "expected"), [(5.0, 5.0), (None, 1005.0)])
+def test_a_look_has_the_degrees_of_its_estimate(df, expected):
+    """A task of 6 clusters beside one of 1000 documents: their 1006 clusters less one are not what the variance has."""
+    estimate = None if df is None else SimpleNamespace(df=df)
+    looks = Looks(0.02)
+    _look(looks, SimpleNamespace(ci=(-0.01, 0.01), forgetting=0.0, se=0.005, clusters=1006, estimate=estimate), last=True)
+    assert looks.df == expected

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,3 +99,14 @@ def test_churn_is_the_mean_over_pairs_of_seeds(rng):
     right = (rng.random((4, 50)) < 0.6).astype(float)
     pairs = [stats.churn(a, b) for a, b in itertools.combinations(right, 2)]
     assert noise.churn(right) == pytest.approx(np.mean([(pair.lost + pair.gained) / 2 for pair in pairs]))
+
+
+def test_training_noise_is_beside_losses_that_no_document_shows():
+    """Three seeds whose means differ, on documents of which hardly any flips: one variance and the other, not the larger."""
+    seeds = [0.003, -0.003, 0.0]
+    estimate = noise.combine([noise.from_records(seeds, [1e-5] * 3, 1000, 1000, span=1.0)])
+    assert estimate.beside == pytest.approx(np.var(seeds, ddof=1) / 3)
+    alone, both = (stats.noninferiority(one, 0.01) for one in (replace(estimate, beside=0.0), estimate))
+    hidden, half = 0.01 * 0.99 / 1000, 0.5 / 1000  # of a loss of the margin, and half a document
+    assert both == pytest.approx(ref.t.sf((0.01 - half) / math.sqrt(hidden + estimate.beside), estimate.df), rel=1e-3)
+    assert both > alone

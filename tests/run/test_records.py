@@ -22,3 +22,12 @@ def test_numbers_of_numpy_and_torch_are_numbers(tmp_path):
     assert json.loads(canonical(note)) == expected
     write_json(tmp_path / "note.json", note)
     assert {key: value for key, value in read_json(tmp_path / "note.json").items() if key != "sha256"} == expected
+
+
+def test_a_margin_of_a_corpus_metric_is_handed_on() -> None:
+    """It was accepted, and then dropped: the verdict was held to the default."""
+    from cltk.measure.scores import Scores, TaskScores
+    from cltk.run.outcome import margins_of
+
+    task = TaskScores("t", {"acc": [1.0]}, {"acc": True, "bleu": True}, ["d"], ["d"], corpus={"bleu": [30.0]})
+    assert margins_of({"bleu": 2.0, "acc": 0.02, "nll": 0.1}, Scores("m", {"t": task})) == {"bleu": 2.0, "acc": 0.02}

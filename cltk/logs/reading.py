@@ -32,7 +32,7 @@ class Log:
                 f"{self.path}: holds {len(self.starts)} start models ({', '.join(self.starts)}), of other weights or"
                 " machines; name the one that is meant (--base-model; of `cltk power`: --model)"
             )
-        return pick(self, named or next(iter(self.starts), None))
+        return pick(self, named or next(iter(self.starts), "") or None)
 
 
 def open_log(path: str | Path, members: bool = False, directions: Directions | None = None) -> Log:

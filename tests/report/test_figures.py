@@ -126,3 +126,12 @@ def test_panels_leave_room_for_what_stands_around_them(count: int, label: str) -
     assert not [one for i, one in enumerate(boxes) for other in boxes[:i] if one.overlaps(other)]
     hidden = [axes for axes in drawn if not axes.yaxis.get_visible()]
     assert [round(axes.get_position().width, 6) for axes in drawn] == [round(hidden[0].get_position().width, 6)] * 5
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_a_task_of_none_of_the_methods_shown_is_an_empty_panel(bars: bool) -> None:
+    """Figures show the first sixty; a later one may be the only one with a task."""
+    figure = panels._panels([summary("m", "m", [])], [[None]], ["old"], across=1, bars=bars)
+    assert figure is not None
+    FigureCanvasAgg(figure).draw()
+    assert not figure.axes[0].collections
